@@ -1,0 +1,81 @@
+# Each target sets up what it needs, once: a stamp file says that a step is done.
+
+export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/node_modules/.bin:$(PATH)
+
+VENV    := .venv/.made
+RUNTIME := .venv/.runtime
+DEV     := .venv/.dev
+NODE    := node_modules/.installed
+MODEL   := .venv-model/.made
+
+.PHONY: help demo test test-contracts test-python lint format abi bench model lock clean forge
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 | \2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
+	@echo
+	@echo "A test whose tool is missing (Chromium, strace, PostgreSQL) is skipped; with CI=true it fails."
+
+demo: $(RUNTIME) $(NODE) ## a whole paid conversation on a local chain: open, stream, settle, refund
+	.venv/bin/tally demo
+
+test: test-contracts test-python ## all tests
+
+test-contracts: $(VENV) $(NODE) forge ## the contracts' tests
+	cd contracts && forge test
+
+test-python: $(DEV) $(NODE) ## the package's tests; ARGS="-k receipt" chooses
+	.venv/bin/pytest -n 2 $(ARGS)
+
+lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, generated files
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	cd contracts && forge fmt --check
+	cd contracts && forge build --force --deny warnings
+	.venv/bin/python scripts/abi.py --check
+	scripts/check-tree
+
+format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+	cd contracts && forge fmt
+
+abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
+	.venv/bin/python scripts/abi.py
+
+bench: $(DEV) $(NODE) ## measure; benchmarks/RESULTS.md keeps the figures
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "$$script"; .venv/bin/python "$$script"; done
+
+model: $(MODEL) ## make the demonstration model again
+	.venv-model/bin/python scripts/model/make.py src/tallystick/models/tally-demo.gguf
+
+lock: $(VENV) ## write requirements*.lock from pyproject.toml; ARGS=--upgrade takes newer versions
+	scripts/lock $(ARGS)
+
+clean: ## remove what was installed and built
+	rm -rf .venv .venv-model node_modules contracts/out contracts/cache .mypy_cache .pytest_cache .ruff_cache
+
+# Setting up
+
+$(VENV):
+	@scripts/setup venv
+	@touch $@
+
+$(RUNTIME): requirements.lock pyproject.toml | $(VENV)
+	@scripts/setup runtime
+	@touch $@
+
+$(DEV): requirements-dev.lock | $(RUNTIME)
+	@scripts/setup dev
+	@touch $@
+
+$(NODE): package-lock.json | $(VENV)
+	@scripts/setup node
+	@touch $@
+
+$(MODEL): scripts/model/requirements.txt
+	@scripts/setup model
+	@touch $@
+
+forge: $(NODE)
+	@forge --version >/dev/null || { echo "forge is not in PATH: install Foundry" >&2; exit 1; }
