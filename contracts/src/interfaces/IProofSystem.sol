@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.34;
+
+/// @title IProofSystem
+/// @notice How a host claims tokens, and what it is paid for them.
+///
+/// A job has two totals, `promptTokens` and `tokens`, which only ever grow. A claim names new totals, never an increment.
+/// What the host has been owed is always
+///
+///     owed = (tokens * pricePerMillion + promptTokens * promptPricePerMillion) / 1_000_000      rounded down, once
+///     fee  = owed / 10                                                                          rounded down, once
+///
+/// on the totals, so a claim pays what the new totals are worth minus what the old ones were, and neither the number of
+/// claims nor their order changes what anybody gets. Rounding favours the payer over the host, and the host over the
+/// treasury, by less than one base unit of the asset a job.
+///
+/// A claim is *ahead* when neither total is lower than the settled one and one is higher; *equal* when both are the same,
+/// which is no error and pays nothing; anything else is *stale*.
+///
+/// `proof` is packed, big-endian. For a receipted job (`maxTokensPerSecond == 0`) it is 121 or 120 bytes:
+///
+///     offset  bytes
+///          0      8  promptTokens claimed
+///          8      8  promptTokens signed
+///         16      8  tokens signed
+///         24     32  transcript
+///         56     65  signature r, s, v (v is 27 or 28, s in the lower half), or 64 bytes in the EIP-2098 form
+///
+/// The signature is the signer's over the EIP-712 message
+/// `Receipt(uint256 jobId,uint64 promptTokens,uint64 tokens,bytes32 transcript)` in the domain
+/// `{name: "Tallystick", version: "1", chainId, verifyingContract}`. A receipt is a ceiling: each claimed total is at
+/// most the signed one, and one receipt serves for any number of claims below it.
+///
+/// For a host-attested job (`maxTokensPerSecond > 0`) `proof` is the 8 bytes of the claimed `promptTokens`, and the two
+/// totals together are at most `maxTokensPerSecond` times the seconds from the job's creation to now, its expiry, or the
+/// moment at which payer or signer asked to complete it, whichever came first.
+interface IProofSystem {
+    /// @notice One claim of many.
+    /// @param jobId The job.
+    /// @param tokens The total of generated tokens claimed.
+    /// @param complete Whether to close the job and send the rest back once the claim is paid.
+    /// @param proof As for `submitCheckpoint`.
+    struct Checkpoint {
+        uint256 jobId;
+        uint256 tokens;
+        bool complete;
+        bytes proof;
+    }
+
+    /// @notice A claim was ahead and has been paid.
+    /// @param jobId The job.
+    /// @param host Its host.
+    /// @param tokens The job's new total of generated tokens.
+    /// @param promptTokens The job's new total of prompt tokens.
+    /// @param hostAmount What this claim added to the host's earnings.
+    /// @param fee What this claim added to the treasury.
+    /// @param transcript The transcript hash in the receipt; zero in a host-attested job.
+    event CheckpointSettled(
+        uint256 indexed jobId,
+        address indexed host,
+        uint256 tokens,
+        uint256 promptTokens,
+        uint256 hostAmount,
+        uint256 fee,
+        bytes32 transcript
+    );
+
+    /// @notice A row of a batch was left out; the other rows are not affected.
+    /// @param jobId The job that the row named.
+    /// @param reason The error, encoded as `submitCheckpoint` would have reverted with it.
+    event CheckpointSkipped(uint256 indexed jobId, bytes reason);
+
+    /// @notice A job was closed. `owed + refund` is its deposit.
+    /// @param jobId The job.
+    /// @param owed What its totals were worth: earned by host and treasury together.
+    /// @param fee The treasury's part of `owed`.
+    /// @param refund What went back to the payer.
+    event SessionCompleted(uint256 indexed jobId, uint256 owed, uint256 fee, uint256 refund);
+
+    /// @notice The payer could not be sent its refund, which is kept for it to withdraw.
+    event RefundCredited(uint256 indexed jobId, address indexed payer, address indexed asset, uint256 amount);
+
+    /// @notice There is no job `jobId`.
+    error NoSuchJob(uint256 jobId);
+
+    /// @notice Job `jobId` is closed: its rest has gone back to the payer.
+    error JobClosed(uint256 jobId);
+
+    /// @notice The claim is behind the settled totals in at least one of the two.
+    error StaleCheckpoint(uint256 settledPromptTokens, uint256 settledTokens, uint256 promptTokens, uint256 tokens);
+
+    /// @notice `length` is not a length that the job's kind of proof can have.
+    error ProofLength(uint256 length);
+
+    /// @notice The claim is above what the receipt allows, in at least one of the two totals.
+    error AboveReceipt(uint256 signedPromptTokens, uint256 signedTokens, uint256 promptTokens, uint256 tokens);
+
+    /// @notice The receipt was not signed by the job's signer, or for another job, or on another chain.
+    /// @param recovered Who the signature says has signed; zero when it is no valid signature at all.
+    /// @param signer The job's signer.
+    error WrongSigner(address recovered, address signer);
+
+    /// @notice The totals of a host-attested job are above what its rate allows by now.
+    /// @param total Prompt and generated tokens claimed, together.
+    /// @param most The most that can be claimed at this moment.
+    error AboveRate(uint256 total, uint256 most);
+
+    /// @notice The claimed totals are worth more than the deposit.
+    error AboveDeposit(uint256 owed, uint256 deposit);
+
+    /// @notice `value` needs more than `bits` bits.
+    error DoesNotFit(uint256 value, uint256 bits);
+
+    /// @notice The transaction has too little gas left to give the refund its 100 000 and still finish.
+    /// @param left Gas left.
+    /// @param needed Gas needed at that point.
+    error RefundNeedsGas(uint256 left, uint256 needed);
+
+    /// @notice Claims new totals for a job and is paid the difference: nine tenths to the host, one to the treasury.
+    /// @dev Only the job's host, or it reverts with the string "Only host can submit checkpoints". An equal claim
+    /// changes nothing and its proof is not looked at beyond its first 8 bytes. Time does not end the right to claim;
+    /// only closing the job does.
+    /// @param jobId The job.
+    /// @param tokens The total of generated tokens claimed.
+    /// @param proof The rest of the claim and what supports it, as described above.
+    function submitCheckpoint(uint256 jobId, uint256 tokens, bytes calldata proof) external;
+
+    /// @notice Claims totals for many jobs of the sender, and closes those marked `complete`.
+    /// @dev A row that `submitCheckpoint` would refuse is skipped with `CheckpointSkipped`. A row that is equal pays
+    /// nothing and, if marked, still closes its job. Refunds are sent after every row has been paid. Earnings are
+    /// written once for each run of rows in one asset, so put rows of the same asset next to each other.
+    function submitCheckpoints(Checkpoint[] calldata checkpoints) external;
+
+    /// @notice The EIP-712 digest that a signer signs to acknowledge the given totals.
+    function receiptDigest(uint256 jobId, uint64 promptTokens, uint64 tokens, bytes32 transcript)
+        external
+        view
+        returns (bytes32);
+
+    /// @notice The EIP-712 domain separator on this chain.
+    // forge-lint: disable-next-line(mixed-case-function)
+    function DOMAIN_SEPARATOR() external view returns (bytes32);
+}
