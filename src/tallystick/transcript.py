@@ -1,0 +1,180 @@
+"""The hash chain of what was delivered (protocol §4): prompts, texts, positions, links.
+
+Host and payer run the same code over what went over the wire, so both hold the same evidence. Knows nothing
+of signatures, money or sockets.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import rfc8785
+
+from tallystick.errors import ReceiptError, Refusal
+from tallystick.keccak import keccak, running
+from tallystick.types import JobId, Position, RequestId, Totals
+
+OUTSIDE_PROMPT = frozenset({"job_id", "stream", "stream_options", "tally", "id", "access"})
+"""Members of a request that say how to carry it, not what is asked."""
+
+
+def prompt_form(body: Mapping[str, Any]) -> bytes:
+    """The RFC 8785 form of a request. Refusal `invalid_request` if it has none: integers beyond 2^53."""
+    try:
+        return rfc8785.dumps({name: member for name, member in body.items() if name not in OUTSIDE_PROMPT})
+    except rfc8785.CanonicalizationError as error:
+        raise Refusal("invalid_request", f"The request has no canonical form: {error}.") from error
+    except RecursionError:
+        raise Refusal("invalid_request", "The request is nested too deeply.") from None
+
+
+def prompt_hash(body: Mapping[str, Any]) -> bytes:
+    """The 32 bytes of the hash of a request's prompt. Raises what `prompt_form` raises."""
+    return keccak(prompt_form(body))
+
+
+def delta_text(delta: Mapping[str, Any]) -> str:
+    """The text of one chunk's delta: reasoning, content, then each tool call's name and arguments.
+
+    What is not a string there has no text: the other side wrote the delta, and may have written anything.
+    """
+    # An engine that sends both names of the reasoning sends the same text twice.
+    parts = [delta.get("reasoning_content") or delta.get("reasoning"), delta.get("content")]
+    for call in _sequence(delta.get("tool_calls")):
+        function = _object(_object(call).get("function"))
+        parts += [function.get("name"), function.get("arguments")]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _sequence(member: Any) -> list[Any]:
+    return member if isinstance(member, list) else []
+
+
+def _object(member: Any) -> dict[str, Any]:
+    return member if isinstance(member, dict) else {}
+
+
+def link(position: Position) -> bytes:
+    """The 96 bytes of one position in a transcript."""
+    return (
+        bytes.fromhex(position.request)
+        + position.prompt_tokens.to_bytes(8, "big")
+        + position.tokens.to_bytes(8, "big")
+        + position.prompt_hash
+        + position.text_hash
+    )
+
+
+def positions_hash(positions: Iterable[Position]) -> bytes:
+    """The hash of the links of all positions that moved, ascending by request."""
+    return keccak(b"".join(map(link, sorted(positions, key=attrgetter("request")))))
+
+
+def transcript(previous: bytes, job_id: JobId, totals: Totals, positions: Iterable[Position]) -> bytes:
+    """The transcript of a receipt that follows `previous` (32 bytes) and signs `totals`."""
+    return keccak(
+        previous
+        + job_id.to_bytes(32, "big")
+        + totals.prompt_tokens.to_bytes(8, "big")
+        + totals.tokens.to_bytes(8, "big")
+        + positions_hash(positions)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where one chunk ended: the running counts with it, and its text."""
+
+    totals: Totals
+    text: bytes
+
+
+class Delivery:
+    """What one request has delivered (to the host) or received (to the payer), chunk by chunk.
+
+    Text is kept from the last settled position on, since any chunk's end may still be asked for; it is hashed
+    when it is.
+    """
+
+    def __init__(self, request: RequestId, prompt_hash: bytes) -> None:
+        self.request = request
+        self.prompt_hash = prompt_hash
+        self._settled = Totals()
+        self._hash = running()
+        """Over all text up to the settled position."""
+        self._ends: list[_End] = []
+
+    @property
+    def totals(self) -> Totals:
+        """The running counts of the newest chunk."""
+        return self._ends[-1].totals if self._ends else self._settled
+
+    def add(self, prompt_tokens: int, tokens: int, text: str) -> None:
+        """One chunk: the running counts with it, and its text. ReceiptError if a count goes down."""
+        totals = Totals(prompt_tokens, tokens)
+        if not totals.covers(self.totals):
+            raise ReceiptError(
+                f"the count of request {self.request} went from {self.totals} down to {totals}"
+            )
+        self._ends.append(_End(totals, text.encode()))
+
+    def position(self) -> Position:
+        """The newest position."""
+        return self._position(len(self._ends))
+
+    def position_at(self, tokens: int) -> Position:
+        """The position at the last chunk's end with a running count of at most `tokens`.
+
+        ReceiptError if that is before the settled one.
+        """
+        if tokens < self._settled.tokens:
+            raise ReceiptError(f"request {self.request} is settled up to {self._settled.tokens} tokens")
+        return self._position(bisect_right(self._ends, tokens, key=lambda end: end.totals.tokens))
+
+    def matches(self, position: Position) -> bool:
+        """True if `position` is at a chunk's end, not before the settled one, and its hashes are right."""
+        return position.request == self.request and self._find(position) is not None
+
+    def settle(self, position: Position) -> None:
+        """Forgets the text before `position`, which is acknowledged. ReceiptError if it does not match."""
+        end = self._find(position) if position.request == self.request else None
+        if end is None:
+            raise ReceiptError(
+                f"no chunk of request {self.request} ended at {position.totals} with that text"
+            )
+        for passed in self._ends[:end]:
+            self._hash.update(passed.text)
+        self._settled = position.totals
+        del self._ends[:end]
+
+    def _position(self, end: int) -> Position:
+        """The position after the first `end` chunks that are kept."""
+        totals = self._ends[end - 1].totals if end else self._settled
+        return Position(
+            self.request, totals.prompt_tokens, totals.tokens, self.prompt_hash, self._text_hash(end)
+        )
+
+    def _text_hash(self, end: int) -> bytes:
+        hash_ = self._hash.copy()
+        hash_.update(b"".join(passed.text for passed in self._ends[:end]))
+        return hash_.digest()
+
+    def _find(self, position: Position) -> int | None:
+        """How many of the kept chunks `position` covers, none if it is at no chunk's end.
+
+        Chunks without a token end at the same count with another text, so there may be several to compare with.
+        """
+        if position.prompt_hash != self.prompt_hash:
+            return None
+        if position.totals == self._settled and position.text_hash == self._text_hash(0):
+            return 0
+        end = bisect_right(self._ends, position.tokens, key=lambda end: end.totals.tokens)
+        while end and self._ends[end - 1].totals == position.totals:
+            if self._text_hash(end) == position.text_hash:
+                return end
+            end -= 1
+        return None
