@@ -1,8 +1,8 @@
 """EIP-712 signatures: what is signed, who signed it, and what the chain wants to see of it (protocol §3).
 
 Digests are put together from a precomputed domain and signatures go straight to libsecp256k1, since a host
-checks one for every receipt; the tests compare both with eth-account. Knows nothing of money or of what the chain
-holds.
+checks one for every receipt; the tests compare both with eth-account. Knows nothing of money or of what the
+chain holds.
 """
 
 from __future__ import annotations

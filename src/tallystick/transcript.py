@@ -166,7 +166,7 @@ class Delivery:
     def _find(self, position: Position) -> int | None:
         """How many of the kept chunks `position` covers, none if it is at no chunk's end.
 
-        Chunks without a token end at the same count with another text, so there may be several to compare with.
+        Chunks without a token end at the same count with another text, so several may have to be compared.
         """
         if position.prompt_hash != self.prompt_hash:
             return None
