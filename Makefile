@@ -9,6 +9,7 @@ NODE    := node_modules/.installed
 MODEL   := .venv-model/.made
 
 .PHONY: help demo test test-contracts test-python lint format abi bench model lock clean forge
+.NOTPARALLEL:
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 | \2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
