@@ -1,0 +1,269 @@
+"""Token counts that survive kill -9: one slot of a memory-mapped file for each job under way.
+
+A store into a shared mapping belongs to the kernel at once, so nothing that was counted is lost with the
+process; a thread brings it to the disk within 10 ms, which is what a power cut can cost. A slot holds
+two copies, written in turn: a kill in the middle of one leaves the other whole, with the count before
+it.
+
+Knows no ledger, no receipt and no price; the ledger's lock on the directory keeps other processes out.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from tallystick.errors import LedgerError
+from tallystick.types import JobId, Totals
+
+NOTHING = Totals()
+SYNC_INTERVAL = 0.010
+"""Seconds between a count and its way to the disk, at most, while the disk keeps up."""
+
+_MAGIC = b"tally.counter.1\n"
+_SLOT = 128
+_COPY = 64
+"""Bytes of one copy: a cache line, so that no copy shares one with another."""
+_SEGMENT = 1 << 16
+"""Bytes that the file grows by: a multiple of every page size in use. The first slot is the file's header."""
+
+_RECORD = struct.Struct("<QQQQQ")  # job id, epoch, sequence, prompt tokens, tokens
+_CHECKED = struct.Struct("<QQQQQQ")  # the same and their checksum
+_pack, _pack_into, _crc = _RECORD.pack, _CHECKED.pack_into, zlib.crc32
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a slot held when the file was opened: the gross totals of a job in one epoch of its ownership."""
+
+    job_id: JobId
+    epoch: int
+    totals: Totals
+
+
+class Slot:
+    """The gross count of one job. Add from one thread only."""
+
+    __slots__ = ("_counter", "_map", "_offset", "_sequence", "epoch", "job_id", "prompt_tokens", "tokens")
+
+    def __init__(self, counter: Counter, segment: mmap.mmap, offset: int) -> None:
+        self._counter = counter
+        self._map = segment
+        self._offset = offset
+        self._sequence = 0
+        self.job_id = JobId(0)
+        self.epoch = 0
+        self.prompt_tokens = 0
+        self.tokens = 0
+
+    def __repr__(self) -> str:
+        return f"Slot(job_id={self.job_id}, epoch={self.epoch}, {self.totals})"
+
+    @property
+    def totals(self) -> Totals:
+        """All that was ever counted for the job, in tokens."""
+        return Totals(self.prompt_tokens, self.tokens)
+
+    def add(self, prompt_tokens: int, tokens: int) -> None:
+        """Counts tokens. Call it before they are sent: when it returns, kill -9 cannot lose them."""
+        self.prompt_tokens += prompt_tokens
+        self.tokens += tokens
+        self._store()
+
+    def _store(self) -> None:
+        sequence = self._sequence = self._sequence + 1
+        job_id, epoch, prompt_tokens, tokens = self.job_id, self.epoch, self.prompt_tokens, self.tokens
+        offset = self._offset + (sequence & 1) * _COPY
+        checksum = _crc(_pack(job_id, epoch, sequence, prompt_tokens, tokens))
+        _pack_into(self._map, offset, job_id, epoch, sequence, prompt_tokens, tokens, checksum)
+        counter = self._counter
+        if not counter._dirty:
+            counter._dirty = True
+            counter._wake.set()
+
+    def _assign(self, job_id: JobId, epoch: int, totals: Totals) -> None:
+        self.job_id, self.epoch = job_id, epoch
+        self.prompt_tokens, self.tokens = totals.prompt_tokens, totals.tokens
+        self._store()
+
+    def _load(self) -> None:
+        """Takes the later valid copy; a slot without one is free."""
+        copies = (self._copy(self._offset), self._copy(self._offset + _COPY))
+        valid = [copy for copy in copies if copy is not None]
+        if valid:
+            later = max(valid, key=lambda copy: copy[2])
+            self.job_id, self.epoch, self._sequence, self.prompt_tokens, self.tokens = later
+        elif any(self._map[self._offset : self._offset + _SLOT]):
+            log.error("counter.slot_damaged", slot=self._offset // _SLOT)
+
+    def _copy(self, offset: int) -> tuple[JobId, int, int, int, int] | None:
+        *record, checksum = _CHECKED.unpack_from(self._map, offset)
+        job_id, epoch, sequence, prompt_tokens, tokens = record
+        if sequence == 0 or _crc(_pack(*record)) != checksum:
+            return None
+        return JobId(job_id), epoch, sequence, prompt_tokens, tokens
+
+
+class Counter:
+    """The file of slots. Opening it reads what an earlier process left; `recovered` tells what that is."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates the file. LedgerError if it cannot be written, or is no file of this kind."""
+        self.path = path
+        self.failure: OSError | None = None
+        """Why the disk stopped taking counts. They still survive kill -9, but no new job is counted."""
+        self._segments: list[mmap.mmap] = []
+        self._jobs: dict[JobId, Slot] = {}
+        self._free: list[Slot] = []
+        self._dirty = False
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._map_file()
+        except OSError as error:
+            raise LedgerError(f"tokens cannot be counted in {path}: {error}") from error
+        self._thread = threading.Thread(target=self._sync, name="tallystick-counter", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Counter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def recovered(self) -> list[Record]:
+        """What every slot in use holds now."""
+        return [Record(slot.job_id, slot.epoch, slot.totals) for slot in self._jobs.values()]
+
+    def open(self, job_id: JobId, epoch: int, floor: Totals = NOTHING) -> Slot:
+        """The slot of a job in an epoch, never below `floor`, the ledger's gross count.
+
+        A slot of the job from another epoch counts for nothing: another process has owned the job since.
+        LedgerError if the disk takes no more.
+        """
+        if self.failure is not None:
+            raise LedgerError(f"counts do not reach the disk: {self.failure}") from self.failure
+        slot = self._jobs.get(job_id)
+        if slot is None:
+            slot = self._jobs[job_id] = self._take_free()
+        known = slot.totals if (slot.job_id, slot.epoch) == (job_id, epoch) else NOTHING
+        slot._assign(job_id, epoch, known.higher(floor))
+        return slot
+
+    def release(self, job_id: JobId) -> None:
+        """Gives the slot of a closed job to the next one. Nothing happens if the job has none."""
+        slot = self._jobs.pop(job_id, None)
+        if slot is not None:
+            slot._assign(JobId(0), 0, NOTHING)
+            # The next job gets an object of its own: a late add by the old one must not count for it.
+            heir = Slot(self, slot._map, slot._offset)
+            heir._sequence = slot._sequence
+            slot._map = mmap.mmap(-1, _SLOT)
+            slot._offset = 0
+            self._free.append(heir)
+
+    def close(self) -> None:
+        """Brings the counts to the disk and lets the file go."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join()
+        self._flush()
+        for segment in self._segments:
+            segment.close()
+        os.close(self._file)
+
+    def _map_file(self) -> None:
+        size = os.fstat(self._file).st_size
+        if size == 0:
+            self._grow()
+            self._segments[0][: len(_MAGIC)] = _MAGIC
+            self._dirty = True
+            self._wake.set()
+            return
+        if os.pread(self._file, len(_MAGIC), 0) != _MAGIC and any(os.pread(self._file, _SLOT, 0)):
+            os.close(self._file)
+            raise LedgerError(f"{self.path} is not a file of token counts")
+        self._reserve(size, -size % _SEGMENT)
+        for offset in range(0, size, _SEGMENT):
+            self._map_segment(offset)
+        self._segments[0][: len(_MAGIC)] = _MAGIC
+
+    def _grow(self) -> None:
+        size = os.fstat(self._file).st_size
+        self._reserve(size, _SEGMENT)
+        self._map_segment(size)
+
+    def _reserve(self, offset: int, length: int) -> None:
+        """Zeros at the end of the file: written, since a store into a hole of a full disk is a SIGBUS."""
+        if length:
+            os.pwrite(self._file, bytes(length), offset)
+            os.fsync(self._file)
+
+    def _map_segment(self, offset: int) -> None:
+        """Maps one more piece; those mapped before stay where they are, and slots in use with them."""
+        segment = mmap.mmap(self._file, _SEGMENT, offset=offset)
+        first = len(self._segments) == 0
+        self._segments.append(segment)
+        for slot in self._slots(segment, start=_SLOT if first else 0):
+            slot._load()
+            self._keep(slot)
+
+    def _slots(self, segment: mmap.mmap, start: int) -> Iterator[Slot]:
+        # Reversed, so that the free list hands out the front of the file first.
+        return (Slot(self, segment, offset) for offset in reversed(range(start, _SEGMENT, _SLOT)))
+
+    def _keep(self, slot: Slot) -> None:
+        if slot.job_id != 0:
+            held = self._jobs.setdefault(slot.job_id, slot)
+            if held is slot:
+                return
+            # Two slots of one job: a power cut took the release of the older one.
+            if (slot.epoch, slot.tokens) > (held.epoch, held.tokens):
+                self._jobs[slot.job_id], slot = slot, held
+            slot._assign(JobId(0), 0, NOTHING)
+        self._free.append(slot)
+
+    def _take_free(self) -> Slot:
+        if not self._free:
+            try:
+                self._grow()
+            except OSError as error:
+                raise LedgerError(f"no room for another job's count in {self.path}: {error}") from error
+        return self._free.pop()
+
+    def _sync(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._stop.wait(SYNC_INTERVAL)
+            # In this order: a store after the second line sets both again, one before it is in this flush.
+            self._wake.clear()
+            self._dirty = False
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._flush_file()
+        except OSError as error:
+            if self.failure is None:
+                log.error("counter.sync_failed", path=str(self.path), error=str(error))
+            self.failure = error
+
+    def _flush_file(self) -> None:
+        if hasattr(os, "fdatasync"):
+            # Takes the mapping's pages along, and lets other threads run meanwhile, as mmap.flush need not.
+            os.fdatasync(self._file)
+            return
+        for segment in self._segments:
+            segment.flush()
+        os.fsync(self._file)

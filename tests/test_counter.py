@@ -1,0 +1,178 @@
+"""The counter: what was counted is there after kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tallystick.counter import Counter, Record
+from tallystick.errors import LedgerError
+from tallystick.types import JobId, Totals
+
+SLOT, COPY = 128, 64
+JOB = JobId(121)
+
+COUNT_FOR_EVER = """
+import os, sys
+from pathlib import Path
+from tallystick.counter import Counter
+slot = Counter(Path(sys.argv[1])).open(121, 1)
+while True:
+    slot.add(1, 2)
+    os.write(1, b".")
+"""
+
+
+def test_kill_9_loses_nothing_that_was_counted_before_it_was_sent(tmp_path: Path) -> None:
+    """Law 7: a token is counted before it is sent, so a killed process has sent no more than it counted."""
+    path = tmp_path / "counter"
+    for _ in range(3):
+        path.unlink(missing_ok=True)
+        with subprocess.Popen(
+            [sys.executable, "-c", COUNT_FOR_EVER, path], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            sent = len(process.stdout.read(1000))
+            os.kill(process.pid, signal.SIGKILL)
+            sent += len(process.stdout.read())
+        with Counter(path) as counter:
+            counted = counter.open(JOB, 1).totals
+        assert counted in (Totals(sent, 2 * sent), Totals(sent + 1, 2 * sent + 2))
+
+
+def test_counts_go_on_where_they_stopped(tmp_path: Path) -> None:
+    """A job's totals outlive the file's being closed."""
+    with Counter(tmp_path / "counter") as counter:
+        slot = counter.open(JOB, 1)
+        slot.add(12, 0)
+        slot.add(0, 30)
+    with Counter(tmp_path / "counter") as counter:
+        assert counter.recovered() == [Record(JOB, 1, Totals(12, 30))]
+        again = counter.open(JOB, 1)
+        again.add(0, 5)
+        assert again.totals == Totals(12, 35)
+
+
+def test_the_ledger_raises_a_slot_and_never_lowers_it(tmp_path: Path) -> None:
+    """Recovery takes the later of slot and ledger, each total by itself."""
+    with Counter(tmp_path / "counter") as counter:
+        counter.open(JOB, 1).add(5, 50)
+        assert counter.open(JOB, 1, floor=Totals(7, 20)).totals == Totals(7, 50)
+
+
+def test_a_slot_of_another_epoch_counts_for_nothing(tmp_path: Path) -> None:
+    """A process that takes a job over begins with the ledger's count, whatever the old slot says."""
+    with Counter(tmp_path / "counter") as counter:
+        counter.open(JOB, 1).add(5, 50)
+    with Counter(tmp_path / "counter") as counter:
+        assert counter.open(JOB, 2, floor=Totals(1, 10)).totals == Totals(1, 10)
+        assert counter.recovered() == [Record(JOB, 2, Totals(1, 10))]
+
+
+@pytest.mark.parametrize("torn", [b"\0" * 8, b"\xff" * 40], ids=["zeros", "ones"])
+def test_a_store_cut_in_the_middle_leaves_the_count_before_it(tmp_path: Path, torn: bytes) -> None:
+    """Two copies take turns: whichever one is broken, the other one counts."""
+    path = tmp_path / "counter"
+    with Counter(path) as counter:
+        slot = counter.open(JOB, 1)
+        for _ in range(4):
+            slot.add(0, 10)
+    whole = path.read_bytes()
+    for copy, left in ((0, {30, 40}), (1, {30, 40})):
+        broken = bytearray(whole)
+        place = SLOT + copy * COPY
+        broken[place : place + len(torn)] = torn
+        path.write_bytes(broken)
+        with Counter(path) as counter:
+            [record] = counter.recovered()
+            left.remove(record.totals.tokens)
+            assert len(left) == 1
+
+
+def test_a_slot_with_both_copies_broken_is_free(tmp_path: Path) -> None:
+    """What cannot be read is no count: the ledger's is taken then."""
+    path = tmp_path / "counter"
+    with Counter(path) as counter:
+        counter.open(JOB, 1).add(0, 10)
+    broken = bytearray(path.read_bytes())
+    broken[SLOT : 2 * SLOT] = b"\x55" * SLOT
+    path.write_bytes(broken)
+    with Counter(path) as counter:
+        assert counter.recovered() == []
+        assert counter.open(JOB, 1, floor=Totals(0, 7)).totals == Totals(0, 7)
+
+
+def test_the_file_grows_under_slots_in_use(tmp_path: Path) -> None:
+    """More jobs than one piece of the file holds: each keeps its own count, now and after a restart."""
+    path = tmp_path / "counter"
+    with Counter(path) as counter:
+        first = counter.open(JobId(1), 1)
+        slots = [counter.open(JobId(job), 1) for job in range(2, 1300)]
+        for slot in [first, *slots]:
+            slot.add(slot.job_id, 2 * slot.job_id)
+    with Counter(path) as counter:
+        found = {record.job_id: record.totals for record in counter.recovered()}
+    assert found == {job: Totals(job, 2 * job) for job in range(1, 1300)}
+
+
+def test_a_released_slot_serves_the_next_job(tmp_path: Path) -> None:
+    """A closed job's slot is used again, and what still adds to the closed job counts for nobody."""
+    path = tmp_path / "counter"
+    with Counter(path) as counter:
+        for job in range(1, 3000):
+            slot = counter.open(JobId(job), 1)
+            slot.add(0, job)
+            counter.release(JobId(job))
+            slot.add(0, 1)
+        counter.open(JOB, 1).add(0, 3)
+        assert path.stat().st_size == 1 << 16
+    with Counter(path) as counter:
+        assert counter.recovered() == [Record(JOB, 1, Totals(0, 3))]
+
+
+def test_a_file_cut_short_while_it_grew_is_made_whole(tmp_path: Path) -> None:
+    """A kill while the file grows leaves a piece of a piece behind."""
+    path = tmp_path / "counter"
+    with Counter(path) as counter:
+        counter.open(JOB, 1).add(0, 10)
+    with path.open("ab") as file:
+        file.write(bytes(100))
+    with Counter(path) as counter:
+        assert counter.recovered() == [Record(JOB, 1, Totals(0, 10))]
+
+
+def test_another_file_is_left_alone(tmp_path: Path) -> None:
+    """A file of another kind is refused and not written to."""
+    path = tmp_path / "counter"
+    path.write_bytes(b"the wrong file" * 20)
+    with pytest.raises(LedgerError, match="not a file of token counts"):
+        Counter(path)
+    assert path.read_bytes() == b"the wrong file" * 20
+
+
+def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """The error names the file."""
+    with pytest.raises(LedgerError, match=r"missing/counter"):
+        Counter(tmp_path / "missing" / "counter")
+
+
+def test_a_disk_that_fails_takes_no_new_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that does not reach the disk is told to whoever opens the next slot; those open go on."""
+    with Counter(tmp_path / "counter") as counter:
+        slot = counter.open(JOB, 1)
+
+        def fail(_: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fail)
+            counter._flush()
+        slot.add(0, 1)
+        assert slot.totals == Totals(0, 1)
+        with pytest.raises(LedgerError, match="Input/output error"):
+            counter.open(JobId(122), 1)
