@@ -5,6 +5,7 @@
     ├── Refusal                  a request that is turned down; carries its row of REFUSALS
     ├── ChainError               the chain could not be asked, or gave no usable answer
     │   ├── WrongChain           the endpoint is on another chain
+    │   ├── RpcError             the endpoint answered with a JSON-RPC error
     │   └── ContractError        a contract reverted; one subclass for each of its errors
     ├── EngineError              the inference engine failed
     │   ├── EngineUnavailable    it could not be reached, or refused before its first token
@@ -37,6 +38,16 @@ class ChainError(TallystickError):
 
 class WrongChain(ChainError):
     """The endpoint is on another chain than the one expected."""
+
+
+class RpcError(ChainError):
+    """The endpoint answered with a JSON-RPC error: its `code`, its `message`, and the `data` that came with it, if any."""
+
+    def __init__(self, endpoint: str, code: int, message: str, data: Any = None) -> None:
+        self.code = code
+        self.message = message
+        self.data = data
+        super().__init__(f"{endpoint}: {message} ({code})")
 
 
 class EngineError(TallystickError):
@@ -153,6 +164,14 @@ REFUSALS: dict[str, Row] = {
     "engine_unavailable": Row(503, "The engine failed before its first token; nothing is charged.", "host", "Try again; `tally doctor` tells the host what is wrong.", retry=True),
     "engine_refused": Row(400, "The engine refused the request; nothing is charged.", "payer", "Correct what the detail says."),
     "engine_timeout": Row(504, "The engine was silent for too long; nothing is charged.", "host", "Try again; `tally doctor` tells the host what is wrong.", retry=True),
+    "engine_failed": Row(
+        502,
+        "The engine failed in the middle of the reply; what was delivered counts.",
+        "host",
+        "Sign for what came and ask again; `tally doctor` tells the host what is wrong.",
+        retry=True,
+    ),
+    "node_stopping": Row(503, "The node is shutting down.", "host", "Try again in a minute.", retry=True),
     "chain_unavailable": Row(503, "The node cannot read the chain.", "host", "Try again; the host checks RPC_URL with `tally doctor`.", retry=True),
     "ledger_unavailable": Row(503, "The node cannot write its ledger and takes no new work.", "host", "Try again; the host frees disk space and checks `tally doctor`.", retry=True),
 }
@@ -191,3 +210,208 @@ class ContractError(ChainError):
         self.values = values or {}
         told = ", ".join(f"{k}={v}" for k, v in self.values.items())
         super().__init__(f"{name}({told})")
+
+
+class Reverted(ContractError):
+    """A `require` with a plain string: `reason`. Of our contracts, "Only host can submit checkpoints"."""
+
+
+class Panicked(ContractError):
+    """Solidity's own `Panic`: `code` is 0x11 for an overflow, 0x32 for an index out of bounds, and so on."""
+
+
+class UnknownRevert(ContractError):
+    """A revert that none of the contracts' errors explains: `data`, as hexadecimal digits."""
+
+
+# The errors of JobMarketplace
+
+
+class ZeroAddress(ContractError):
+    """The constructor was given a zero address."""
+
+
+class HostNotRegistered(ContractError):
+    """`host` is not registered, so it takes no new jobs."""
+
+
+class InvalidSigner(ContractError):
+    """`signer` is zero or the host."""
+
+
+class ZeroAmount(ContractError):
+    """A deposit or top-up of nothing."""
+
+
+class ZeroCheckpointInterval(ContractError):
+    """A checkpoint interval of no tokens."""
+
+
+class ClaimWindowOutOfRange(ContractError):
+    """`claimWindow` is not within `least` to `most` seconds."""
+
+
+class ExpiryOutOfRange(ContractError):
+    """`expiresAt` is not after `present`, or is after `latest`; seconds since 1970."""
+
+
+class WrongValue(ContractError):
+    """The ETH `sent` along is not the `expected` wei."""
+
+
+class WrongAmountReceived(ContractError):
+    """The token moved `received` base units where `expected` were asked for."""
+
+
+class NotThePayer(ContractError):
+    """`caller` is not the job's `payer`."""
+
+
+class NotAParty(ContractError):
+    """`caller` is neither host, payer nor signer of job `jobId`."""
+
+
+class AlreadyCompleting(ContractError):
+    """Job `jobId` is completing; its rest can be reclaimed from `closesAt` on."""
+
+
+class JobExpired(ContractError):
+    """Job `jobId` ended by itself at `expiresAt`."""
+
+
+class NotYetReclaimable(ContractError):
+    """The host of job `jobId` may still claim; the rest can be reclaimed from `closesAt` on."""
+
+
+class NothingToWithdraw(ContractError):
+    """`owner` has nothing in `asset` that this call could pay out."""
+
+
+class PayoutElsewhere(ContractError):
+    """The sender's earnings belong to `payout`; `withdrawFor` sends them there."""
+
+
+class InvalidReceiver(ContractError):
+    """`to` is the zero address or the marketplace, which cannot receive."""
+
+
+class NotTheTreasury(ContractError):
+    """`caller` is not the `treasury`."""
+
+
+class NoSuchJob(ContractError):
+    """There is no job `jobId`."""
+
+
+class JobClosed(ContractError):
+    """Job `jobId` is closed: its rest has gone back to the payer."""
+
+
+class StaleCheckpoint(ContractError):
+    """The claimed totals are below the settled ones in at least one of the two."""
+
+
+class ProofLength(ContractError):
+    """`length` bytes are not a length that the job's kind of proof can have."""
+
+
+class AboveReceipt(ContractError):
+    """The claimed totals are above the signed ones in at least one of the two."""
+
+
+class WrongSigner(ContractError):
+    """The receipt was signed by `recovered` (zero: no valid signature), not by the job's `signer`."""
+
+
+class AboveRate(ContractError):
+    """The `total` of a host-attested job is above the `most` that its rate allows by now."""
+
+
+class AboveDeposit(ContractError):
+    """The claimed totals are worth `owed`, more than the `deposit`; base units."""
+
+
+class DoesNotFit(ContractError):
+    """`value` needs more than `bits` bits."""
+
+
+class RefundNeedsGas(ContractError):
+    """Too little gas is `left` to send the refund and finish, which takes `needed`."""
+
+
+# The errors of NodeRegistry
+
+
+class NotTheHost(ContractError):
+    """`caller` tried to register `host`; a host is registered by itself only."""
+
+
+class AlreadyRegistered(ContractError):
+    """`host` is registered already; `updateNode` changes its metadata."""
+
+
+class NotRegistered(ContractError):
+    """`host` is not registered."""
+
+
+class MetadataLength(ContractError):
+    """Metadata of `length` bytes; it is 1 to `most` bytes long."""
+
+
+class NotThePayout(ContractError):
+    """`caller` is not the present `payout` address of the host."""
+
+
+class ZeroPayout(ContractError):
+    """The zero address cannot be paid."""
+
+
+# The errors that our contracts take over from OpenZeppelin, and those of its ERC-20
+
+
+class ReentrancyGuardReentrantCall(ContractError):
+    """A call came back into the marketplace before it was done."""
+
+
+class SafeERC20FailedOperation(ContractError):
+    """`token` refused a transfer."""
+
+
+class FailedCall(ContractError):
+    """A receiver refused ETH."""
+
+
+class InsufficientBalance(ContractError):
+    """The contract holds `balance` wei where it `needed` more."""
+
+
+class InvalidShortString(ContractError):
+    """A string constant of the contract cannot be read."""
+
+
+class StringTooLong(ContractError):
+    """A string constant, `str`, does not fit one word."""
+
+
+class ERC20InsufficientAllowance(ContractError):
+    """`spender` may take `allowance` base units where it `needed` more."""
+
+
+class ERC20InsufficientBalance(ContractError):
+    """`sender` has `balance` base units where it `needed` more."""
+
+
+class ERC20InvalidApprover(ContractError):
+    """`approver` cannot approve anybody."""
+
+
+class ERC20InvalidReceiver(ContractError):
+    """`receiver` cannot receive tokens."""
+
+
+class ERC20InvalidSender(ContractError):
+    """`sender` cannot send tokens."""
+
+
+class ERC20InvalidSpender(ContractError):
+    """`spender` cannot be approved."""
