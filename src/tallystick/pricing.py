@@ -75,9 +75,8 @@ def credit(interval: int, prices: Prices) -> Value:
 
 def affordable(deposit: int, totals: Totals, prices: Prices) -> int:
     """Generated tokens that a deposit still pays for beyond `totals`; never more than a total can hold."""
-    left = (
-        (deposit + 1) * MILLION - 1 - value(totals, prices)
-    )  # owed is floored: this much value still costs `deposit`
+    # Owed is floored, so a deposit pays for just under one base unit more than itself.
+    left = (deposit + 1) * MILLION - 1 - value(totals, prices)
     if left < 0:
         return 0
     most = MAX_TOKENS - totals.tokens

@@ -1,0 +1,211 @@
+"""The host's account of one job: what was counted, acknowledged and receipted, and how much more may go out.
+
+One `JobMeter` serves all streams of its job, so no interval is granted twice (law 3). Amounts are compared in
+micro base units and never rounded, but for the deposit, which has to hold what is owed. Knows no clock, disk
+or socket: its owner asks for `room()` and calls `count()` without letting anything else run in between.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from tallystick.pricing import MAX_TOKENS, affordable, credit, owed, value
+from tallystick.types import Prices, Standing, Totals
+
+NOTHING = Totals()
+LOW_DIVISOR = 5
+"""The balance is low once a fifth of the deposit or less is left."""
+
+
+class Fit(enum.Enum):
+    """What a prompt meets: room, a receipt to be signed first, or a deposit that is too small."""
+
+    FITS = "fits"
+    NEEDS_RECEIPT = "needs_receipt"
+    NO_DEPOSIT = "no_deposit"
+
+
+class Stop(enum.Enum):
+    """Why nothing more may be delivered now."""
+
+    CREDIT = "credit"
+    DEPOSIT = "deposit"
+    RATE = "rate"
+
+
+def quarter(before_tokens: int, after_tokens: int, interval: int) -> bool:
+    """True if a quarter of the interval ends in between: a checkpoint is offered."""
+    step = max(1, interval // 4)
+    return after_tokens // step > before_tokens // step
+
+
+def checkpoint(before: Totals, after: Totals, interval: int, prices: Prices) -> bool:
+    """True if a whole interval of tokens, or of prompt tokens worth it, ends in between: it is settled."""
+    if after.tokens // interval > before.tokens // interval:
+        return True
+    # Where tokens are free, any prompt that is not is worth more than an interval of them.
+    step = credit(interval, prices) or 1
+    was, now = (totals.prompt_tokens * prices.prompt_per_million for totals in (before, after))
+    return now // step > was // step
+
+
+class JobMeter:
+    """The totals of one job, and what may still be delivered.
+
+    `gross` is all that was ever counted; `counted` is that less what was written off, never below what the
+    payer acknowledged. An attested job has no receipts: the deposit and the rate alone bound it.
+    """
+
+    def __init__(
+        self,
+        prices: Prices,
+        deposit: int,
+        interval: int,
+        *,
+        attested: bool = False,
+        gross: Totals = NOTHING,
+        acknowledged: Totals = NOTHING,
+        receipted: Totals = NOTHING,
+        written_off: Totals = NOTHING,
+    ) -> None:
+        self.prices = prices
+        self.deposit = deposit
+        self.interval = interval
+        self.attested = attested
+        self.credit = credit(interval, prices)
+        self.gross = gross
+        self.acknowledged = acknowledged
+        self.receipted = receipted
+        self.written_off = written_off
+        self.reserved = 0
+        """Prompt tokens of requests that were let in and have not delivered yet."""
+        self._update()
+
+    @property
+    def claimable(self) -> Totals:
+        """The most that the host may settle."""
+        return self.counted if self.attested else self.counted.lower(self.receipted)
+
+    @property
+    def left(self) -> int:
+        """Base units of the deposit that nothing counted has used."""
+        return max(0, self.deposit - owed(self.counted, self.prices))
+
+    @property
+    def low(self) -> bool:
+        """True once a fifth of the deposit or less is left."""
+        return self.left * LOW_DIVISOR <= self.deposit
+
+    # Prompts
+
+    def reserve(self, prompt_tokens: int) -> Fit:
+        """Lets a prompt in and reserves its tokens, if it and one token fit the deposit and the credit."""
+        exposed = self._exposed + Totals(prompt_tokens, 1)
+        if owed(exposed, self.prices) > self.deposit:
+            return Fit.NO_DEPOSIT
+        if not self.attested and value(exposed, self.prices) > self._limit:
+            return Fit.NEEDS_RECEIPT
+        self.reserved += prompt_tokens
+        self._update()
+        return Fit.FITS
+
+    def release(self, prompt_tokens: int) -> None:
+        """Gives back a reservation, or the part of it that was not needed. ValueError if it is not held."""
+        self._unreserve(prompt_tokens)
+        self._update()
+
+    def to_sign(self, prompt_tokens: int) -> Totals:
+        """The totals that let a prompt in once signed: what was delivered, and the prompts with it."""
+        prompts = self._exposed.prompt_tokens + prompt_tokens
+        return Totals(prompts, self.counted.tokens).higher(self.receipted)
+
+    # Tokens
+
+    def room(self, rate_cap: int | None = None) -> int:
+        """Generated tokens that may be delivered now.
+
+        `rate_cap` is the most that the contract would take of an attested job by now, both totals together.
+        """
+        if rate_cap is None or not self.attested:
+            return self._room
+        under_way = self._exposed.prompt_tokens + self._exposed.tokens
+        return max(0, min(self._room, rate_cap - under_way))
+
+    def stop(self, rate_cap: int | None = None) -> Stop | None:
+        """What makes `room` 0; the deposit before the others, as no receipt and no waiting mends it."""
+        if self._affordable == 0:
+            return Stop.DEPOSIT
+        if self.room(rate_cap) > 0:
+            return None
+        return Stop.RATE if self.attested else Stop.CREDIT
+
+    def count(self, prompt_tokens: int, tokens: int) -> bool:
+        """Counts what is about to be sent; its prompt leaves the reservation. True: offer a checkpoint.
+
+        ValueError, and nothing counted, for more than `room` allows or a prompt that was not reserved.
+        """
+        if tokens > self._room:
+            raise ValueError(f"{tokens} tokens do not fit the room of {self._room}")
+        self._unreserve(prompt_tokens)
+        before = self.counted.tokens
+        self.gross += Totals(prompt_tokens, tokens)
+        self._update()
+        return quarter(before, self.counted.tokens, self.interval)
+
+    # Receipts
+
+    def receipt(self, totals: Totals, acknowledged: Totals) -> bool:
+        """A receipt was stored: what it signs, and what its positions add up to. True: it is to be settled.
+
+        ValueError for totals that are stale or below what they acknowledge; the node refuses those before.
+        """
+        if Standing.STALE in (totals.against(self.receipted), acknowledged.against(self.acknowledged)):
+            raise ValueError(f"{totals} is stale against {self.receipted}")
+        if not totals.covers(acknowledged):
+            raise ValueError(f"{totals} is below the acknowledged {acknowledged}")
+        before, self.acknowledged, self.receipted = self.acknowledged, acknowledged, totals
+        self._update()
+        return checkpoint(before, acknowledged, self.interval, self.prices)
+
+    def write_off(self, totals: Totals) -> bool:
+        """Takes what nobody acknowledged off the count.
+
+        False, and nothing written off, if that made more than one credit in the job's life: the job is then to
+        be completed. ValueError for more than is counted and not acknowledged.
+        """
+        if not (self.counted - self.acknowledged).covers(totals):
+            raise ValueError(f"{totals} is more than was delivered and not acknowledged")
+        if value(self.written_off + totals, self.prices) > self.credit:
+            return False
+        self.written_off += totals
+        self._update()
+        return True
+
+    def top_up(self, deposit: int) -> None:
+        """The deposit as it is now, in base units. A reorganised chain may also take a top-up back."""
+        self.deposit = deposit
+        self._update()
+
+    def _unreserve(self, prompt_tokens: int) -> None:
+        if prompt_tokens > self.reserved:
+            raise ValueError(f"{prompt_tokens} prompt tokens were never reserved; {self.reserved} are")
+        self.reserved -= prompt_tokens
+
+    def _update(self) -> None:
+        """Works out, after every change, what is asked for with every token."""
+        # The payer's word is the last on what arrived: the count is never below it.
+        self.gross = self.gross.higher(self.acknowledged)
+        self.written_off = self.written_off.lower(self.gross - self.acknowledged)
+        self.counted = self.gross - self.written_off
+        """What was delivered and not written off."""
+        self._exposed = self.counted + Totals(self.reserved, 0)
+        """With the prompts that are being worked on."""
+        self._limit = value(self.receipted, self.prices) + self.credit
+        self._affordable = affordable(self.deposit, self._exposed, self.prices)
+        self._room = self._affordable if self.attested else min(self._affordable, self._credit_room())
+
+    def _credit_room(self) -> int:
+        left = self._limit - value(self._exposed, self.prices)
+        if left < 0:
+            return 0
+        return left // self.prices.per_million if self.prices.per_million else MAX_TOKENS

@@ -1,0 +1,481 @@
+"""What goes over the wire, both ways: OpenAI bodies, receipts, server-sent events, frames, refusals.
+
+Reading checks every member that the package looks at and names the one that is wrong; the rest of a body
+passes through as it came. Knows the forms only: who may send what, and when, is for node and session to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import orjson
+
+from tallystick import transcript
+from tallystick.errors import Refusal
+from tallystick.pricing import MAX_DEPOSIT, MAX_TOKENS
+from tallystick.proof import MAX_JOB_ID
+from tallystick.types import Ack, JobId, Position, Receipt, RequestId, Totals
+
+MAX_BODY = 8_000_000
+"""Bytes of a request body, of a WebSocket frame, of one server-sent event."""
+MAX_POSITIONS = 256
+"""Positions in one receipt."""
+MAX_CHOICES = 128
+"""`n`, as OpenAI has it."""
+SSE_DONE = b"data: [DONE]\n\n"
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+_JobId = Annotated[int, msgspec.Meta(ge=1, le=MAX_JOB_ID)]
+_Request = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+_Hash = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-fA-F]{64}\Z")]
+_Signature = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-fA-F]{128}|[0-9a-fA-F]{130})\Z")]
+_Money = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,28})\Z")]
+# -1, 0 and null ask for the host's default; below -1 there is nothing to mean.
+_Limit = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)]
+_Form = TypeVar("_Form")
+
+
+def parse(raw: bytes | str) -> dict[str, Any]:
+    """A JSON object. Refusal `too_large` or `invalid_request`."""
+    if len(raw) > MAX_BODY:
+        raise Refusal("too_large")
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise Refusal("invalid_request", f"The body is not JSON: {error}.") from None
+    if not isinstance(body, dict):
+        raise Refusal("invalid_request", "The body is not a JSON object.")
+    return body
+
+
+def _read(body: Any, form: type[_Form]) -> _Form:
+    """`body` checked against a form. Refusal `invalid_request`, whose `param` is the member that is wrong."""
+    try:
+        return msgspec.convert(body, form)
+    except msgspec.ValidationError as error:
+        detail, _, path = str(error).partition(" - at `$")
+        param = path.rstrip("`").lstrip(".") or None
+        where = f"`{param}`: " if param else ""
+        raise Refusal("invalid_request", f"{where}{detail}.", param=param) from None
+
+
+def _hex(data: bytes) -> str:
+    return "0x" + data.hex()
+
+
+def _bytes(text: str) -> bytes:
+    return bytes.fromhex(text[2:])
+
+
+# Receipts
+
+
+class _Position(msgspec.Struct):
+    request: _Request
+    prompt_tokens: _Count
+    tokens: _Count
+    prompt_hash: _Hash
+    text_hash: _Hash
+
+
+class _Receipt(msgspec.Struct):
+    job_id: _JobId
+    prompt_tokens: _Count
+    tokens: _Count
+    previous: _Hash
+    transcript: _Hash
+    signature: _Signature
+    positions: Annotated[list[_Position], msgspec.Meta(max_length=MAX_POSITIONS)] = []
+
+
+class _Ack(msgspec.Struct):
+    job_id: _JobId
+    prompt_tokens: _Count
+    tokens: _Count
+    transcript: _Hash
+    signature: _Signature | None = None
+
+
+def position_out(position: Position) -> dict[str, Any]:
+    """A position as it stands in a receipt."""
+    return {
+        "request": position.request,
+        "prompt_tokens": position.prompt_tokens,
+        "tokens": position.tokens,
+        "prompt_hash": _hex(position.prompt_hash),
+        "text_hash": _hex(position.text_hash),
+    }
+
+
+def position_in(obj: Any) -> Position:
+    """A position. Refusal `invalid_request`."""
+    return _position(_read(obj, _Position))
+
+
+def _position(form: _Position) -> Position:
+    return Position(
+        RequestId(form.request),
+        form.prompt_tokens,
+        form.tokens,
+        _bytes(form.prompt_hash),
+        _bytes(form.text_hash),
+    )
+
+
+def receipt_out(receipt: Receipt) -> dict[str, Any]:
+    """A receipt as JSON (protocol §5)."""
+    return {
+        "job_id": receipt.job_id,
+        "prompt_tokens": receipt.totals.prompt_tokens,
+        "tokens": receipt.totals.tokens,
+        "previous": _hex(receipt.previous),
+        "transcript": _hex(receipt.transcript),
+        "signature": _hex(receipt.signature),
+        "positions": [position_out(position) for position in receipt.positions],
+    }
+
+
+def receipt_in(obj: Any) -> Receipt:
+    """A receipt; whether it holds is for others to say. Refusal `invalid_request`."""
+    return _receipt(_read(obj, _Receipt))
+
+
+def _receipt(form: _Receipt) -> Receipt:
+    if len({position.request for position in form.positions}) < len(form.positions):
+        raise Refusal("invalid_request", "`positions`: a request is named twice.", param="positions")
+    return Receipt(
+        JobId(form.job_id),
+        Totals(form.prompt_tokens, form.tokens),
+        _bytes(form.previous),
+        _bytes(form.transcript),
+        _bytes(form.signature),
+        tuple(map(_position, form.positions)),
+    )
+
+
+def ack_out(ack: Ack) -> dict[str, Any]:
+    """An acknowledgement as JSON (protocol §5)."""
+    return {
+        "job_id": ack.job_id,
+        "prompt_tokens": ack.totals.prompt_tokens,
+        "tokens": ack.totals.tokens,
+        "transcript": _hex(ack.transcript),
+        "signature": None if ack.signature is None else _hex(ack.signature),
+    }
+
+
+def ack_in(obj: Any) -> Ack:
+    """An acknowledgement. Refusal `invalid_request`."""
+    form = _read(obj, _Ack)
+    return Ack(
+        JobId(form.job_id),
+        Totals(form.prompt_tokens, form.tokens),
+        _bytes(form.transcript),
+        None if form.signature is None else _bytes(form.signature),
+    )
+
+
+class _Ending(msgspec.Struct):
+    receipt: _Receipt | None = None
+    end: _Signature | None = None
+
+
+def ending_in(obj: Any) -> tuple[Receipt | None, bytes | None]:
+    """What ends a session: the last receipt, or the signature over `End`; the other is None.
+
+    Refusal `invalid_request` for both or neither.
+    """
+    form = _read(obj, _Ending)
+    if form.receipt is not None and form.end is None:
+        return _receipt(form.receipt), None
+    if form.end is not None and form.receipt is None:
+        return None, _bytes(form.end)
+    raise Refusal("invalid_request", "Send either `receipt` or `end`.")
+
+
+# Tally: the running counts that come with every chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The running counts with one chunk (protocol §6). `left` is in base units."""
+
+    request: RequestId
+    totals: Totals
+    """Of this request, with this chunk."""
+    job: Totals
+    """Counted totals of the job."""
+    left: int
+    due: bool = False
+    waiting: bool = False
+    low: bool = False
+    reason: str | None = None
+
+
+class _Totals(msgspec.Struct):
+    prompt_tokens: _Count
+    tokens: _Count
+
+
+class _Tally(msgspec.Struct):
+    request: _Request
+    prompt_tokens: _Count
+    tokens: _Count
+    job: _Totals
+    left: _Money
+    due: bool = False
+    waiting: bool = False
+    low: bool = False
+    reason: str | None = None
+
+
+def tally(
+    request: RequestId,
+    totals: Totals,
+    job_totals: Totals,
+    left: int,
+    *,
+    due: bool = False,
+    waiting: bool = False,
+    low: bool = False,
+    reason: str | None = None,
+) -> dict[str, Any]:
+    """The `tally` of one chunk; members that say nothing are left out."""
+    out: dict[str, Any] = {
+        "request": request,
+        "prompt_tokens": totals.prompt_tokens,
+        "tokens": totals.tokens,
+        "job": {"prompt_tokens": job_totals.prompt_tokens, "tokens": job_totals.tokens},
+        "left": str(left),
+    }
+    if due:
+        out["due"] = True
+    if waiting:
+        out["waiting"] = True
+    if low:
+        out["low"] = True
+    if reason is not None:
+        out["reason"] = reason
+    return out
+
+
+def tally_in(obj: Any) -> Tally:
+    """The `tally` of one chunk, as the payer reads it. Refusal `invalid_request`."""
+    form = _read(obj, _Tally)
+    if int(form.left) > MAX_DEPOSIT:
+        raise Refusal("invalid_request", "`left`: more than a deposit can hold.", param="left")
+    return Tally(
+        RequestId(form.request),
+        Totals(form.prompt_tokens, form.tokens),
+        Totals(form.job.prompt_tokens, form.job.tokens),
+        int(form.left),
+        form.due,
+        form.waiting,
+        form.low,
+        form.reason,
+    )
+
+
+# Requests
+
+
+class _Message(msgspec.Struct):
+    role: str
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _RequestTally(msgspec.Struct):
+    request: _Request | None = None
+    receipt: _Receipt | None = None
+
+
+class _Chat(msgspec.Struct):
+    """The members of a request that the host reads; what they mean otherwise is the engine's."""
+
+    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: _Limit | None = None
+    max_completion_tokens: _Limit | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    job_id: _JobId | None = None
+    tally: _RequestTally | None = None
+
+
+class _Inference(msgspec.Struct):
+    prompt: str | None = None
+    id: _Request | None = None
+    access: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One request for a reply, of either transport."""
+
+    body: dict[str, Any] = field(repr=False)
+    """The request for the engine: as sent, without our members."""
+    sent: dict[str, Any] = field(repr=False)
+    """The request object as sent, which is what its prompt is made of."""
+    model: str | None
+    stream: bool
+    max_tokens: int | None
+    """None: the host's default. Above 0 otherwise."""
+    job_id: JobId | None
+    request: RequestId | None
+    receipt: Receipt | None
+    n: int
+    include_usage: bool
+
+    def prompt_form(self) -> bytes:
+        """The RFC 8785 form of the prompt (protocol §4). Refusal `invalid_request` if it has none."""
+        return transcript.prompt_form(self.sent)
+
+    def prompt_hash(self) -> bytes:
+        """The 32-byte hash of the prompt. Raises what `prompt_form` raises."""
+        return transcript.prompt_hash(self.sent)
+
+
+def parse_chat(raw: bytes) -> ChatRequest:
+    """The body of `POST /v1/chat/completions`. Refusal `too_large` or `invalid_request`."""
+    sent = parse(raw)
+    return _chat(sent, _without(sent, {"job_id", "tally"}))
+
+
+def parse_inference(frame_request: Any) -> tuple[ChatRequest, str | None]:
+    """The `request` of a WebSocket `inference` frame, and the bearer in it. Refusal `invalid_request`."""
+    form = _read(frame_request, _Inference)
+    sent: dict[str, Any] = frame_request
+    if (form.prompt is None) == (sent.get("messages") is None):
+        raise Refusal("invalid_request", "Send either `prompt` or `messages`.", param="prompt")
+    body = _without(sent, {"job_id", "tally", "id", "access", "prompt"})
+    if form.prompt is not None:
+        body["messages"] = [{"role": "user", "content": form.prompt}]
+    checked = {**sent, "messages": body.get("messages"), "stream": True}
+    return _chat(checked, body, sent=sent, request=form.id), form.access
+
+
+def _without(sent: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: member for name, member in sent.items() if name not in names}
+
+
+def _chat(
+    checked: dict[str, Any],
+    body: dict[str, Any],
+    *,
+    sent: dict[str, Any] | None = None,
+    request: str | None = None,
+) -> ChatRequest:
+    form = _read(checked, _Chat)
+    ours = form.tally or _RequestTally()
+    named = _same("id", request, "tally.request", ours.request)
+    options = form.stream_options or _StreamOptions()
+    return ChatRequest(
+        body=body,
+        sent=checked if sent is None else sent,
+        model=form.model,
+        stream=bool(form.stream),
+        max_tokens=_same(
+            "max_tokens",
+            _limit(form.max_tokens),
+            "max_completion_tokens",
+            _limit(form.max_completion_tokens),
+        ),
+        job_id=None if form.job_id is None else JobId(form.job_id),
+        request=None if named is None else RequestId(named),
+        receipt=None if ours.receipt is None else _receipt(ours.receipt),
+        n=form.n or 1,
+        include_usage=bool(options.include_usage),
+    )
+
+
+def _limit(tokens: int | None) -> int | None:
+    return tokens if tokens is not None and tokens > 0 else None
+
+
+def _same(name: str, one: _Form | None, alias: str, other: _Form | None) -> _Form | None:
+    """The one value of two members that mean the same. Refusal if they differ."""
+    if one is not None and other is not None and one != other:
+        raise Refusal("invalid_request", f"`{name}` and `{alias}` differ.", param=alias)
+    return other if one is None else one
+
+
+# Server-sent events
+
+
+def sse(obj: Any) -> bytes:
+    """One event with `obj` as its JSON."""
+    return b"data: " + orjson.dumps(obj) + b"\n\n"
+
+
+class SSEParser:
+    """Cuts a stream of server-sent events, as it arrives, into the payloads of their `data`."""
+
+    def __init__(self, limit: int = MAX_BODY) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+        """The line that has not ended yet."""
+        self._data: list[bytes] = []
+        self._held = 0
+        """Bytes in `_data`."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads of the events that `data` completes. ValueError for an event beyond the limit."""
+        self._rest += data
+        if b"\n" not in data:
+            self._check(len(self._rest))
+            return []
+        *lines, rest = bytes(self._rest).split(b"\n")
+        self._rest = bytearray(rest)
+        payloads = [payload for line in lines if (payload := self._line(line.removesuffix(b"\r")))]
+        self._check(len(self._rest))
+        return payloads
+
+    def _line(self, line: bytes) -> bytes:
+        """Takes one line; the payload of the event that it ends, or nothing."""
+        if not line:
+            payload = b"\n".join(self._data)
+            self._data.clear()
+            self._held = 0
+            return payload
+        name, _, value = line.partition(b":")  # a comment is a line without a name
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))
+            self._held += len(value)
+            self._check(0)
+        return b""
+
+    def _check(self, more: int) -> None:
+        if self._held + more > self._limit:
+            raise ValueError(f"a server-sent event is longer than {self._limit} bytes")
+
+
+# WebSocket frames
+
+
+def frame(type: str, **members: Any) -> str:
+    """One frame to send."""
+    return orjson.dumps({"type": type, **members}).decode()
+
+
+def parse_frame(raw: bytes | str) -> dict[str, Any]:
+    """One frame: an object whose `type` is a string. Refusal `too_large` or `invalid_request`."""
+    members = parse(raw)
+    if not isinstance(members.get("type"), str):
+        raise Refusal("invalid_request", "`type`: the frame does not say what it is.", param="type")
+    return members
+
+
+# Refusals
+
+
+def openai_error(refusal: Refusal) -> dict[str, Any]:
+    """A refusal as OpenAI's clients read it: the problem object, with `message` and `param` in it."""
+    problem = refusal.problem()
+    return {"error": {**problem, "message": refusal.detail, "param": problem.get("param")}}
