@@ -1,0 +1,299 @@
+"""The payer's half of the tally: counts what arrives, holds it against a bound of its own, makes the
+receipts.
+
+One Countersigner is one job, shared by all its streams. No I/O and no clock: `receive` takes what came,
+`next` gives the receipt to send, `acked` takes the host's word. Between `next` and `acked` no other receipt
+is made, so receipts form one chain (protocol §5). Signs for no more than was received, plus what its owner
+chose to sign ahead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tallystick import meter, pricing, proof
+from tallystick.errors import ReceiptError
+from tallystick.keccak import keccak
+from tallystick.transcript import Delivery, prompt_form, transcript
+from tallystick.types import (
+    ZERO_HASH,
+    Ack,
+    Address,
+    JobId,
+    Position,
+    Prices,
+    Receipt,
+    RequestId,
+    Standing,
+    Totals,
+)
+
+PROMPT_MARGIN = 64
+"""Tokens that a chat template may add to a prompt, beyond the bytes of its RFC 8785 form (protocol §6)."""
+RECEIPT_POSITIONS = 256
+"""The most positions in one receipt (protocol §13)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overcount:
+    """The host counted more than the payer can account for; the payer signs `bound` and no more."""
+
+    request: RequestId
+    what: str
+    """`tokens` or `prompt_tokens`."""
+    counted: int
+    bound: int
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """One request as it arrives."""
+
+    delivery: Delivery
+    prompt_bound: int
+    max_tokens: int
+    bytes_received: int = 0
+    ended: bool = False
+    prompt_signed: bool = False
+    within: Position | None = None
+    """The newest position that the payer's own count bears out."""
+    signed: Totals = field(default_factory=Totals)
+
+
+class Countersigner:
+    """Receipts of one job.
+
+    `ahead` is tokens signed beyond what was received, at most one interval. `last` and `acknowledged` are
+    from the payer's store, for a job that goes on.
+    """
+
+    def __init__(
+        self,
+        job_id: JobId,
+        prices: Prices,
+        interval: int,
+        domain: proof.Domain,
+        key: bytes,
+        *,
+        ahead: int = 0,
+        last: Receipt | None = None,
+        acknowledged: Totals | None = None,
+    ) -> None:
+        if not 0 <= ahead <= interval:
+            raise ValueError(f"ahead is {ahead} tokens, outside of 0 to one interval of {interval}")
+        self.job_id = job_id
+        self.signer = proof.address(key)
+        self.last = last
+        self.acknowledged = acknowledged or Totals()
+        self.disputes: list[Overcount] = []
+        self._prices = prices
+        self._interval = interval
+        self._domain = domain
+        self._key = key
+        self._ahead = Totals(0, ahead)
+        self._prompts_ahead = 0
+        self._requests: dict[RequestId, _Incoming] = {}
+        self._marks: deque[list[Position]] = deque()
+        self._received = self.acknowledged
+        self._pending: Receipt | None = None
+        self._pending_acknowledged = self.acknowledged
+
+    @property
+    def received(self) -> Totals:
+        """What has arrived and is within the payer's bounds, signed or not."""
+        return self._received
+
+    @property
+    def receipted(self) -> Totals:
+        """The totals of the newest receipt that the host acknowledged."""
+        return self.last.totals if self.last else Totals()
+
+    @property
+    def outstanding(self) -> bool:
+        """True if a receipt would say more than the last one did."""
+        return self._received != self.acknowledged or self._prompts_ahead > self.receipted.prompt_tokens
+
+    @property
+    def pending(self) -> Receipt | None:
+        """The receipt that was made and is not acknowledged yet."""
+        return self._pending
+
+    @property
+    def pending_acknowledged(self) -> Totals:
+        """What the pending receipt acknowledges, without what it signs ahead."""
+        return self._pending_acknowledged
+
+    def begin(self, request: RequestId, body: Mapping[str, Any], max_tokens: int) -> None:
+        """A request is about to be sent: `body` as sent, `max_tokens` as asked for."""
+        form = prompt_form(body)
+        self._requests[request] = _Incoming(
+            Delivery(request, keccak(form)), len(form) + PROMPT_MARGIN, max_tokens
+        )
+
+    def receive(
+        self, request: RequestId, counts: Totals, text: str, finish_reason: str | None = None
+    ) -> bool:
+        """One chunk, with the request's running counts. True if a checkpoint is due.
+
+        ReceiptError if a count goes down; what is above the payer's bound becomes an Overcount in `disputes`.
+        """
+        incoming = self._requests[request]
+        incoming.delivery.add(counts.prompt_tokens, counts.tokens, text)
+        incoming.bytes_received += len(text.encode())
+        bound = self._bound(incoming, finish_reason)
+        if not bound.covers(counts):
+            return False
+        before, self._received = self._received, self._received + counts - self._within(incoming)
+        incoming.within = incoming.delivery.position()
+        if meter.checkpoint(before, self._received, self._interval, self._prices):
+            self._marks.append(self._moved())
+            return True
+        return meter.quarter(before.tokens, self._received.tokens, self._interval)
+
+    def end(self, request: RequestId, counts: Totals | None = None) -> Overcount | None:
+        """The request is over, with the host's last counts if it gave any. What the host counted too much."""
+        incoming = self._requests[request]
+        incoming.ended = True
+        if incoming.within is None:
+            del self._requests[request]
+        if counts is None or self._within(incoming).covers(counts):
+            return None
+        over = self._overcount(incoming, counts)
+        self.disputes.append(over)
+        return over
+
+    def sign_prompt_ahead(self, request: RequestId, prompt_tokens: int) -> None:
+        """The next receipt also covers the prompt of `request`, which does not fit the credit; once a
+        request.
+
+        ReceiptError if it was signed for already, or is longer than its bytes can be.
+        """
+        incoming = self._requests[request]
+        if incoming.prompt_signed or prompt_tokens > incoming.prompt_bound:
+            raise ReceiptError(
+                f"the host wants {prompt_tokens} prompt tokens signed for, "
+                f"of a prompt that can have {incoming.prompt_bound} at most"
+            )
+        incoming.prompt_signed = True
+        self._prompts_ahead = self._received.prompt_tokens + prompt_tokens
+
+    def next(self) -> Receipt | None:
+        """The receipt to send now: none while one is under way, or while there is nothing new to sign."""
+        if self._pending or not self.outstanding:
+            return None
+        positions = self._unsigned(self._marks.popleft() if self._marks else self._moved())
+        acknowledged = self.acknowledged
+        for position in positions:
+            acknowledged = acknowledged + position.totals - self._requests[position.request].signed
+        self._pending_acknowledged = acknowledged
+        self._pending = self._sign(acknowledged, positions)
+        return self._pending
+
+    def acked(self, ack: Ack, host: Address | None = None) -> None:
+        """The host has the pending receipt on its disk. ReceiptError if its word is about another, or not
+        `host`'s.
+        """
+        receipt = self._pending
+        if receipt is None or (ack.totals, ack.transcript) != (receipt.totals, receipt.transcript):
+            raise ReceiptError(
+                f"the host acknowledged {ack.totals} of job {self.job_id}, which was not under way"
+            )
+        self._check_word(ack, host)
+        for position in receipt.positions:
+            incoming = self._requests[position.request]
+            incoming.signed = position.totals
+            incoming.delivery.settle(position)
+            if incoming.ended and incoming.within == position:
+                del self._requests[position.request]
+        self.last, self.acknowledged, self._pending = receipt, self._pending_acknowledged, None
+
+    def adopt(self, stored: Receipt) -> None:
+        """Takes the host's stored receipt for the last one: this payer signed it and has forgotten (protocol
+        §5).
+
+        ReceiptError if it is not this signer's, or is behind what this payer knows to be acknowledged.
+        """
+        self._check_mine(stored)
+        if stored.totals.against(self.receipted) is Standing.STALE:
+            raise ReceiptError(
+                f"the host offers {stored.totals}, behind the {self.receipted} that it acknowledged"
+            )
+        if self._pending and stored.transcript == self._pending.transcript:
+            self.acked(Ack(self.job_id, stored.totals, stored.transcript, None))
+            return
+        self._received = self._received + stored.totals - self.acknowledged
+        self.last, self.acknowledged, self._pending = stored, stored.totals, None
+
+    def rebase(self, stored: Receipt | None) -> None:
+        """Goes on from the receipt that the host holds, which is behind the last one: the host never took
+        that one.
+
+        ReceiptError if the stored one is not this signer's.
+        """
+        if stored is not None:
+            self._check_mine(stored)
+        self.last, self.acknowledged = stored, stored.totals if stored else Totals()
+        self._received, self._pending = self.acknowledged, None
+
+    def _check_mine(self, stored: Receipt) -> None:
+        digest = self._domain.receipt(self.job_id, stored.totals, stored.transcript)
+        if stored.job_id != self.job_id or proof.recover(digest, stored.signature) != self.signer:
+            raise ReceiptError(f"the host holds a receipt for job {self.job_id} that this payer did not sign")
+
+    def _check_word(self, ack: Ack, host: Address | None) -> None:
+        if host is None or ack.signature is None:
+            return
+        digest = self._domain.receipt(ack.job_id, ack.totals, ack.transcript)
+        if proof.recover(digest, ack.signature) != host:
+            raise ReceiptError(f"the acknowledgement of job {self.job_id} was not signed by its host {host}")
+
+    def _sign(self, acknowledged: Totals, positions: list[Position]) -> Receipt:
+        signed = (acknowledged + self._ahead).higher(Totals(self._prompts_ahead, 0)).higher(self.receipted)
+        previous = self.last.transcript if self.last else ZERO_HASH
+        link = transcript(previous, self.job_id, signed, positions)
+        signature = proof.sign(self._domain.receipt(self.job_id, signed, link), self._key)
+        return Receipt(self.job_id, signed, previous, link, signature, tuple(positions))
+
+    def _moved(self) -> list[Position]:
+        """The newest position of every request, where it differs from the signed one."""
+        return [
+            incoming.within
+            for incoming in self._requests.values()
+            if incoming.within is not None and incoming.within.totals != incoming.signed
+        ]
+
+    def _unsigned(self, positions: list[Position]) -> list[Position]:
+        """Those that still say something new: a mark may have been overtaken by the receipt under way when it
+        was made.
+        """
+        known = [p for p in positions if p.request in self._requests]
+        return [p for p in known if p.totals != self._requests[p.request].signed][:RECEIPT_POSITIONS]
+
+    @staticmethod
+    def _within(incoming: _Incoming) -> Totals:
+        return incoming.within.totals if incoming.within else Totals()
+
+    @staticmethod
+    def _bound(incoming: _Incoming, finish_reason: str | None) -> Totals:
+        """The most that the payer can account for: bytes received, an unseen end token, what it asked for."""
+        unseen = 1 if finish_reason in ("stop", "tool_calls") else 0
+        return Totals(incoming.prompt_bound, min(incoming.max_tokens, incoming.bytes_received + unseen))
+
+    def _overcount(self, incoming: _Incoming, counts: Totals) -> Overcount:
+        bound = self._bound(incoming, None)
+        if counts.prompt_tokens > bound.prompt_tokens:
+            return Overcount(
+                incoming.delivery.request, "prompt_tokens", counts.prompt_tokens, bound.prompt_tokens
+            )
+        return Overcount(incoming.delivery.request, "tokens", counts.tokens, self._within(incoming).tokens)
+
+
+def credit_at_risk(interval: int, ahead: int, prices: Prices) -> int:
+    """What the host can lose on a job of this interval, and with `ahead` the payer, in base units, rounded
+    up.
+    """
+    risked = pricing.credit(interval, prices) + pricing.credit(ahead, prices)
+    return -(-risked // pricing.MILLION)

@@ -1,0 +1,207 @@
+"""How a payer opens a job: the host's quote read, terms made from it, key written, money put in escrow.
+
+The quote says what the host takes; addresses of contracts come from this package alone, never from a host.
+What a job costs and what is at risk is known before anything is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from tallystick import pricing, proof
+from tallystick.chain import Chain
+from tallystick.contracts import Created, Deployment
+from tallystick.errors import SessionError
+from tallystick.store import Store, StoredJob
+from tallystick.types import ETH, ZERO_HASH, Address, Job, JobId, Prices, Terms
+
+CLAIM_WINDOW = 12 * 3600
+"""Seconds that the host has for its last claim (protocol §13)."""
+LIFETIME = 7 * 24 * 3600
+"""Seconds from opening to expiry."""
+ATTESTED_LIFETIME = 3600
+"""Seconds, for a host-attested job: idle, it is worth rate times time to its host."""
+QUOTE_TIMEOUT = 10.0
+"""Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a host takes, as `GET /v1/host` says it. Windows and margins in seconds, intervals in tokens."""
+
+    host: Address
+    chain_id: int
+    contract: Address
+    models: Mapping[str, Mapping[Address, Prices]]
+    interval_min: int
+    interval_max: int
+    claim_window_min: int
+
+    def prices(self, model: str, asset: Address) -> Prices:
+        """What the model costs in this asset. SessionError if the host does not sell it."""
+        if model not in self.models:
+            raise SessionError(f"the host does not serve {model!r}; it has {', '.join(self.models)}")
+        if asset not in self.models[model]:
+            raise SessionError(f"the host does not sell {model!r} for {asset}")
+        return self.models[model][asset]
+
+
+async def fetch_quote(host_url: str) -> Quote:
+    """Asks a host what it takes. SessionError if it does not answer, or not in this form."""
+    limit = aiohttp.ClientTimeout(total=QUOTE_TIMEOUT)
+    try:
+        async with aiohttp.ClientSession(timeout=limit) as http, http.get(f"{host_url}/v1/host") as answer:
+            return quote_in(await answer.json(content_type=None))
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise SessionError(
+            f"no host answers at {host_url} ({error}); is `tally host run` running there?"
+        ) from error
+
+
+def quote_in(body: Mapping[str, Any]) -> Quote:
+    """Reads a quote. SessionError if it is not one."""
+    try:
+        return Quote(
+            host=Address(body["host"]),
+            chain_id=int(body["chain_id"]),
+            contract=Address(body["contract"]),
+            models={model["name"]: _prices_in(model["prices"]) for model in body["models"]},
+            interval_min=int(body["interval"]["min"]),
+            interval_max=int(body["interval"]["max"]),
+            claim_window_min=int(body["claim_window_min"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SessionError(f"the host's quote cannot be read: {error!r}") from error
+
+
+def _prices_in(prices: Mapping[str, Any]) -> dict[Address, Prices]:
+    return {
+        Address(asset): Prices(int(each["per_million"]), int(each["prompt_per_million"]))
+        for asset, each in prices.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the payer wants of a job. `deposit` in base units of `asset`; times in seconds."""
+
+    deposit: int
+    model: str | None = None
+    """None: the first one that the host names."""
+    asset: Address | None = None
+    """None: the deployment's dollar."""
+    interval: int = pricing.INTERVAL
+    claim_window: int = CLAIM_WINDOW
+    lifetime: int | None = None
+    max_tokens_per_second: int = 0
+    """Above 0: a host-attested job. No receipt is asked for: the host's word is paid, up to this rate."""
+    max_price: int | None = None
+    """Base units per million generated tokens that the payer is ready to pay; None: whatever is asked."""
+
+
+def terms_for(
+    quote: Quote, wishes: Wishes, deployment: Deployment, signer: Address, now: int
+) -> tuple[str, Terms]:
+    """The model's name and the terms that the host takes and the payer wants. SessionError where they do not
+    meet.
+    """
+    _check_place(quote, deployment)
+    model = wishes.model or next(iter(quote.models), "")
+    asset = wishes.asset if wishes.asset is not None else dollar(deployment)
+    prices = quote.prices(model, asset)
+    if wishes.max_price is not None and prices.per_million > wishes.max_price:
+        raise SessionError(
+            f"the host asks {prices.per_million} a million tokens, above your {wishes.max_price}"
+        )
+    if not quote.interval_min <= wishes.interval <= quote.interval_max:
+        raise SessionError(
+            f"the host takes intervals of {quote.interval_min} to {quote.interval_max} tokens, "
+            f"not {wishes.interval}"
+        )
+    attested = wishes.max_tokens_per_second > 0
+    return model, Terms(
+        host=quote.host,
+        asset=asset,
+        deposit=wishes.deposit,
+        prices=prices,
+        signer=signer,
+        max_tokens_per_second=wishes.max_tokens_per_second,
+        claim_window=max(wishes.claim_window, quote.claim_window_min),
+        expires_at=now + (wishes.lifetime or (ATTESTED_LIFETIME if attested else LIFETIME)),
+        checkpoint_interval=wishes.interval,
+        model_id=proof.model_id(model) if wishes.model else ZERO_HASH,
+    )
+
+
+def dollar(deployment: Deployment) -> Address:
+    """The deployment's dollar: its first asset that is not ETH."""
+    return next(asset for asset in deployment.assets if asset != ETH)
+
+
+def _check_place(quote: Quote, deployment: Deployment) -> None:
+    here = (deployment.chain_id, deployment.marketplace.lower())
+    if (quote.chain_id, quote.contract.lower()) != here:
+        raise SessionError(
+            f"the host settles on chain {quote.chain_id} at {quote.contract}, and this package's contract is "
+            f"{deployment.marketplace} on chain {deployment.chain_id}: check RPC_URL, or choose another host"
+        )
+
+
+async def open_job(
+    chain: Chain, store: Store, payer_key: bytes, host_url: str, wishes: Wishes
+) -> tuple[StoredJob, Job]:
+    """Opens a job: the session key is in the store before the money moves.
+
+    SessionError where host and payer do not meet, ContractError if the chain refuses (no balance, host not
+    registered).
+    """
+    quote = await fetch_quote(host_url)
+    key = proof.new_key()
+    now = (await chain.block()).timestamp
+    model, terms = terms_for(quote, wishes, chain.deployment, proof.address(key), now)
+    payer = proof.address(payer_key)
+    stored = StoredJob(
+        terms.signer,
+        key,
+        chain.deployment.chain_id,
+        chain.deployment.marketplace,
+        payer,
+        host_url,
+        model,
+        None,
+        False,
+    )
+    await asyncio.to_thread(store.opening, stored)
+    if terms.asset != ETH and await chain.allowance(terms.asset, payer) < terms.deposit:
+        await chain.transact(chain.approve(terms.asset, terms.deposit), payer_key)
+    result = await chain.transact(chain.create_job(terms), payer_key)
+    created = next(event for event in result.events if isinstance(event, Created))
+    return await _opened(chain, store, stored, created.job_id)
+
+
+async def find_openings(chain: Chain, store: Store) -> list[Job]:
+    """Finds jobs whose key was written and whose id was not: the payer was stopped in between. Writes their
+    ids.
+
+    An opening that never reached the chain stays as it is: its key is worth nothing.
+    """
+    found = []
+    for stored in store.openings(chain.deployment.chain_id, chain.deployment.marketplace):
+        created = await chain.jobs(payer=stored.payer)
+        ids = [event.job_id for event in created if event.terms.signer == stored.signer]
+        found += [(await _opened(chain, store, stored, job_id))[1] for job_id in ids]
+    return found
+
+
+async def _opened(chain: Chain, store: Store, stored: StoredJob, job_id: JobId) -> tuple[StoredJob, Job]:
+    await asyncio.to_thread(store.opened, stored.signer, job_id)
+    known = store.job(stored.chain_id, stored.contract, job_id)
+    job = await chain.job(job_id)
+    if known is None or job is None:
+        raise SessionError(f"job {job_id} was opened and has gone again: a reorg took it back; open it anew")
+    return known, job

@@ -1,0 +1,194 @@
+"""The payer's store: session keys, jobs and receipts, on disk before they are used. Knows SQLite and nothing
+of chain or host.
+
+A session key is written before the transaction that opens its job, and a receipt before it is sent (law 7): a
+payer that is killed at any point finds its job, its key and the most that it may have signed. The file is
+readable by its owner only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from tallystick import wire
+from tallystick.errors import LedgerError
+from tallystick.types import Ack, Address, JobId, Receipt, Totals
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("signer", sa.String(42), primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("chain_id", sa.Integer, nullable=False),
+    sa.Column("contract", sa.String(42), nullable=False),
+    sa.Column("payer", sa.String(42), nullable=False),
+    sa.Column("host_url", sa.String, nullable=False),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("job_id", sa.Integer),
+    sa.Column("ended", sa.Boolean, nullable=False, default=False),
+    sa.UniqueConstraint("chain_id", "contract", "job_id"),
+)
+
+receipts = sa.Table(
+    "receipts",
+    metadata,
+    sa.Column("signer", sa.String(42), sa.ForeignKey("jobs.signer"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("acknowledged_prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("acknowledged_tokens", sa.BigInteger, nullable=False),
+    sa.Column("ack", sa.LargeBinary),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A job of this payer. `job_id` is None between writing the key and learning the id from the chain."""
+
+    signer: Address
+    key: bytes = field(repr=False)
+    chain_id: int
+    contract: Address
+    payer: Address
+    host_url: str
+    model: str
+    job_id: JobId | None
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReceipt:
+    """The last receipt of a job, what it acknowledged, and the host's word on it if that came."""
+
+    receipt: Receipt
+    acknowledged: Totals
+    ack: Ack | None
+
+
+class Store:
+    """SQLite in `directory/payer.db`. Every write is on disk when its method returns. Raises LedgerError."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "payer.db"
+        with told(self.path):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._engine = sa.create_engine(f"sqlite:///{self.path}")
+            sa.event.listen(self._engine, "connect", _durable)
+            metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._engine.dispose()
+
+    def opening(self, job: StoredJob) -> None:
+        """Writes a session key before its job is opened."""
+        self._write(jobs.insert().values(**{c.name: getattr(job, c.name) for c in jobs.columns}))
+
+    def opened(self, signer: Address, job_id: JobId) -> None:
+        """The chain has given the job its id."""
+        self._write(jobs.update().where(jobs.c.signer == signer).values(job_id=job_id))
+
+    def end(self, signer: Address) -> None:
+        """The job takes no more requests; it stays in the store as evidence."""
+        self._write(jobs.update().where(jobs.c.signer == signer).values(ended=True))
+
+    def job(self, chain_id: int, contract: Address, job_id: JobId) -> StoredJob | None:
+        """The job with this id on this chain and contract, if its key is here."""
+        found = self._read(_jobs_of(chain_id, contract).where(jobs.c.job_id == job_id))
+        return _stored_job(found[0]) if found else None
+
+    def jobs(self, chain_id: int, contract: Address, *, ended: bool = False) -> list[StoredJob]:
+        """The jobs of this chain and contract that were not ended (all: `ended=True`), oldest first."""
+        query = _jobs_of(chain_id, contract).where(jobs.c.job_id.is_not(None)).order_by(jobs.c.job_id)
+        return [_stored_job(row) for row in self._read(query if ended else query.where(~jobs.c.ended))]
+
+    def openings(self, chain_id: int, contract: Address) -> list[StoredJob]:
+        """Jobs whose key was written and whose id is not known."""
+        return [
+            _stored_job(row)
+            for row in self._read(_jobs_of(chain_id, contract).where(jobs.c.job_id.is_(None)))
+        ]
+
+    def signed(self, signer: Address, receipt: Receipt, acknowledged: Totals) -> None:
+        """Writes a receipt before it is sent."""
+        number = sa.select(sa.func.coalesce(sa.func.max(receipts.c.number), 0) + 1).where(
+            receipts.c.signer == signer
+        )
+        self._write(
+            receipts.insert().values(
+                signer=signer,
+                number=number.scalar_subquery(),
+                body=orjson.dumps(wire.receipt_out(receipt)),
+                acknowledged_prompt_tokens=acknowledged.prompt_tokens,
+                acknowledged_tokens=acknowledged.tokens,
+            )
+        )
+
+    def acked(self, signer: Address, ack: Ack) -> None:
+        """Writes the host's acknowledgement beside the receipt that it is of."""
+        newest = (
+            sa.select(sa.func.max(receipts.c.number)).where(receipts.c.signer == signer).scalar_subquery()
+        )
+        here = (receipts.c.signer == signer) & (receipts.c.number == newest)
+        self._write(receipts.update().where(here).values(ack=orjson.dumps(wire.ack_out(ack))))
+
+    def last(self, signer: Address) -> StoredReceipt | None:
+        """The newest receipt of a job."""
+        query = (
+            receipts.select().where(receipts.c.signer == signer).order_by(receipts.c.number.desc()).limit(1)
+        )
+        found = self._read(query)
+        return _stored_receipt(found[0]) if found else None
+
+    def _write(self, statement: sa.Executable) -> None:
+        with told(self.path), self._engine.begin() as connection:
+            connection.execute(statement)
+
+    def _read(self, query: sa.Select[Any]) -> list[Any]:
+        with told(self.path), self._engine.connect() as connection:
+            return list(connection.execute(query))
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns what the disk or SQLite says into an error that names the file."""
+    try:
+        yield
+    except (OSError, sa.exc.SQLAlchemyError) as error:
+        cause = getattr(error, "orig", None) or error
+        raise LedgerError(
+            f"the payer's store {path} cannot be used: {cause}; check PAYER_DATA_DIR"
+        ) from error
+
+
+def _durable(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA busy_timeout=5000")
+
+
+def _jobs_of(chain_id: int, contract: Address) -> sa.Select[Any]:
+    return sa.select(jobs).where(jobs.c.chain_id == chain_id, jobs.c.contract == contract)
+
+
+def _stored_job(row: Any) -> StoredJob:
+    return StoredJob(**row._mapping)
+
+
+def _stored_receipt(row: Any) -> StoredReceipt:
+    return StoredReceipt(
+        receipt=wire.receipt_in(orjson.loads(row.body)),
+        acknowledged=Totals(row.acknowledged_prompt_tokens, row.acknowledged_tokens),
+        ack=wire.ack_in(orjson.loads(row.ack)) if row.ack else None,
+    )
