@@ -170,7 +170,7 @@ class JobMeter:
     def write_off(self, totals: Totals) -> bool:
         """Takes what nobody acknowledged off the count.
 
-        False, and nothing written off, if that made more than one credit in the job's life: the job is then to
+        False, and nothing written off, if that made more than one credit in the job's life: it is then to
         be completed. ValueError for more than is counted and not acknowledged.
         """
         if not (self.counted - self.acknowledged).covers(totals):

@@ -1,0 +1,290 @@
+"""What an operator may set: every variable with its type, bounds and default, read once into a frozen value.
+
+A variable in the environment wins over the same one in `.env`; an empty one is not set. Nothing else in the
+package reads the environment. Knows no chain: a price is in whole units of an asset, whose decimals the chain
+knows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Generic, Self, TypeVar, get_type_hints
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from eth_utils.address import to_checksum_address
+
+from tallystick import proof
+from tallystick.errors import ConfigError
+from tallystick.pricing import INTERVAL, to_units
+from tallystick.types import ETH, Address
+
+INTERVAL_MIN = 4
+"""Tokens: the smallest interval that still has a quarter."""
+HOUR = 3_600
+DAY = 24 * HOUR
+CLAIM_WINDOW_BOUNDS = (HOUR, 30 * DAY)
+"""Seconds, the contract's."""
+EXPIRY_MAX = 365 * DAY
+"""Seconds, the contract's."""
+BEARER_MAX = 30 * DAY
+"""Seconds: the longest that a bearer may be good for."""
+
+_T = TypeVar("_T")
+
+
+class Secret(Generic[_T]):
+    """Something that no log, repr, error or `dataclasses.asdict` may show."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: _T) -> None:
+        self._value = value
+
+    def reveal(self) -> _T:
+        """The thing itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+@dataclass(frozen=True, slots=True)
+class AssetPrice:
+    """An asset that a host takes, at prices of its own or (None) at the host's general ones."""
+
+    asset: Address
+    price: str | None = None
+    """In whole units of the asset per million generated tokens, like "0.90"."""
+    prompt_price: str | None = None
+
+
+# How each kind of setting is read: text in, value out, ValueError for what makes no sense.
+
+
+def _private_key(text: str) -> Secret[bytes]:
+    """Never says what it read."""
+    if not re.fullmatch(r"(0x)?[0-9a-fA-F]{64}", text):
+        raise ValueError("a private key is 64 hexadecimal digits, with or without 0x in front")
+    key = bytes.fromhex(text.removeprefix("0x"))
+    try:
+        proof.address(key)
+    except ValueError:
+        raise ValueError("the number is no private key of secp256k1") from None
+    return Secret(key)
+
+
+def _address(text: str) -> Address:
+    if not re.fullmatch(r"0x[0-9a-fA-F]{40}", text):
+        raise ValueError(f"{text!r} is not an address: 0x and 40 hexadecimal digits")
+    address = to_checksum_address(text)
+    digits = text[2:]
+    if text != address and digits not in (digits.lower(), digits.upper()):
+        raise ValueError(f"the capitals of {text} do not add up: a digit of it is probably wrong")
+    return Address(address)
+
+
+def _assets(text: str) -> tuple[AssetPrice, ...]:
+    assets = tuple(_asset_price(entry) for entry in re.split(r"[\s,]+", text.strip(", \t\n")))
+    if len({entry.asset for entry in assets}) < len(assets):
+        raise ValueError("an asset is named twice")
+    return assets
+
+
+def _asset_price(entry: str) -> AssetPrice:
+    address, priced, prices = entry.partition("=")
+    asset = _address(address)
+    if not priced:
+        if asset == ETH:  # a general price is in dollars
+            raise ValueError(f"ETH needs prices of its own: {address}=<price>/<prompt price>")
+        return AssetPrice(asset)
+    price, _, prompt_price = prices.partition("/")
+    return AssetPrice(asset, _amount(price), _amount(prompt_price))
+
+
+def _amount(text: str) -> str:
+    to_units(
+        text, decimals=36
+    )  # more than any asset has: whether this one's suffice is seen when it is known
+    return text
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it is not of the form http://… or https://…")
+    return text.rstrip("/")
+
+
+def _listen(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError(f"{text!r} is not of the form 127.0.0.1:8402")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _path(text: str) -> Path:
+    return Path(text)
+
+
+def _secret(text: str) -> Secret[str]:
+    return Secret(text)
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or not low <= int(text) <= high:
+            raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """Where a setting comes from: the variable, and what reads it (ValueError: it makes no sense)."""
+
+    name: str
+    read: Callable[[str], object]
+
+
+def _settings(config: type, env: Mapping[str, str] | None, dotenv: Path | None) -> dict[str, Any]:
+    """The fields of a config that are set in `env` or `dotenv`. ConfigError names the variable."""
+    inherited = dotenv_values(dotenv) if dotenv is not None else {}
+    values = {**inherited, **(os.environ if env is None else env)}
+    settings = {}
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        variable: Variable = hint.__metadata__[0]
+        text = values.get(variable.name) or ""
+        if text.strip():
+            try:
+                settings[name] = variable.read(text)
+            except ValueError as error:
+                raise ConfigError(f"{variable.name}: {error}.") from None
+    return settings
+
+
+def _expand(config: HostConfig | PayerConfig) -> None:
+    """Turns `~` in the paths of a config into the home directory. ConfigError if there is none."""
+    for setting in fields(config):
+        path = getattr(config, setting.name)
+        if isinstance(path, Path):
+            try:
+                object.__setattr__(config, setting.name, path.expanduser())
+            except RuntimeError as error:
+                raise ConfigError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """What a host sets. Times are in seconds."""
+
+    host_private_key: Annotated[Secret[bytes] | None, Variable("HOST_PRIVATE_KEY", _private_key)] = None
+    """None: the node serves for `host_address` and is not paid."""
+    host_address: Annotated[Address | None, Variable("HOST_ADDRESS", _address)] = None
+    """The key's, where there is one. None: no paid job is served."""
+    rpc_url: Annotated[str, Variable("RPC_URL", _url)] = field(default="http://127.0.0.1:8545", repr=False)
+    model_path: Annotated[Path | None, Variable("MODEL_PATH", _path)] = None
+    """A GGUF file for llama.cpp in the process."""
+    engine_url: Annotated[str | None, Variable("ENGINE_URL", _url)] = None
+    """An OpenAI-compatible server in its place."""
+    engine_api_key: Annotated[Secret[str] | None, Variable("ENGINE_API_KEY", _secret)] = None
+    listen: Annotated[tuple[str, int], Variable("HOST_LISTEN", _listen)] = ("127.0.0.1", 8402)
+    """Port 0: any free one."""
+    data_dir: Annotated[Path, Variable("HOST_DATA_DIR", _path)] = Path("~/.tally/host")
+    """The ledger and the counters: what is owed is here."""
+    price: Annotated[str, Variable("HOST_PRICE", _amount)] = "0.90"
+    """Per million generated tokens, in whole units of each asset that has no price of its own."""
+    prompt_price: Annotated[str, Variable("HOST_PROMPT_PRICE", _amount)] = "0.20"
+    """Per million prompt tokens, likewise."""
+    assets: Annotated[tuple[AssetPrice, ...], Variable("HOST_ASSETS", _assets)] = ()
+    """`ADDRESS` or `ADDRESS=PRICE/PROMPT_PRICE`, with commas. Empty: the deployment's dollar token."""
+    max_tokens: Annotated[int, Variable("HOST_MAX_TOKENS", _number(1, 2**31))] = 512
+    """Of a reply to a request that names no number."""
+    interval_max: Annotated[int, Variable("HOST_INTERVAL_MAX", _number(INTERVAL_MIN, 1_000_000))] = 1_000
+    """Tokens: the largest interval that a job may have."""
+    claim_window_min: Annotated[int, Variable("HOST_CLAIM_WINDOW_MIN", _number(*CLAIM_WINDOW_BOUNDS))] = HOUR
+    receipt_timeout: Annotated[int, Variable("HOST_RECEIPT_TIMEOUT", _number(1, 300))] = 10
+    """How long a stream without credit waits."""
+    grace: Annotated[int, Variable("HOST_GRACE", _number(1, HOUR))] = 60
+    """How long delivered tokens that nobody acknowledged stay in the count."""
+    confirmations: Annotated[int | None, Variable("HOST_CONFIRMATIONS", _number(1, 100))] = None
+    """Blocks. None: the deployment's."""
+    policy: Annotated[str, Variable("HOST_POLICY", _choice("checkpoint", "economic"))] = "checkpoint"
+    """`checkpoint` settles each one; `economic` when it is worth its gas."""
+
+    def __post_init__(self) -> None:
+        _expand(self)
+        if self.model_path is not None and self.engine_url is not None:
+            raise ConfigError("MODEL_PATH and ENGINE_URL are both set: one engine serves a node.")
+        if self.host_private_key is None:
+            return
+        own = proof.address(self.host_private_key.reveal())
+        if self.host_address not in (None, own):
+            raise ConfigError(
+                f"HOST_PRIVATE_KEY is the key of {own}, not of HOST_ADDRESS {self.host_address}."
+            )
+        object.__setattr__(self, "host_address", own)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
+        """Read from `env` (None: the process's) and, for what that leaves out, from `dotenv`. ConfigError."""
+        return cls(**_settings(cls, env, dotenv))
+
+
+@dataclass(frozen=True, slots=True)
+class PayerConfig:
+    """What a payer sets. Times are in seconds."""
+
+    payer_private_key: Annotated[Secret[bytes] | None, Variable("PAYER_PRIVATE_KEY", _private_key)] = None
+    keystore: Annotated[Path | None, Variable("PAYER_KEYSTORE", _path)] = None
+    """An encrypted key file in its place."""
+    keystore_password: Annotated[Secret[str] | None, Variable("PAYER_KEYSTORE_PASSWORD", _secret)] = None
+    rpc_url: Annotated[str, Variable("RPC_URL", _url)] = field(default="http://127.0.0.1:8545", repr=False)
+    host_url: Annotated[str, Variable("HOST_URL", _url)] = "http://127.0.0.1:8402"
+    data_dir: Annotated[Path, Variable("PAYER_DATA_DIR", _path)] = Path("~/.tally/payer")
+    """Session keys and receipts."""
+    deposit: Annotated[str, Variable("PAYER_DEPOSIT", _amount)] = "2"
+    """In whole units of the asset."""
+    asset: Annotated[Address | None, Variable("PAYER_ASSET", _address)] = None
+    """None: the deployment's dollar token."""
+    interval: Annotated[int, Variable("PAYER_INTERVAL", _number(INTERVAL_MIN, 1_000_000))] = INTERVAL
+    """Tokens."""
+    ahead: Annotated[int, Variable("PAYER_AHEAD", _number(0, 1_000_000))] = 0
+    """Tokens signed for before they came, one interval at most."""
+    claim_window: Annotated[int, Variable("PAYER_CLAIM_WINDOW", _number(*CLAIM_WINDOW_BOUNDS))] = 12 * HOUR
+    expiry: Annotated[int, Variable("PAYER_EXPIRY", _number(HOUR, EXPIRY_MAX))] = 7 * DAY
+    """From the opening of a job."""
+    bearer: Annotated[int, Variable("PAYER_BEARER", _number(1, BEARER_MAX))] = HOUR
+    """How long a bearer is good for."""
+
+    def __post_init__(self) -> None:
+        _expand(self)
+        if self.payer_private_key is not None and self.keystore is not None:
+            raise ConfigError("PAYER_PRIVATE_KEY and PAYER_KEYSTORE are both set: one account pays.")
+        if self.ahead > self.interval:
+            raise ConfigError(f"PAYER_AHEAD is {self.ahead}, more than the interval of {self.interval}.")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
+        """Read from `env` (None: the process's) and, for what that leaves out, from `dotenv`. ConfigError."""
+        return cls(**_settings(cls, env, dotenv))
