@@ -443,7 +443,7 @@ class Session:
             view = await answer.json(content_type=None)
             if answer.status != 200:
                 raise SessionError(told(view))
-        stored = wire.receipt_in(view["stored"]) if view.get("stored") else None
+        stored = wire.receipt_in(view["receipt"]) if view.get("receipt") else None
         mine = self._signs.last
         if mine is not None and (stored is None or stored.totals.against(mine.totals) is Standing.STALE):
             if not await self._bring(mine):
