@@ -201,7 +201,7 @@ class HostConfig:
     host_private_key: Annotated[Secret[bytes] | None, Variable("HOST_PRIVATE_KEY", _private_key)] = None
     """None: the node serves for `host_address` and is not paid."""
     host_address: Annotated[Address | None, Variable("HOST_ADDRESS", _address)] = None
-    """The key's, where there is one. None: no paid job is served."""
+    """What the operator expects the key's to be; without a key, the host that is served unpaid."""
     rpc_url: Annotated[str, Variable("RPC_URL", _url)] = field(default="http://127.0.0.1:8545", repr=False)
     model_path: Annotated[Path | None, Variable("MODEL_PATH", _path)] = None
     """A GGUF file for llama.cpp in the process."""
@@ -236,14 +236,20 @@ class HostConfig:
         _expand(self)
         if self.model_path is not None and self.engine_url is not None:
             raise ConfigError("MODEL_PATH and ENGINE_URL are both set: one engine serves a node.")
-        if self.host_private_key is None:
-            return
-        own = proof.address(self.host_private_key.reveal())
-        if self.host_address not in (None, own):
-            raise ConfigError(
-                f"HOST_PRIVATE_KEY is the key of {own}, not of HOST_ADDRESS {self.host_address}."
-            )
-        object.__setattr__(self, "host_address", own)
+
+    @property
+    def host(self) -> Address | None:
+        """Whose jobs are served: the key's address, or without a key `host_address`."""
+        return (
+            self.host_address
+            if self.host_private_key is None
+            else proof.address(self.host_private_key.reveal())
+        )
+
+    @property
+    def mismatched(self) -> bool:
+        """True if the key is not `host_address`'s: the node says so, and serves the key's jobs alone."""
+        return self.host_address is not None and self.host != self.host_address
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
