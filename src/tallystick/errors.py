@@ -9,7 +9,8 @@
     │   └── ContractError        a contract reverted; one subclass for each of its errors
     ├── EngineError              the inference engine failed
     │   ├── EngineUnavailable    it could not be reached, or refused before its first token
-    │   └── EngineTimeout        it was silent for too long
+    │   ├── EngineTimeout        it was silent for too long
+    │   └── EngineRefused        it does not take the request as it stands
     ├── LedgerError              the ledger could not be written or read
     ├── ReceiptError             a receipt, signature or transcript that does not hold
     └── SessionError             the payer's side cannot go on
@@ -41,7 +42,7 @@ class WrongChain(ChainError):
 
 
 class RpcError(ChainError):
-    """The endpoint answered with a JSON-RPC error: its `code`, its `message`, and the `data` that came with it, if any."""
+    """The endpoint answered with an error: `code` and `message`, and `data` if some came along."""
 
     def __init__(self, endpoint: str, code: int, message: str, data: Any = None) -> None:
         self.code = code
@@ -60,6 +61,14 @@ class EngineUnavailable(EngineError):
 
 class EngineTimeout(EngineError):
     """The engine was silent for too long."""
+
+
+class EngineRefused(EngineError):
+    """The engine does not take the request as it stands; `detail` says why, in the engine's words."""
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        super().__init__(detail)
 
 
 class LedgerError(TallystickError):

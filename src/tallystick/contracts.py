@@ -1,0 +1,538 @@
+"""What is known of the contracts without asking a chain: their addresses, calls, events and errors.
+
+Knows no network and no key: chain.py asks and sends. `abi/` is generated from `contracts/`. Amounts are base
+units of the asset concerned (ETH's are wei); times are seconds of the chain's clock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from eth_abi.abi import decode, encode
+from eth_abi.exceptions import DecodingError
+from eth_typing import ABI, HexAddress, HexStr
+from eth_utils.abi import (
+    event_abi_to_log_topic,
+    filter_abi_by_type,
+    function_abi_to_4byte_selector,
+    get_abi_input_names,
+    get_abi_input_types,
+)
+from eth_utils.address import to_checksum_address
+from eth_utils.conversions import to_bytes, to_hex
+from eth_utils.crypto import keccak
+from web3 import AsyncWeb3
+from web3.contract import AsyncContract
+from web3.types import LogReceipt
+from web3.utils.address import get_create2_address
+
+from tallystick import errors
+from tallystick.errors import ConfigError, ContractError, Panicked, Reverted, UnknownRevert
+from tallystick.types import ETH, Address, Completion, JobId, Prices, Settlement, Terms, Totals
+
+# Addresses
+
+CREATE2_PROXY = Address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
+"""Arachnid's deterministic deployment proxy. Base has it; anvil has it from its first block on."""
+
+SALT = keccak(text="tallystick/1")
+"""Another salt would give other addresses, and leave the running jobs at the old ones."""
+
+DEVNET = 31337
+"""anvil's chain id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """What can be paid in: 10 ** `decimals` base units are one `symbol`."""
+
+    symbol: str
+    decimals: int
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What has to be known of a chain for its contracts' addresses to follow."""
+
+    name: str
+    treasury: Address
+    confirmations: int
+
+
+NETWORKS = {
+    # The treasury is account 3 of anvil's published mnemonic.
+    DEVNET: Network("devnet", Address("0x90F79bf6EB2c4f870365E785982E1f101E93b906"), confirmations=1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The contracts on one chain."""
+
+    chain_id: int
+    name: str
+    registry: Address
+    marketplace: Address
+    treasury: Address
+    confirmations: int
+    """How many blocks, the one that holds a fact included, make it one to rely on."""
+    assets: Mapping[Address, Asset]
+    """What host and payer may choose from."""
+    from_block: int
+    """None of the contracts' events is in an earlier block."""
+    init_codes: Mapping[Address, bytes] = field(repr=False)
+    """What creates the contract at each address, in the order in which to create them."""
+
+    @property
+    def depth(self) -> int:
+        """How far behind the latest block to read, so that what is read has its confirmations."""
+        return self.confirmations - 1
+
+    def asset(self, symbol: str) -> Address:
+        """The address of the asset called `symbol`, in any case. Raises ConfigError if there is none."""
+        for address, asset in self.assets.items():
+            if asset.symbol.lower() == symbol.lower():
+                return address
+        known = ", ".join(asset.symbol for asset in self.assets.values())
+        raise ConfigError(f"no asset {symbol!r} on {self.name}; it has {known}")
+
+
+class Artifact(NamedTuple):
+    """One contract as compiled."""
+
+    abi: ABI
+    bytecode: bytes
+
+
+@cache
+def artifact(name: str) -> Artifact:
+    """ABI and creation bytecode of `JobMarketplace`, `NodeRegistry` or `TestDollar`."""
+    raw = json.loads(files("tallystick").joinpath("abi", f"{name}.json").read_text())
+    return Artifact(raw["abi"], to_bytes(hexstr=raw["bytecode"]))
+
+
+@cache
+def deployment(chain_id: int) -> Deployment:
+    """The contracts on chain `chain_id`. Raises ConfigError for one that they are not on.
+
+    The addresses follow from the bytecode in this package (CREATE2), so code at one of them can only be this
+    version's, with this treasury.
+    """
+    network = NETWORKS.get(chain_id)
+    if network is None:
+        known = ", ".join(f"{id_} ({each.name})" for id_, each in NETWORKS.items())
+        raise ConfigError(f"no contracts are known on chain {chain_id}; they are on {known}")
+    registry_code = artifact("NodeRegistry").bytecode
+    registry = _address_of(registry_code)
+    parties = encode(["address", "address"], [registry, network.treasury])
+    marketplace_code = artifact("JobMarketplace").bytecode + parties
+    marketplace = _address_of(marketplace_code)
+    dollar_code = artifact("TestDollar").bytecode
+    dollar = _address_of(dollar_code)
+    return Deployment(
+        chain_id=chain_id,
+        name=network.name,
+        registry=registry,
+        marketplace=marketplace,
+        treasury=network.treasury,
+        confirmations=network.confirmations,
+        assets={ETH: Asset("ETH", 18), dollar: Asset("tUSD", 6)},
+        from_block=0,
+        init_codes={registry: registry_code, marketplace: marketplace_code, dollar: dollar_code},
+    )
+
+
+def _address_of(init_code: bytes) -> Address:
+    proxy = HexAddress(HexStr(CREATE2_PROXY))
+    return Address(get_create2_address(proxy, to_hex(SALT), to_hex(init_code)))
+
+
+# Calls
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a transaction is to do. `value` is in wei."""
+
+    to: Address
+    data: bytes
+    value: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One row of `submitCheckpoints`. `complete`: close the job once the row is paid."""
+
+    job_id: JobId
+    tokens: int
+    proof: bytes
+    complete: bool = False
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logged:
+    """Where an event is: the hash of its transaction, the number of its block."""
+
+    tx: str
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Created(Logged):
+    """A job was opened."""
+
+    job_id: JobId
+    payer: Address
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class ToppedUp(Logged):
+    """`amount` was added to a deposit, which is now `deposit`."""
+
+    job_id: JobId
+    amount: int
+    deposit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequested(Logged):
+    """Payer or signer asked to complete a job; from `closes_at` on anybody may reclaim its rest."""
+
+    job_id: JobId
+    by: Address
+    closes_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped(Logged):
+    """A row of a batch was left out, for the `error` that it would have reverted with by itself."""
+
+    job_id: JobId
+    error: ContractError
+
+
+@dataclass(frozen=True, slots=True)
+class RefundCredited(Logged):
+    """A refund could not be sent, and is kept for the payer to withdraw."""
+
+    job_id: JobId
+    payer: Address
+    asset: Address
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn(Logged):
+    """`owner` was paid out: refunds kept for it as a payer, and what it earned as a host."""
+
+    owner: Address
+    asset: Address
+    to: Address
+    refunds: int
+    earnings: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreasuryWithdrawn(Logged):
+    """The treasury was paid out."""
+
+    asset: Address
+    to: Address
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registered(Logged):
+    """`host` offers its service."""
+
+    host: Address
+    metadata: str
+
+
+@dataclass(frozen=True, slots=True)
+class Updated(Logged):
+    """`host` describes itself anew."""
+
+    host: Address
+    metadata: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unregistered(Logged):
+    """`host` takes no new jobs."""
+
+    host: Address
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutChanged(Logged):
+    """The earnings of `host` go to `payout` from now on."""
+
+    host: Address
+    payout: Address
+
+
+Event = Settlement | Completion | Logged
+"""Anything that the contracts log."""
+
+# By the event's name: its class, from the event's arguments, transaction and block.
+EVENTS: dict[str, Callable[[Mapping[str, Any], str, int], Event]] = {
+    "CheckpointSettled": lambda a, tx, block: Settlement(
+        a["jobId"], _totals(a), a["hostAmount"], a["fee"], a["transcript"], tx, block
+    ),
+    "SessionCompleted": lambda a, tx, block: Completion(
+        a["jobId"], a["owed"], a["fee"], a["refund"], tx, block
+    ),
+    "JobCreated": lambda a, tx, block: Created(
+        a["jobId"], a["payer"], _terms_in(a["terms"]), tx=tx, block=block
+    ),
+    "JobToppedUp": lambda a, tx, block: ToppedUp(a["jobId"], a["amount"], a["deposit"], tx=tx, block=block),
+    "CompletionRequested": lambda a, tx, block: CompletionRequested(
+        a["jobId"], a["by"], a["closesAt"], tx=tx, block=block
+    ),
+    "CheckpointSkipped": lambda a, tx, block: Skipped(
+        a["jobId"], decode_revert(a["reason"]), tx=tx, block=block
+    ),
+    "RefundCredited": lambda a, tx, block: RefundCredited(
+        a["jobId"], a["payer"], a["asset"], a["amount"], tx=tx, block=block
+    ),
+    "Withdrawn": lambda a, tx, block: Withdrawn(
+        a["owner"], a["asset"], a["to"], a["refunds"], a["earnings"], tx=tx, block=block
+    ),
+    "TreasuryWithdrawn": lambda a, tx, block: TreasuryWithdrawn(
+        a["asset"], a["to"], a["amount"], tx=tx, block=block
+    ),
+    "NodeRegistered": lambda a, tx, block: Registered(a["host"], a["metadata"], tx=tx, block=block),
+    "NodeUpdated": lambda a, tx, block: Updated(a["host"], a["metadata"], tx=tx, block=block),
+    "NodeUnregistered": lambda a, tx, block: Unregistered(a["host"], tx=tx, block=block),
+    "PayoutChanged": lambda a, tx, block: PayoutChanged(a["host"], a["payout"], tx=tx, block=block),
+}
+
+
+@cache
+def topic(event: str) -> bytes:
+    """The first topic of the logs of JobMarketplace's or NodeRegistry's event of that name."""
+    abi = [*artifact("JobMarketplace").abi, *artifact("NodeRegistry").abi]
+    return next(
+        event_abi_to_log_topic(each) for each in filter_abi_by_type("event", abi) if each["name"] == event
+    )
+
+
+def _totals(args: Mapping[str, Any]) -> Totals:
+    return Totals(args["promptTokens"], args["tokens"])
+
+
+def _terms_in(terms: Mapping[str, Any]) -> Terms:
+    return Terms(
+        host=terms["host"],
+        asset=terms["asset"],
+        deposit=terms["deposit"],
+        prices=Prices(terms["pricePerMillion"], terms["promptPricePerMillion"]),
+        signer=terms["signer"],
+        max_tokens_per_second=terms["maxTokensPerSecond"],
+        claim_window=terms["claimWindow"],
+        expires_at=terms["expiresAt"],
+        checkpoint_interval=terms["checkpointInterval"],
+        model_id=terms["modelId"],
+    )
+
+
+def _terms_out(terms: Terms) -> tuple[Any, ...]:
+    return (
+        terms.host,
+        terms.asset,
+        terms.deposit,
+        terms.prices.per_million,
+        terms.prices.prompt_per_million,
+        terms.signer,
+        terms.max_tokens_per_second,
+        terms.claim_window,
+        terms.expires_at,
+        terms.checkpoint_interval,
+        terms.model_id,
+    )
+
+
+# Errors
+
+
+class _Error(NamedTuple):
+    kind: type[ContractError]
+    names: list[str]
+    types: list[str]
+
+
+@cache
+def _errors() -> dict[bytes, _Error]:
+    """By selector: every error of the contracts, and the two that Solidity itself has."""
+    found = {
+        function_abi_to_4byte_selector(each): _Error(
+            getattr(errors, each["name"]),
+            [str(name) for name in get_abi_input_names(each)],
+            get_abi_input_types(each),
+        )
+        for name in ("JobMarketplace", "NodeRegistry", "TestDollar")
+        for each in filter_abi_by_type("error", artifact(name).abi)
+    }
+    found[keccak(text="Error(string)")[:4]] = _Error(Reverted, ["reason"], ["string"])
+    found[keccak(text="Panic(uint256)")[:4]] = _Error(Panicked, ["code"], ["uint256"])
+    return found
+
+
+def decode_revert(data: bytes) -> ContractError:
+    """The error that a contract reverted with: an instance of its class, with its values by the ABI's names.
+
+    UnknownRevert for data that none of the errors explains.
+    """
+    error = _errors().get(bytes(data[:4]))
+    if error is None:
+        return UnknownRevert("UnknownRevert", {"data": to_hex(data)})
+    try:
+        values = decode(error.types, data[4:])
+    except DecodingError:
+        return UnknownRevert("UnknownRevert", {"data": to_hex(data)})
+    told = (
+        to_checksum_address(value) if type_ == "address" else value
+        for type_, value in zip(error.types, values, strict=True)
+    )
+    return error.kind(error.kind.__name__, dict(zip(error.names, told, strict=True)))
+
+
+class Contracts:
+    """The calls and events of one deployment, encoded and decoded by web3's codec. Asks nothing."""
+
+    def __init__(self, deployment: Deployment, w3: AsyncWeb3[Any]) -> None:
+        self.deployment = deployment
+        # web3 takes milliseconds to make a contract object, and as long for each event's: made once.
+        self._marketplace = _contract(w3, deployment.marketplace, "JobMarketplace")
+        self._registry = _contract(w3, deployment.registry, "NodeRegistry")
+        self._tokens: dict[Address, AsyncContract] = {}
+        self._readers = {**_readers(self._marketplace), **_readers(self._registry)}
+        self._w3 = w3
+
+    # Jobs
+
+    def create_job(self, terms: Terms) -> Call:
+        """Opens a job; an ERC-20 deposit has to be approved first."""
+        value = terms.deposit if terms.asset == ETH else 0
+        return _call(self._marketplace, "createJob", _terms_out(terms), value=value)
+
+    def top_up(self, job_id: JobId, amount: int, asset: Address) -> Call:
+        """Adds `amount` to the deposit of a job in `asset`; an ERC-20 has to be approved first."""
+        return _call(self._marketplace, "topUp", job_id, amount, value=amount if asset == ETH else 0)
+
+    def approve(self, asset: Address, amount: int) -> Call:
+        """Lets the marketplace take `amount` of the sender's ERC-20 `asset`."""
+        return _call(self._token(asset), "approve", self.deployment.marketplace, amount)
+
+    def submit_checkpoint(self, job_id: JobId, tokens: int, proof: bytes) -> Call:
+        """Claims new totals; `proof` as of protocol §3."""
+        return _call(self._marketplace, "submitCheckpoint", job_id, tokens, proof)
+
+    def submit_checkpoints(self, claims: Iterable[Claim]) -> Call:
+        """Claims new totals for many jobs, and completes those marked so."""
+        rows = [(claim.job_id, claim.tokens, claim.complete, claim.proof) for claim in claims]
+        return _call(self._marketplace, "submitCheckpoints", rows)
+
+    def complete_session(self, job_id: JobId) -> Call:
+        """By the host: closes the job. By payer or signer: asks the host to."""
+        return _call(self._marketplace, "completeSession", job_id)
+
+    def reclaim(self, job_id: JobId) -> Call:
+        """Closes a job whose time is over, by anybody."""
+        return _call(self._marketplace, "reclaim", job_id)
+
+    # Balances
+
+    def withdraw(self, asset: Address, to: Address) -> Call:
+        """Pays the sender's balance to `to`."""
+        return _call(self._marketplace, "withdraw", asset, to)
+
+    def withdraw_for(self, owner: Address, asset: Address) -> Call:
+        """Pays the balance of `owner` to where it belongs, by anybody."""
+        return _call(self._marketplace, "withdrawFor", owner, asset)
+
+    def withdraw_treasury(self, asset: Address, to: Address) -> Call:
+        """Pays the treasury's balance to `to`; only by the treasury."""
+        return _call(self._marketplace, "withdrawTreasury", asset, to)
+
+    def mint(self, asset: Address, to: Address, amount: int) -> Call:
+        """Makes test dollars. Only a TestDollar lets anybody do so."""
+        return _call(self._token(asset), "mint", to, amount)
+
+    # The registry
+
+    def register(self, host: Address, metadata: str) -> Call:
+        """Registers the sender, which `host` has to be."""
+        return _call(self._registry, "registerNode", host, metadata)
+
+    def update(self, metadata: str) -> Call:
+        """Replaces the sender's metadata."""
+        return _call(self._registry, "updateNode", metadata)
+
+    def unregister(self) -> Call:
+        """Takes the sender off the registry."""
+        return _call(self._registry, "unregisterNode")
+
+    def set_payout(self, host: Address, to: Address) -> Call:
+        """Sends the earnings of `host` to `to` from now on; only by the present payout address."""
+        return _call(self._registry, "setPayout", host, to)
+
+    # Events
+
+    def read_events(self, logs: Iterable[LogReceipt]) -> list[Event]:
+        """The events of the two contracts among `logs`, in order. What other contracts log is left out."""
+        found = []
+        for log in logs:
+            read = (
+                self._readers.get((Address(log["address"]), bytes(log["topics"][0])))
+                if log["topics"]
+                else None
+            )
+            if read is not None:
+                found.append(read(log))
+        return found
+
+    def _token(self, asset: Address) -> AsyncContract:
+        """An ERC-20, of which TestDollar's ABI tells all that is asked here."""
+        if asset not in self._tokens:
+            self._tokens[asset] = _contract(self._w3, asset, "TestDollar")
+        return self._tokens[asset]
+
+
+def _contract(w3: AsyncWeb3[Any], address: Address, name: str) -> AsyncContract:
+    return w3.eth.contract(address=to_checksum_address(address), abi=artifact(name).abi, decode_tuples=True)
+
+
+def _call(contract: AsyncContract, function: str, *args: Any, value: int = 0) -> Call:
+    data = contract.encode_abi(function, args=list(args))
+    return Call(Address(contract.address), to_bytes(hexstr=data), value)
+
+
+def _readers(contract: AsyncContract) -> dict[tuple[Address, bytes], Callable[[LogReceipt], Event]]:
+    """By address and first topic: what makes an event of a log."""
+    return {
+        (Address(contract.address), event_abi_to_log_topic(each)): _reader(contract, each["name"])
+        for each in filter_abi_by_type("event", contract.abi)
+        if each["name"] in EVENTS
+    }
+
+
+def _reader(contract: AsyncContract, name: str) -> Callable[[LogReceipt], Event]:
+    event = contract.events[name]()
+    make = EVENTS[name]
+
+    def read(log: LogReceipt) -> Event:
+        args = event.process_log(log)["args"]
+        return make(args, to_hex(log["transactionHash"]), log["blockNumber"])
+
+    return read
