@@ -117,9 +117,7 @@ class Delivery:
         """One chunk: the running counts with it, and its text. ReceiptError if a count goes down."""
         totals = Totals(prompt_tokens, tokens)
         if not totals.covers(self.totals):
-            raise ReceiptError(
-                f"the count of request {self.request} went from {self.totals} down to {totals}"
-            )
+            raise ReceiptError(f"request {self.request} is counted down from {self.totals} to {totals}")
         self._ends.append(_End(totals, text.encode()))
 
     def position(self) -> Position:
@@ -143,9 +141,7 @@ class Delivery:
         """Forgets the text before `position`, which is acknowledged. ReceiptError if it does not match."""
         end = self._find(position) if position.request == self.request else None
         if end is None:
-            raise ReceiptError(
-                f"no chunk of request {self.request} ended at {position.totals} with that text"
-            )
+            raise ReceiptError(f"request {self.request} has no such position at {position.totals}")
         for passed in self._ends[:end]:
             self._hash.update(passed.text)
         self._settled = position.totals
