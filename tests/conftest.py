@@ -19,7 +19,7 @@ async def anvil() -> AsyncIterator[Devnet]:
 
 @pytest_asyncio.fixture
 async def devnet(anvil: Devnet) -> AsyncIterator[Devnet]:
-    """A devnet with nothing on it but the contracts and the payer's test dollars; mining with each transaction."""
+    """A devnet with nothing on it but the contracts and test dollars; each transaction makes a block."""
     snapshot = await anvil.snapshot()
     yield anvil
     await anvil.set_automine(True)

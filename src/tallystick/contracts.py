@@ -25,7 +25,6 @@ from eth_utils.abi import (
 )
 from eth_utils.address import to_checksum_address
 from eth_utils.conversions import to_bytes, to_hex
-from eth_utils.crypto import keccak
 from web3 import AsyncWeb3
 from web3.contract import AsyncContract
 from web3.types import LogReceipt
@@ -33,6 +32,7 @@ from web3.utils.address import get_create2_address
 
 from tallystick import errors
 from tallystick.errors import ConfigError, ContractError, Panicked, Reverted, UnknownRevert
+from tallystick.keccak import keccak
 from tallystick.types import ETH, Address, Completion, JobId, Prices, Settlement, Terms, Totals
 
 # Addresses
@@ -40,7 +40,7 @@ from tallystick.types import ETH, Address, Completion, JobId, Prices, Settlement
 CREATE2_PROXY = Address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
 """Arachnid's deterministic deployment proxy. Base has it; anvil has it from its first block on."""
 
-SALT = keccak(text="tallystick/1")
+SALT = keccak(b"tallystick/1")
 """Another salt would give other addresses, and leave the running jobs at the old ones."""
 
 DEVNET = 31337
@@ -383,8 +383,8 @@ def _errors() -> dict[bytes, _Error]:
         for name in ("JobMarketplace", "NodeRegistry", "TestDollar")
         for each in filter_abi_by_type("error", artifact(name).abi)
     }
-    found[keccak(text="Error(string)")[:4]] = _Error(Reverted, ["reason"], ["string"])
-    found[keccak(text="Panic(uint256)")[:4]] = _Error(Panicked, ["code"], ["uint256"])
+    found[keccak(b"Error(string)")[:4]] = _Error(Reverted, ["reason"], ["string"])
+    found[keccak(b"Panic(uint256)")[:4]] = _Error(Panicked, ["code"], ["uint256"])
     return found
 
 
