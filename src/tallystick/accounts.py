@@ -1,0 +1,330 @@
+"""The ledger's statements over jobs, their receipts and positions: one function, one thing that happened.
+
+Each runs on the connection that it is given, in the caller's transaction, and may be run again after a
+rollback. Totals only grow here, but for what a reorganised chain takes back. Knows no thread, chain or
+clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, Insert, Select, bindparam, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import RowMapping
+
+from tallystick.counter import Record
+from tallystick.errors import LedgerError, Refusal
+from tallystick.tables import (
+    Counts,
+    JobRow,
+    claims,
+    counts_in,
+    identity,
+    job_out,
+    job_row,
+    jobs,
+    positions,
+    receipt_in,
+    receipt_out,
+    receipts,
+    totals_in,
+    totals_out,
+)
+from tallystick.types import Completion, Job, JobId, Receipt, RequestId, Settlement, Standing, Totals
+
+EXPIRY_MARGIN = 60
+"""Seconds before a job expires from when on all that is claimable is due."""
+
+NOTHING = Totals()
+
+
+@dataclass(frozen=True, slots=True)
+class DueRow:
+    """A claim to be carried to the chain. `receipt` supports it; an attested or an equal claim needs none."""
+
+    row: JobRow
+    totals: Totals
+    receipt: Receipt | None
+    complete: bool
+    """Close the job with it."""
+
+
+def due_row(row: JobRow, now: int) -> DueRow | None:
+    """What is to be settled of a job at the chain's time `now`; None if nothing is."""
+    if row.closed:
+        return None
+    closing = row.ending or row.job.asked_at > 0 or row.job.expires_at <= now
+    if closing or row.job.expires_at <= now + EXPIRY_MARGIN:
+        totals, receipt = row.claimable, row.receipted
+    else:
+        totals, receipt = row.due, row.due_receipt
+    if totals.against(row.settled) is Standing.AHEAD:
+        return DueRow(row, totals, receipt, closing)
+    return DueRow(row, row.settled, None, True) if closing else None
+
+
+def bind(connection: Connection, name: str) -> None:
+    """The chain and contracts that the ledger is for; LedgerError if it is for others."""
+    known = connection.execute(select(identity.c.identity)).scalar()
+    if known is None:
+        connection.execute(insert(identity), {"identity": name})
+    elif known != name:
+        raise LedgerError(f"the ledger belongs to {known}, not to {name}; use another data directory")
+
+
+# Statements: built once, as that takes longer than running them
+
+_receipt = receipts.alias("receipt")
+_due_receipt = receipts.alias("due_receipt")
+_RECEIPT_COLUMNS = [column.name for column in receipts.c]
+
+_JOBS = (
+    select(
+        jobs,
+        *(_receipt.c[name].label(f"receipt__{name}") for name in _RECEIPT_COLUMNS),
+        *(_due_receipt.c[name].label(f"due_receipt__{name}") for name in _RECEIPT_COLUMNS),
+    )
+    .outerjoin(_receipt, _receipt.c.id == jobs.c.receipt_id)
+    .outerjoin(_due_receipt, _due_receipt.c.id == jobs.c.due_receipt_id)
+    .order_by(jobs.c.job_id)
+)
+_JOB = _JOBS.where(jobs.c.job_id == bindparam("of"))
+_OPEN_JOBS = _JOBS.where(jobs.c.closed.is_(False))
+_DUE_JOBS = _OPEN_JOBS.where(
+    or_(
+        jobs.c.due_tokens > jobs.c.settled_tokens,
+        jobs.c.due_prompt_tokens > jobs.c.settled_prompt_tokens,
+        jobs.c.ending,
+        jobs.c.asked_at > 0,
+        jobs.c.expires_at <= bindparam("before"),
+    ),
+    jobs.c.job_id.not_in(select(claims.c.job_id).where(claims.c.active)),
+)
+_TOTALS = select(
+    *(
+        jobs.c[f"{name}_{column}"]
+        for name in ("gross", "written_off", "acknowledged", "receipted", "due", "settled", "confirmed")
+        for column in ("prompt_tokens", "tokens")
+    ),
+    jobs.c.max_tokens_per_second,
+    jobs.c.epoch,
+    jobs.c.closed,
+).where(jobs.c.job_id == bindparam("of"))
+_UPDATE = update(jobs).where(jobs.c.job_id == bindparam("of"))
+_REOPEN = _UPDATE.where(jobs.c.closed_by == bindparam("by")).values(closed=False, closed_by=None)
+_SERVED_BY = select(jobs.c.job_id).where(jobs.c.signer == bindparam("by"))
+_POSITIONS = select(positions).where(positions.c.job_id == bindparam("of"))
+_RECEIPTS = select(receipts).where(receipts.c.job_id == bindparam("of")).order_by(receipts.c.id)
+_ADD_RECEIPT = insert(receipts).returning(receipts.c.id)
+
+
+@cache
+def _put_position(dialect: str) -> Insert:
+    """An insert that replaces: the one statement that each database writes in its own way."""
+    new: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = new(positions)
+    moved = {name: statement.excluded[name] for name in ("prompt_tokens", "tokens")}
+    replacing: Insert = statement.on_conflict_do_update(index_elements=["job_id", "request"], set_=moved)
+    return replacing
+
+
+# Reading
+
+
+def _rows(connection: Connection, query: Select[Any], **values: Any) -> list[JobRow]:
+    found = connection.execute(query, values).mappings()
+    return [job_row(row, _receipt_of(row, "receipt"), _receipt_of(row, "due_receipt")) for row in found]
+
+
+def _receipt_of(row: RowMapping, prefix: str) -> Receipt | None:
+    if row[f"{prefix}__id"] is None:
+        return None
+    return receipt_in({name: row[f"{prefix}__{name}"] for name in _RECEIPT_COLUMNS})
+
+
+def find(connection: Connection, job_id: JobId) -> JobRow | None:
+    """A job, or None."""
+    found = _rows(connection, _JOB, of=job_id)
+    return found[0] if found else None
+
+
+def open_jobs(connection: Connection) -> list[JobRow]:
+    """Every job that is not closed."""
+    return _rows(connection, _OPEN_JOBS)
+
+
+def due(connection: Connection, now: int) -> list[DueRow]:
+    """What is to be settled at the chain's time `now`, of all jobs that are not in flight."""
+    found = (due_row(row, now) for row in _rows(connection, _DUE_JOBS, before=now + EXPIRY_MARGIN))
+    return [row for row in found if row is not None]
+
+
+def acknowledged_positions(connection: Connection, job_id: JobId) -> dict[RequestId, Totals]:
+    """How far every request of a job is acknowledged."""
+    found = connection.execute(_POSITIONS, {"of": job_id}).mappings()
+    return {RequestId(row["request"]): Totals(row["prompt_tokens"], row["tokens"]) for row in found}
+
+
+def stored_receipts(connection: Connection, job_id: JobId) -> list[Receipt]:
+    """Every receipt of a job, oldest first."""
+    return [receipt_in(row) for row in connection.execute(_RECEIPTS, {"of": job_id}).mappings()]
+
+
+def _totals(connection: Connection, job_id: JobId) -> RowMapping:
+    row = connection.execute(_TOTALS, {"of": job_id}).mappings().first()
+    if row is None:
+        raise LedgerError(f"job {job_id} is not in the ledger")
+    return row
+
+
+def _set(connection: Connection, job_id: JobId, /, **columns: Any) -> None:
+    connection.execute(_UPDATE, {"of": job_id, **columns})
+
+
+# Counting
+
+
+def adopt(connection: Connection, job: Job) -> JobRow:
+    """A job as the chain tells it: its row is made, or brought up to date."""
+    row = find(connection, job.id)
+    if row is None:
+        _insert_job(connection, job)
+    elif (row.job.signer, row.job.payer, row.job.created_at) != (job.signer, job.payer, job.created_at):
+        raise LedgerError(f"job {job.id} in the ledger is another one than job {job.id} on the chain")
+    else:
+        columns = job_out(job) | totals_out("settled", row.settled.higher(job.settled))
+        # Read N blocks deep, a request to complete may not be there yet that the latest block has shown.
+        columns["asked_at"] = job.asked_at or row.job.asked_at
+        _set(connection, job.id, **columns)
+    [adopted] = _rows(connection, _JOB, of=job.id)
+    return adopted
+
+
+def _insert_job(connection: Connection, job: Job) -> None:
+    other = connection.execute(_SERVED_BY, {"by": job.signer}).scalar()
+    if other is not None:
+        raise Refusal("signer_reused", f"the signer {job.signer} has served job {other}")
+    settled_before = totals_out("gross", job.settled) | totals_out("settled", job.settled)
+    connection.execute(insert(jobs), job_out(job) | settled_before)
+
+
+def store_receipt(
+    connection: Connection, receipt: Receipt, acknowledged: Totals, gross: Totals, due: bool
+) -> None:
+    """A receipt that is ahead of the stored one; `due`: what it lets the host claim is to be settled."""
+    row = _totals(connection, receipt.job_id)
+    before = counts_in(row)
+    if receipt.totals.against(before.receipted) is not Standing.AHEAD:
+        raise LedgerError(f"a receipt over {receipt.totals} does not come after one over {before.receipted}")
+    after = replace(
+        before,
+        gross=before.gross.higher(gross),
+        acknowledged=before.acknowledged.higher(acknowledged),
+        receipted=receipt.totals,
+    )
+    receipt_id = connection.execute(_ADD_RECEIPT, receipt_out(receipt)).scalar_one()
+    _put_positions(connection, receipt)
+    claim = _due_out(after, row, receipt_id) if due else {}
+    _set(connection, receipt.job_id, receipt_id=receipt_id, **_counts_out(after), **claim)
+
+
+def _counts_out(counts: Counts) -> dict[str, int]:
+    return (
+        totals_out("gross", counts.gross)
+        | totals_out("acknowledged", counts.acknowledged)
+        | totals_out("receipted", counts.receipted)
+    )
+
+
+def _due_out(counts: Counts, row: RowMapping, receipt_id: int | None) -> dict[str, Any]:
+    claim = counts.claimable.higher(totals_in(row, "due"))
+    return {"due_receipt_id": receipt_id, **totals_out("due", claim)}
+
+
+def _put_positions(connection: Connection, receipt: Receipt) -> None:
+    moved = [
+        {"job_id": receipt.job_id, "request": p.request, "prompt_tokens": p.prompt_tokens, "tokens": p.tokens}
+        for p in receipt.positions
+    ]
+    if moved:
+        connection.execute(_put_position(connection.dialect.name), moved)
+
+
+def checkpoint(connection: Connection, job_id: JobId, gross: Totals, due: bool) -> None:
+    """The gross count so far; `due`: all that is claimable is to be settled."""
+    row = _totals(connection, job_id)
+    before = counts_in(row)
+    after = replace(before, gross=before.gross.higher(gross))
+    claim = _due_out(after, row, None) if due else {}
+    _set(connection, job_id, **_counts_out(after), **claim)
+
+
+def write_off(connection: Connection, job_id: JobId, written_off: Totals) -> None:
+    """The total that is written off now."""
+    _totals(connection, job_id)
+    _set(connection, job_id, **totals_out("written_off", written_off))
+
+
+def end(connection: Connection, job_id: JobId, gross: Totals | None) -> None:
+    """The session is over."""
+    checkpoint(connection, job_id, gross or NOTHING, due=False)
+    _set(connection, job_id, ending=True)
+
+
+def recover(connection: Connection, records: Iterable[Record]) -> list[JobId]:
+    """What slots held when the process began. Returns the jobs whose slots count for nothing."""
+    void = []
+    for record in records:
+        row = connection.execute(_TOTALS, {"of": record.job_id}).mappings().first()
+        if row is None or row["closed"] or row["epoch"] != record.epoch:
+            void.append(record.job_id)
+        else:
+            checkpoint(connection, record.job_id, record.totals, due=False)
+    return void
+
+
+# What the chain says
+
+
+def settled(connection: Connection, job_id: JobId, totals: Totals) -> None:
+    """Totals seen settled in the latest block."""
+    row = _totals(connection, job_id)
+    _set(connection, job_id, **totals_out("settled", totals_in(row, "settled").higher(totals)))
+
+
+def witnessed(connection: Connection, settlement: Settlement) -> bool:
+    """A settlement seen N blocks deep. True if it is ahead of what was confirmed."""
+    row = _totals(connection, settlement.job_id)
+    was_settled, was_confirmed = totals_in(row, "settled"), totals_in(row, "confirmed")
+    totals = settlement.totals
+    recount(connection, settlement.job_id, was_settled.higher(totals), was_confirmed.higher(totals))
+    return not was_confirmed.covers(totals)
+
+
+def unsettled(connection: Connection, job_id: JobId, totals: Totals) -> None:
+    """No more than these totals are settled."""
+    row = _totals(connection, job_id)
+    was_settled, was_confirmed = totals_in(row, "settled"), totals_in(row, "confirmed")
+    recount(connection, job_id, was_settled.lower(totals), was_confirmed.lower(totals))
+
+
+def recount(connection: Connection, job_id: JobId, to_settled: Totals, to_confirmed: Totals) -> None:
+    """What is settled and what is confirmed."""
+    _set(connection, job_id, **totals_out("settled", to_settled), **totals_out("confirmed", to_confirmed))
+
+
+def closed(connection: Connection, completion: Completion) -> bool:
+    """A completion seen N blocks deep. True if the job was not known to be closed."""
+    row = _totals(connection, completion.job_id)
+    if not row["closed"]:
+        _set(connection, completion.job_id, closed=True, closed_by=completion.tx)
+    return not row["closed"]
+
+
+def reopened(connection: Connection, job_id: JobId, tx: str | None) -> None:
+    """The transaction that closed a job is gone; nothing happens if another one did."""
+    connection.execute(_REOPEN, {"of": job_id, "by": tx})

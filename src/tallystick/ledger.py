@@ -1,0 +1,302 @@
+"""The host's rows that survive kill -9: jobs with their receipts, and the transactions that settle them.
+
+Every change is on disk, flushed, when the call that makes it returns (law 7). What is to be settled follows
+from the rows alone (law 8). The statements are in accounts.py and outbox.py, the tables in tables.py.
+
+SQLite in WAL mode: one thread writes, with group commit, another one reads, and the event loop waits for
+neither. One process at a time: a lock file beside the database keeps others out. Knows no chain and no
+clock; what they say comes in as arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from tallystick import accounts, outbox
+from tallystick.accounts import DueRow
+from tallystick.counter import Record
+from tallystick.errors import LedgerError
+from tallystick.tables import Attempt, Draft, JobRow, State, Transaction
+from tallystick.types import Address, Completion, Job, JobId, Receipt, RequestId, Settlement, Totals
+from tallystick.writer import Writer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DATABASE = "ledger.db"
+LOCK = "ledger.lock"
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Ledger:
+    """The rows, for one process. `open` before use, `close` after, or `async with`.
+
+    Every method may raise LedgerError: the disk is full or fails, or the job or transaction is not there.
+    """
+
+    def __init__(self, data_dir: Path, url: str | None = None) -> None:
+        """`url` as SQLAlchemy writes it; by default an SQLite file in `data_dir`, where the lock is too."""
+        self.data_dir = data_dir
+        self.url = url or f"sqlite:///{data_dir / DATABASE}"
+        self._lock: int | None = None
+        self._engines: list[Engine] = []
+        self._writer: Writer | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="tallystick-reader")
+
+    async def __aenter__(self) -> Ledger:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Locks the directory, brings the tables up to date and starts writing."""
+        try:
+            await asyncio.to_thread(self._open)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Writes what is queued and lets the ledger go. Harmless when repeated."""
+        await asyncio.to_thread(self._close)
+
+    def _open(self) -> None:
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = _locked(self.data_dir / LOCK)
+            writing, reading = self._engines = [
+                _engine(self.url, "BEGIN IMMEDIATE"),
+                _engine(self.url, "BEGIN"),
+            ]
+            with writing.begin() as connection:
+                _migrate(connection)
+        except (OSError, SQLAlchemyError) as error:
+            raise LedgerError(f"the ledger in {self.data_dir} cannot be opened: {error}") from error
+        self._reading = reading
+        self._writer = Writer(writing)
+        self._writer.start()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._reader.shutdown()
+        for engine in self._engines:
+            engine.dispose()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def _write(
+        self, statement: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        if self._writer is None:
+            raise LedgerError("the ledger is not open")
+        return await self._writer.submit(lambda connection: statement(connection, *args, **kwargs))
+
+    async def _read(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        if self._writer is None or not self._writer.is_open:
+            raise LedgerError("the ledger is not open")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reader, partial(self._query, query, *args, **kwargs))
+
+    def _query(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            with self._reading.connect() as connection:
+                return query(connection, *args, **kwargs)
+        except SQLAlchemyError as error:
+            raise LedgerError(f"the ledger could not be read: {error}") from error
+
+    async def bind(self, identity: str) -> None:
+        """Ties the ledger to a chain and its contracts: job ids mean nothing on another one.
+
+        The first call decides; LedgerError if that was with another identity. At most 200 characters.
+        """
+        await self._write(accounts.bind, identity)
+
+    # Jobs
+
+    async def adopt(self, job: Job) -> JobRow:
+        """The row of a job, made or brought up to what the chain says now.
+
+        Refusal `signer_reused` if its signer has served another job. What a job has settled on the chain
+        counts as counted: a host that lost its ledger claims nothing twice.
+        """
+        return await self._write(accounts.adopt, job)
+
+    async def job(self, job_id: JobId) -> JobRow | None:
+        """The row of a job, or None."""
+        return await self._read(accounts.find, job_id)
+
+    async def open_jobs(self) -> list[JobRow]:
+        """Every job that is not closed."""
+        return await self._read(accounts.open_jobs)
+
+    async def due(self, now: int) -> list[DueRow]:
+        """What is to be settled at the chain's time `now`, of all jobs that are not in flight."""
+        return await self._read(accounts.due, now)
+
+    async def positions(self, job_id: JobId) -> dict[RequestId, Totals]:
+        """How far every request of a job is acknowledged."""
+        return await self._read(accounts.acknowledged_positions, job_id)
+
+    async def receipts(self, job_id: JobId) -> list[Receipt]:
+        """Every receipt of a job, oldest first: the evidence."""
+        return await self._read(accounts.stored_receipts, job_id)
+
+    # Counts
+
+    async def store_receipt(
+        self, receipt: Receipt, *, acknowledged: Totals, gross: Totals, due: bool
+    ) -> None:
+        """A receipt ahead of the stored one, what all positions so far add up to, and the slot's gross count.
+
+        `due`: it is the first at or past a whole interval, so what it lets the host claim is to be settled.
+        LedgerError for a receipt that is not ahead.
+        """
+        await self._write(accounts.store_receipt, receipt, acknowledged, gross, due)
+
+    async def checkpoint(self, job_id: JobId, gross: Totals, *, due: bool = False) -> None:
+        """The slot's gross count. `due`: settle all that is claimable (an attested job's whole interval)."""
+        await self._write(accounts.checkpoint, job_id, gross, due)
+
+    async def write_off(self, job_id: JobId, written_off: Totals) -> None:
+        """The total that is written off now."""
+        await self._write(accounts.write_off, job_id, written_off)
+
+    async def end(self, job_id: JobId, gross: Totals | None = None) -> None:
+        """The session is over: all that is claimable is to be settled, and the job completed."""
+        await self._write(accounts.end, job_id, gross)
+
+    async def recover(self, records: Iterable[Record]) -> list[JobId]:
+        """Takes over what a killed process had counted; a slot of another epoch is void.
+
+        Returns the jobs whose slots count for nothing: closed, unknown or of another epoch.
+        """
+        return await self._write(accounts.recover, list(records))
+
+    # What the chain says of a job, beside the host's own transactions
+
+    async def settled(self, job_id: JobId, totals: Totals) -> None:
+        """Totals seen settled in the latest block."""
+        await self._write(accounts.settled, job_id, totals)
+
+    async def witnessed(self, settlement: Settlement) -> bool:
+        """A settlement seen N blocks deep. True if it is ahead of what was confirmed."""
+        return await self._write(accounts.witnessed, settlement)
+
+    async def unsettled(self, job_id: JobId, totals: Totals) -> None:
+        """No more than these totals are settled: a reorganisation took the rest back."""
+        await self._write(accounts.unsettled, job_id, totals)
+
+    async def closed(self, completion: Completion) -> bool:
+        """A completion seen N blocks deep. True if the job was not known to be closed."""
+        return await self._write(accounts.closed, completion)
+
+    # Transactions
+
+    async def next_nonce(self, sender: Address) -> int:
+        """The nonce after the highest one that the ledger knows of; 0 if it knows none."""
+        return await self._read(outbox.next_nonce, sender)
+
+    async def save(self, draft: Draft, attempt: Attempt) -> Transaction:
+        """A signed transaction, before it is sent: from here on its nonce is used and its jobs in flight.
+
+        LedgerError if the nonce is used already, or one of its jobs is in flight.
+        """
+        return await self._write(outbox.save, draft, attempt)
+
+    async def add_attempt(self, transaction: Transaction, attempt: Attempt) -> Transaction:
+        """One more signed form of a transaction, before it is sent."""
+        return await self._write(outbox.add_attempt, transaction, attempt)
+
+    async def taken(self, transaction: Transaction, attempt: Attempt, at: float) -> Transaction:
+        """An endpoint took an attempt at `at`, in seconds since 1970; only the first time counts."""
+        return await self._write(outbox.taken, transaction, attempt, at)
+
+    async def in_flight(self, sender: Address) -> list[Transaction]:
+        """The transactions of a key that are not final, by nonce."""
+        return await self._read(outbox.in_flight, sender)
+
+    async def at_nonces(self, sender: Address, nonces: range) -> list[Transaction]:
+        """The transactions of a key with these nonces, final or not, by nonce."""
+        return await self._read(outbox.at_nonces, sender, nonces)
+
+    async def mined(
+        self, transaction: Transaction, tx: str, block: int, settlements: Sequence[Settlement] = ()
+    ) -> Transaction:
+        """One of its hashes has a receipt, which settled these."""
+        return await self._write(outbox.mined, transaction, tx, block, settlements)
+
+    async def finish(
+        self,
+        transaction: Transaction,
+        state: State,
+        tx: str | None = None,
+        block: int | None = None,
+        settlements: Sequence[Settlement] = (),
+        completions: Sequence[Completion] = (),
+    ) -> Transaction:
+        """It is final, with what its receipt says N blocks deep: its jobs are free for the next one."""
+        return await self._write(outbox.finish, transaction, state, tx, block, settlements, completions)
+
+    async def take_back(self, transaction: Transaction) -> Transaction:
+        """Its receipt is gone: it is in flight again, and what it did is undone."""
+        return await self._write(outbox.take_back, transaction)
+
+
+def _locked(path: Path) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(file, 20, 0).decode(errors="replace").strip() or "another one"
+        os.close(file)
+        raise LedgerError(f"process {holder} has the ledger in {path.parent} open; stop it first") from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    return file
+
+
+def _engine(url: str, begin: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    # Left alone, Python's sqlite3 begins transactions by itself, and not before DDL: `begin` does it instead.
+    connection.isolation_level = None
+    # fullfsync: macOS's fsync leaves data in the drive's cache.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _migrate(connection: Connection) -> None:
+    # Imported here: it takes longer than all the rest of opening.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise LedgerError(f"the ledger was written by another version of this program: {error}") from error

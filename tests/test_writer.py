@@ -1,0 +1,134 @@
+"""The writer: group commit in which nobody pays for another's failure."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, event, text
+
+from tallystick.errors import LedgerError
+from tallystick.writer import Writer
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = create_engine(f"sqlite:///{tmp_path}/database")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE numbers (number INTEGER PRIMARY KEY)"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def writer(engine: Engine) -> Iterator[Writer]:
+    writer = Writer(engine)
+    writer.start()
+    yield writer
+    writer.close()
+
+
+def put(connection: Connection, number: int) -> int:
+    connection.execute(text("INSERT INTO numbers VALUES (:number)"), {"number": number})
+    return number
+
+
+def putting(number: int) -> Callable[[Connection], int]:
+    return partial(put, number=number)
+
+
+def numbers(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.execute(text("SELECT number FROM numbers ORDER BY number")).scalars())
+
+
+class Gate:
+    """Holds the writer until the test has queued what is to be one group."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+
+    def __call__(self, _: Connection) -> None:
+        self.open.wait()
+
+
+async def queued(writer: Writer, *numbers: int) -> list[int | BaseException]:
+    """What became of inserts that were queued while the writer was held."""
+    gate = Gate()
+    held = asyncio.ensure_future(writer.submit(gate))
+    waiting = [asyncio.ensure_future(writer.submit(putting(n))) for n in numbers]
+    await asyncio.sleep(0)
+    gate.open.set()
+    await held
+    return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_what_is_queued_together_is_committed_together(engine: Engine, writer: Writer) -> None:
+    """One commit serves all that waited for it."""
+    commits = 0
+
+    @event.listens_for(engine, "commit")
+    def count(_: Connection) -> None:
+        nonlocal commits
+        commits += 1
+
+    assert await queued(writer, *range(100)) == list(range(100))
+    assert numbers(engine) == list(range(100))
+    assert commits <= 3  # what was held, perhaps the first one alone, and the rest
+
+
+async def test_one_failure_leaves_the_others_alone(engine: Engine, writer: Writer) -> None:
+    """An operation that fails undoes itself and nothing else of its group."""
+    one, two, again, three = await queued(writer, 1, 2, 2, 3)
+    assert (one, two, three) == (1, 2, 3)
+    assert isinstance(again, LedgerError)
+    assert "UNIQUE" in str(again)
+    assert numbers(engine) == [1, 2, 3]
+
+
+async def test_an_operations_own_exception_comes_back_as_it_is(engine: Engine, writer: Writer) -> None:
+    """What the operation did before it raised is undone."""
+
+    def refuse(connection: Connection) -> None:
+        put(connection, 1)
+        raise KeyError("its own")
+
+    with pytest.raises(KeyError, match="its own"):
+        await writer.submit(refuse)
+    assert numbers(engine) == []
+
+
+async def test_it_has_been_committed_when_the_caller_goes_on(engine: Engine, writer: Writer) -> None:
+    """Law 7: another connection sees it by then."""
+    for number in range(20):
+        await writer.submit(putting(number))
+        assert numbers(engine) == list(range(number + 1))
+
+
+async def test_who_has_stopped_waiting_is_left_out(engine: Engine, writer: Writer) -> None:
+    """A cancelled caller's operation does not run, if it had not begun."""
+    gate = Gate()
+    held = asyncio.ensure_future(writer.submit(gate))
+    given_up = asyncio.ensure_future(writer.submit(putting(1)))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.sleep(0)
+    gate.open.set()
+    await held
+    assert await writer.submit(putting(2)) == 2
+    assert numbers(engine) == [2]
+
+
+async def test_closing_writes_what_is_queued(engine: Engine, writer: Writer) -> None:
+    """Whoever was let in is answered; whoever comes later is told."""
+    waiting = [asyncio.ensure_future(writer.submit(putting(n))) for n in range(50)]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(writer.close)
+    assert await asyncio.gather(*waiting) == list(range(50))
+    with pytest.raises(LedgerError, match="closed"):
+        await writer.submit(putting(51))
+    assert numbers(engine) == list(range(50))
