@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Generic, Self, TypeVar, get_type_hints
 from urllib.parse import urlsplit
@@ -94,8 +95,13 @@ def _address(text: str) -> Address:
     return Address(address)
 
 
+def _entries(text: str) -> list[str]:
+    """What stands between commas or white space."""
+    return text.replace(",", " ").split()
+
+
 def _assets(text: str) -> tuple[AssetPrice, ...]:
-    assets = tuple(_asset_price(entry) for entry in re.split(r"[\s,]+", text.strip(", \t\n")))
+    assets = tuple(map(_asset_price, _entries(text)))
     if len({entry.asset for entry in assets}) < len(assets):
         raise ValueError("an asset is named twice")
     return assets
@@ -124,6 +130,10 @@ def _url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("it is not of the form http://… or https://…")
     return text.rstrip("/")
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    return tuple(str(ip_network(entry)) for entry in _entries(text))
 
 
 def _listen(text: str) -> tuple[str, int]:
@@ -210,6 +220,8 @@ class HostConfig:
     engine_api_key: Annotated[Secret[str] | None, Variable("ENGINE_API_KEY", _secret)] = None
     listen: Annotated[tuple[str, int], Variable("HOST_LISTEN", _listen)] = ("127.0.0.1", 8402)
     """Port 0: any free one."""
+    trusted_proxies: Annotated[tuple[str, ...], Variable("HOST_TRUSTED_PROXIES", _networks)] = ()
+    """Networks, like "10.0.0.7/32", whose `X-Forwarded-Proto` counts: a proxy there ends the TLS."""
     data_dir: Annotated[Path, Variable("HOST_DATA_DIR", _path)] = Path("~/.tally/host")
     """The ledger and the counters: what is owed is here."""
     price: Annotated[str, Variable("HOST_PRICE", _amount)] = "0.90"
@@ -240,11 +252,8 @@ class HostConfig:
     @property
     def host(self) -> Address | None:
         """Whose jobs are served: the key's address, or without a key `host_address`."""
-        return (
-            self.host_address
-            if self.host_private_key is None
-            else proof.address(self.host_private_key.reveal())
-        )
+        key = self.host_private_key
+        return self.host_address if key is None else proof.address(key.reveal())
 
     @property
     def mismatched(self) -> bool:
