@@ -17,11 +17,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from tallystick.accounts import EXPIRY_MARGIN
 from tallystick.counter import Record
 from tallystick.errors import LedgerError, Refusal
 from tallystick.fees import Fees
 from tallystick.ledger import DATABASE, Ledger
+from tallystick.rows import EXPIRY_MARGIN
 from tallystick.tables import Attempt, Carried, Draft, State, Transaction, metadata
 from tallystick.types import (
     ETH,
@@ -254,6 +254,8 @@ async def test_one_signer_serves_one_job(ledger: Ledger) -> None:
     with pytest.raises(Refusal) as refusal:
         await ledger.adopt(a_job(122, signer=a_job(121).signer))
     assert refusal.value.code == "signer_reused"
+    assert await ledger.job_of(a_job(121).signer) == 121
+    assert await ledger.job_of(PAYER) is None
     assert await ledger.open_jobs() == []
 
 
@@ -342,6 +344,7 @@ async def test_tokens_written_off_leave_the_count(ledger: Ledger) -> None:
     row = await ledger.job(JobId(121))
     assert row is not None
     assert row.counted == row.claimable == Totals(0, 90)
+    assert row.written_off == NOTHING
 
 
 async def test_a_slots_count_is_taken_over_after_a_kill(ledger: Ledger) -> None:

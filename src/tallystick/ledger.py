@@ -1,7 +1,7 @@
 """The host's rows that survive kill -9: jobs with their receipts, and the transactions that settle them.
 
 Every change is on disk, flushed, when the call that makes it returns (law 7). What is to be settled follows
-from the rows alone (law 8). The statements are in accounts.py and outbox.py, the tables in tables.py.
+from the rows alone (law 8). The statements are in rows.py and outbox.py, the tables in tables.py.
 
 SQLite in WAL mode: one thread writes, with group commit, another one reads, and the event loop waits for
 neither. One process at a time: a lock file beside the database keeps others out. Knows no chain and no
@@ -22,10 +22,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from tallystick import accounts, outbox
-from tallystick.accounts import DueRow
+from tallystick import outbox, rows
 from tallystick.counter import Record
 from tallystick.errors import LedgerError
+from tallystick.rows import DueRow
 from tallystick.tables import Attempt, Draft, JobRow, State, Transaction
 from tallystick.types import Address, Completion, Job, JobId, Receipt, RequestId, Settlement, Totals
 from tallystick.writer import Writer
@@ -126,7 +126,7 @@ class Ledger:
 
         The first call decides; LedgerError if that was with another identity. At most 200 characters.
         """
-        await self._write(accounts.bind, identity)
+        await self._write(rows.bind, identity)
 
     # Jobs
 
@@ -136,27 +136,31 @@ class Ledger:
         Refusal `signer_reused` if its signer has served another job. What a job has settled on the chain
         counts as counted: a host that lost its ledger claims nothing twice.
         """
-        return await self._write(accounts.adopt, job)
+        return await self._write(rows.adopt, job)
 
     async def job(self, job_id: JobId) -> JobRow | None:
         """The row of a job, or None."""
-        return await self._read(accounts.find, job_id)
+        return await self._read(rows.find, job_id)
+
+    async def job_of(self, signer: Address) -> JobId | None:
+        """The job that a signer serves here, or None."""
+        return await self._read(rows.served_by, signer)
 
     async def open_jobs(self) -> list[JobRow]:
         """Every job that is not closed."""
-        return await self._read(accounts.open_jobs)
+        return await self._read(rows.open_jobs)
 
     async def due(self, now: int) -> list[DueRow]:
         """What is to be settled at the chain's time `now`, of all jobs that are not in flight."""
-        return await self._read(accounts.due, now)
+        return await self._read(rows.due, now)
 
     async def positions(self, job_id: JobId) -> dict[RequestId, Totals]:
         """How far every request of a job is acknowledged."""
-        return await self._read(accounts.acknowledged_positions, job_id)
+        return await self._read(rows.acknowledged_positions, job_id)
 
     async def receipts(self, job_id: JobId) -> list[Receipt]:
         """Every receipt of a job, oldest first: the evidence."""
-        return await self._read(accounts.stored_receipts, job_id)
+        return await self._read(rows.stored_receipts, job_id)
 
     # Counts
 
@@ -168,44 +172,44 @@ class Ledger:
         `due`: it is the first at or past a whole interval, so what it lets the host claim is to be settled.
         LedgerError for a receipt that is not ahead.
         """
-        await self._write(accounts.store_receipt, receipt, acknowledged, gross, due)
+        await self._write(rows.store_receipt, receipt, acknowledged, gross, due)
 
     async def checkpoint(self, job_id: JobId, gross: Totals, *, due: bool = False) -> None:
         """The slot's gross count. `due`: settle all that is claimable (an attested job's whole interval)."""
-        await self._write(accounts.checkpoint, job_id, gross, due)
+        await self._write(rows.checkpoint, job_id, gross, due)
 
     async def write_off(self, job_id: JobId, written_off: Totals) -> None:
         """The total that is written off now."""
-        await self._write(accounts.write_off, job_id, written_off)
+        await self._write(rows.write_off, job_id, written_off)
 
     async def end(self, job_id: JobId, gross: Totals | None = None) -> None:
         """The session is over: all that is claimable is to be settled, and the job completed."""
-        await self._write(accounts.end, job_id, gross)
+        await self._write(rows.end, job_id, gross)
 
     async def recover(self, records: Iterable[Record]) -> list[JobId]:
         """Takes over what a killed process had counted; a slot of another epoch is void.
 
         Returns the jobs whose slots count for nothing: closed, unknown or of another epoch.
         """
-        return await self._write(accounts.recover, list(records))
+        return await self._write(rows.recover, list(records))
 
     # What the chain says of a job, beside the host's own transactions
 
     async def settled(self, job_id: JobId, totals: Totals) -> None:
         """Totals seen settled in the latest block."""
-        await self._write(accounts.settled, job_id, totals)
+        await self._write(rows.settled, job_id, totals)
 
     async def witnessed(self, settlement: Settlement) -> bool:
         """A settlement seen N blocks deep. True if it is ahead of what was confirmed."""
-        return await self._write(accounts.witnessed, settlement)
+        return await self._write(rows.witnessed, settlement)
 
     async def unsettled(self, job_id: JobId, totals: Totals) -> None:
         """No more than these totals are settled: a reorganisation took the rest back."""
-        await self._write(accounts.unsettled, job_id, totals)
+        await self._write(rows.unsettled, job_id, totals)
 
     async def closed(self, completion: Completion) -> bool:
         """A completion seen N blocks deep. True if the job was not known to be closed."""
-        return await self._write(accounts.closed, completion)
+        return await self._write(rows.closed, completion)
 
     # Transactions
 

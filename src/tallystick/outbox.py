@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
-from tallystick import accounts
+from tallystick import rows
 from tallystick.tables import (
     IN_FLIGHT,
     Attempt,
@@ -147,7 +147,7 @@ def mined(
     _mark(connection, transaction, active=True, paid=False)
     for settlement in settlements:
         _mark(connection, transaction, settlement.job_id, paid=True)
-        accounts.settled(connection, settlement.job_id, settlement.totals)
+        rows.settled(connection, settlement.job_id, settlement.totals)
     return _one(connection, transaction.id)
 
 
@@ -165,9 +165,9 @@ def finish(
     _mark(connection, transaction, active=False, paid=False)
     for settlement in settlements:
         _mark(connection, transaction, settlement.job_id, paid=True)
-        accounts.witnessed(connection, settlement)
+        rows.witnessed(connection, settlement)
     for completion in completions:
-        accounts.closed(connection, completion)
+        rows.closed(connection, completion)
     return _one(connection, transaction.id)
 
 
@@ -179,8 +179,8 @@ def take_back(connection: Connection, transaction: Transaction) -> Transaction:
         # A later one may carry the job by now; it goes on, as totals cannot be paid twice.
         if not _is_in_flight(connection, carried.job_id):
             _mark(connection, transaction, carried.job_id, active=True)
-        accounts.recount(connection, carried.job_id, *_paid(connection, carried.job_id))
-        accounts.reopened(connection, carried.job_id, transaction.mined_hash)
+        rows.recount(connection, carried.job_id, *_paid(connection, carried.job_id))
+        rows.reopened(connection, carried.job_id, transaction.mined_hash)
     return _one(connection, transaction.id)
 
 

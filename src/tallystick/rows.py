@@ -34,7 +34,7 @@ from tallystick.tables import (
     totals_in,
     totals_out,
 )
-from tallystick.types import Completion, Job, JobId, Receipt, RequestId, Settlement, Standing, Totals
+from tallystick.types import Address, Completion, Job, JobId, Receipt, RequestId, Settlement, Standing, Totals
 
 EXPIRY_MARGIN = 60
 """Seconds before a job expires from when on all that is claimable is due."""
@@ -152,6 +152,12 @@ def find(connection: Connection, job_id: JobId) -> JobRow | None:
     return found[0] if found else None
 
 
+def served_by(connection: Connection, signer: Address) -> JobId | None:
+    """The job that a signer serves, or None."""
+    found = connection.execute(_SERVED_BY, {"by": signer}).scalar()
+    return None if found is None else JobId(found)
+
+
 def open_jobs(connection: Connection) -> list[JobRow]:
     """Every job that is not closed."""
     return _rows(connection, _OPEN_JOBS)
@@ -205,7 +211,7 @@ def adopt(connection: Connection, job: Job) -> JobRow:
 
 
 def _insert_job(connection: Connection, job: Job) -> None:
-    other = connection.execute(_SERVED_BY, {"by": job.signer}).scalar()
+    other = served_by(connection, job.signer)
     if other is not None:
         raise Refusal("signer_reused", f"the signer {job.signer} has served job {other}")
     settled_before = totals_out("gross", job.settled) | totals_out("settled", job.settled)
@@ -220,21 +226,25 @@ def store_receipt(
     before = counts_in(row)
     if receipt.totals.against(before.receipted) is not Standing.AHEAD:
         raise LedgerError(f"a receipt over {receipt.totals} does not come after one over {before.receipted}")
-    after = replace(
-        before,
-        gross=before.gross.higher(gross),
-        acknowledged=before.acknowledged.higher(acknowledged),
-        receipted=receipt.totals,
-    )
+    after = _signed(before, receipt.totals, acknowledged, gross)
     receipt_id = connection.execute(_ADD_RECEIPT, receipt_out(receipt)).scalar_one()
     _put_positions(connection, receipt)
     claim = _due_out(after, row, receipt_id) if due else {}
     _set(connection, receipt.job_id, receipt_id=receipt_id, **_counts_out(after), **claim)
 
 
+def _signed(before: Counts, receipted: Totals, acknowledged: Totals, gross: Totals) -> Counts:
+    """The payer's word is the last on what arrived: what it acknowledges is counted, and not written off."""
+    acknowledged = before.acknowledged.higher(acknowledged)
+    gross = before.gross.higher(gross).higher(acknowledged)
+    written_off = before.written_off.lower(gross - acknowledged)
+    return Counts(before.attested, gross, written_off, acknowledged, receipted)
+
+
 def _counts_out(counts: Counts) -> dict[str, int]:
     return (
         totals_out("gross", counts.gross)
+        | totals_out("written_off", counts.written_off)
         | totals_out("acknowledged", counts.acknowledged)
         | totals_out("receipted", counts.receipted)
     )
