@@ -348,6 +348,18 @@ def test_the_first_receipt_at_or_past_a_whole_interval_is_settled() -> None:
     assert settled == [100, 203]
 
 
+def test_what_is_signed_ahead_completes_no_interval() -> None:
+    """Law 5: a receipt that signs past 100 is settled once 100 are acknowledged, a prompt once it is served."""
+    job = meter()
+    job.count(0, 60)
+    assert not job.receipt(Totals(90_000, 110), Totals(0, 60))
+    job.reserve(90_000)
+    job.count(90_000, 40)
+    assert job.receipt(Totals(90_000, 150), Totals(0, 100))
+    assert job.receipt(Totals(90_000, 151), Totals(90_000, 100))
+    assert not job.receipt(Totals(90_000, 152), Totals(90_000, 100))
+
+
 def test_law_5_what_is_signed_ahead_is_not_claimed_before_it_is_served() -> None:
     """Law 5: a receipt that signs 50 tokens ahead is a ceiling, and what was counted is the claim."""
     job = meter()
