@@ -149,10 +149,15 @@ class Chain(Contracts):
         latest = await self.block_number()
         return await self._job_at(job_id, latest - depth, latest)
 
-    async def jobs(self, *, payer: Address | None = None, host: Address | None = None) -> list[Created]:
-        """The openings of all jobs of this payer and this host, oldest first. None: of any."""
+    async def jobs(
+        self, *, payer: Address | None = None, host: Address | None = None, since: int | None = None
+    ) -> list[Created]:
+        """The openings of all jobs of this payer and this host, oldest first; None: of any.
+
+        `since`: from that block on. An endpoint that gives logs for few blocks at a time is slow without it.
+        """
         topics = [topic("JobCreated"), None, _word(payer), _word(host)]
-        first, last = self.deployment.from_block, await self.block_number()
+        first, last = since or self.deployment.from_block, await self.block_number()
         events = await self._events(self.deployment.marketplace, topics, first, last)
         return [event for event in events if isinstance(event, Created)]
 
