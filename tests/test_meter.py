@@ -349,7 +349,7 @@ def test_the_first_receipt_at_or_past_a_whole_interval_is_settled() -> None:
 
 
 def test_what_is_signed_ahead_completes_no_interval() -> None:
-    """Law 5: a receipt that signs past 100 is settled once 100 are acknowledged, a prompt once it is served."""
+    """Law 5: what is signed past 100 is settled once 100 are acknowledged, a prompt once it is."""
     job = meter()
     job.count(0, 60)
     assert not job.receipt(Totals(90_000, 110), Totals(0, 60))

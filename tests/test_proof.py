@@ -255,7 +255,7 @@ def test_new_keys_differ_and_sign() -> None:
     assert len({proof.address(key) for key in keys}) == 8
 
 
-@pytest.mark.parametrize("key", [bytes(32), ORDER.to_bytes(32, "big"), b""], ids=["zero", "order", "empty"])
+@pytest.mark.parametrize("key", [bytes(32), ORDER.to_bytes(32, "big"), b"", KEY[:31], KEY + b"\0"])
 def test_what_is_no_key_is_refused(key: bytes) -> None:
     """A private key lies within the order of the curve."""
     with pytest.raises(ValueError, match=r"."):

@@ -74,6 +74,8 @@ class Domain:
 # Building a key costs more than a signature, as it computes the public half.
 @lru_cache(maxsize=16)
 def _key(private_key: bytes) -> coincurve.PrivateKey:
+    if len(private_key) != 32:  # coincurve fills a shorter one up
+        raise ValueError(f"a private key has 32 bytes, not {len(private_key)}")
     return coincurve.PrivateKey(private_key)
 
 
