@@ -40,7 +40,7 @@ class Endpoint(AsyncJSONBaseProvider):
         self.host = f"{self._url.host}:{self._url.port}"
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """The whole answer. RpcError: it is an error. ChainError: it did not come in time, or makes no sense."""
+        """The whole answer. RpcError: it is an error. ChainError: it came too late, or makes no sense."""
         answer = await self._answer(self.encode_rpc_request(method, params))
         if answer.get("error") is not None:
             raise _rpc_error(self.host, answer["error"])
