@@ -181,6 +181,13 @@ REFUSALS: dict[str, Row] = {
         retry=True,
     ),
     "node_stopping": Row(503, "The node is shutting down.", "host", "Try again in a minute.", retry=True),
+    "node_failed": Row(
+        500,
+        "The node met a fault of its own.",
+        "host",
+        "Try again; the host finds the fault in its log.",
+        retry=True,
+    ),
     "chain_unavailable": Row(503, "The node cannot read the chain.", "host", "Try again; the host checks RPC_URL with `tally doctor`.", retry=True),
     "ledger_unavailable": Row(503, "The node cannot write its ledger and takes no new work.", "host", "Try again; the host frees disk space and checks `tally doctor`.", retry=True),
 }
