@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -81,6 +83,30 @@ async def test_a_devnet_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPa
     psutil.Process(pid).suspend()
     await devnet.close()
     assert children() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such signal")
+def test_a_devnet_ends_with_a_process_that_was_killed() -> None:
+    """Even kill -9 leaves no anvil behind."""
+    program = """
+import asyncio, psutil
+from tallystick.devnet import Devnet
+
+async def main():
+    async with Devnet():
+        print(psutil.Process().children()[0].pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        anvil = psutil.Process(int(parent.stdout.readline()))
+        assert anvil.name() == "anvil"
+        parent.kill()
+        parent.wait()
+    gone, alive = psutil.wait_procs([anvil], timeout=10)
+    assert (gone, alive) == ([anvil], [])
 
 
 async def test_a_port_that_is_taken_is_told() -> None:

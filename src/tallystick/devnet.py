@@ -7,7 +7,10 @@ everybody. Knows nothing of hosts and payers beyond their accounts.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import shutil
+import signal
+import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from dataclasses import dataclass, field
 from functools import cache
@@ -108,6 +111,7 @@ class Devnet:
             stdout=PIPE,
             stderr=PIPE,
             start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         try:
             self._port = await self._listening(self._process)
@@ -195,6 +199,16 @@ class Devnet:
             await self.ask("evm_setIntervalMining", self._block_time)
         elif not self._mining:
             await self.set_automine(False)
+
+
+# Loaded here, since little may be done between fork and exec.
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _end_with_parent() -> None:
+    """Has the kernel end this process when its parent is killed and cannot do so itself."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def find_anvil() -> str:
