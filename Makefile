@@ -34,6 +34,8 @@ lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, genera
 	cd contracts && forge fmt --check
 	cd contracts && forge build --force
 	.venv/bin/python scripts/abi.py --check
+	.venv/bin/python scripts/vectors.py --check
+	.venv/bin/python scripts/errors.py --check
 	scripts/check-tree
 
 format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can

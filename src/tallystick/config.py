@@ -32,6 +32,12 @@ CLAIM_WINDOW_BOUNDS = (HOUR, 30 * DAY)
 """Seconds, the contract's."""
 EXPIRY_MAX = 365 * DAY
 """Seconds, the contract's."""
+CLAIM_WINDOW = 12 * HOUR
+"""Seconds that a payer grants its host for the last claim."""
+LIFETIME = 7 * DAY
+"""Seconds from a job's opening to its expiry."""
+BEARER = HOUR
+"""Seconds that a bearer is good for."""
 BEARER_MAX = 30 * DAY
 """Seconds: the longest that a bearer may be good for."""
 
@@ -286,10 +292,10 @@ class PayerConfig:
     """Tokens."""
     ahead: Annotated[int, Variable("PAYER_AHEAD", _number(0, 1_000_000))] = 0
     """Tokens signed for before they came, one interval at most."""
-    claim_window: Annotated[int, Variable("PAYER_CLAIM_WINDOW", _number(*CLAIM_WINDOW_BOUNDS))] = 12 * HOUR
-    expiry: Annotated[int, Variable("PAYER_EXPIRY", _number(HOUR, EXPIRY_MAX))] = 7 * DAY
+    claim_window: Annotated[int, Variable("PAYER_CLAIM_WINDOW", _number(*CLAIM_WINDOW_BOUNDS))] = CLAIM_WINDOW
+    expiry: Annotated[int, Variable("PAYER_EXPIRY", _number(HOUR, EXPIRY_MAX))] = LIFETIME
     """From the opening of a job."""
-    bearer: Annotated[int, Variable("PAYER_BEARER", _number(1, BEARER_MAX))] = HOUR
+    bearer: Annotated[int, Variable("PAYER_BEARER", _number(1, BEARER_MAX))] = BEARER
     """How long a bearer is good for."""
 
     def __post_init__(self) -> None:

@@ -15,16 +15,13 @@ import aiohttp
 
 from tallystick import pricing, proof
 from tallystick.chain import Chain
+from tallystick.config import CLAIM_WINDOW, LIFETIME
 from tallystick.contracts import Created, Deployment
 from tallystick.errors import SessionError
 from tallystick.store import Store, StoredJob
 from tallystick.types import ETH, ZERO_HASH, Address, Job, JobId, Prices, Terms
 
-CLAIM_WINDOW = 12 * 3600
-"""Seconds that the host has for its last claim (protocol §13)."""
-LIFETIME = 7 * 24 * 3600
-"""Seconds from opening to expiry."""
-ATTESTED_LIFETIME = 3600
+ATTESTED_LIFETIME = 3_600
 """Seconds, for a host-attested job: idle, it is worth rate times time to its host."""
 QUOTE_TIMEOUT = 10.0
 """Seconds."""

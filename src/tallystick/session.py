@@ -24,6 +24,7 @@ import aiohttp
 
 from tallystick import opening, pricing, proof, transcript, wire
 from tallystick.chain import Chain
+from tallystick.config import BEARER
 from tallystick.countersign import Countersigner, Overcount
 from tallystick.errors import SessionError, TallystickError
 from tallystick.store import Store, StoredJob
@@ -34,9 +35,6 @@ ACK_TIMEOUT = 10.0
 ACK_TRIES = 3
 SILENCE = 120.0
 """Seconds without a frame until a stream is given up; a host's engine answers or fails within these."""
-ACCESS_SECONDS = 3600
-"""How long a bearer of this session lets in (protocol §13)."""
-MAX_FRAME = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +193,13 @@ class Session:
 
     async def connect(self) -> None:
         """Connects to the host, and agrees with it on the last receipt. SessionError if that fails."""
-        access = self.bearer((await self._chain.block()).timestamp + ACCESS_SECONDS)
+        access = self.bearer((await self._chain.block()).timestamp + BEARER)
         headers = {"Authorization": f"Bearer {access}"}
         self._http = aiohttp.ClientSession(headers=headers)
         try:
             await self._agree()
             self._socket = await self._http.ws_connect(
-                f"{self._stored.host_url}/v1/session", max_msg_size=MAX_FRAME, heartbeat=30.0
+                f"{self._stored.host_url}/v1/session", max_msg_size=wire.MAX_BODY, heartbeat=30.0
             )
         except (aiohttp.ClientError, TimeoutError) as error:
             await self._http.close()
