@@ -1,0 +1,52 @@
+"""Fixtures of the stories: the devnet's host as a process, and its payer."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tallystick.chain import Chain
+from tallystick.devnet import Devnet
+from tallystick.store import Store
+from tests.stories.parties import MODEL, HostFactory, HostProcess, Payer, free_port, register
+
+
+@pytest.fixture
+async def start_host(devnet: Devnet, tmp_path: Path) -> AsyncIterator[HostFactory]:
+    """Starts nodes: `await start_host(HOST_GRACE="1")`; the devnet's host by default, registered."""
+    started: list[HostProcess] = []
+
+    async def start(*, registered: bool = True, **settings: str | None) -> HostProcess:
+        if registered:
+            await register(devnet)
+        port = free_port()
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        wanted: dict[str, str | None] = {
+            "RPC_URL": devnet.rpc_url,
+            "HOST_PRIVATE_KEY": devnet.accounts.host.private_key.hex(),
+            "HOST_LISTEN": f"127.0.0.1:{port}",
+            "HOST_DATA_DIR": str(tmp_path / "host"),
+            "MODEL_PATH": str(MODEL),
+            **settings,
+        }
+        environment = {**kept, **{name: value for name, value in wanted.items() if value is not None}}
+        log = tmp_path / f"host-{len(started)}.log"
+        host = HostProcess(environment, log, f"http://127.0.0.1:{port}")
+        started.append(host)
+        await host.start()
+        return host
+
+    yield start
+    for host in started:
+        if host.process is not None and host.process.poll() is None:
+            host.end()
+
+
+@pytest.fixture
+async def payer(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[Payer]:
+    store = Store(tmp_path / "payer")
+    async with AsyncExitStack() as stack:
+        yield Payer(chain, store, devnet, stack)
+    store.close()
