@@ -1,0 +1,220 @@
+"""The live state of one job at its host: one Account for all its streams, over HTTP and WebSocket alike.
+
+Joins the rules (meter, deliveries, receipts) with the slot that survives kill -9, and wakes the streams that
+wait when something changes. Everything in it happens at once, without awaiting; writing to the ledger is for
+desk.py, which holds `receiving` while it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+
+from tallystick import pricing, proof
+from tallystick.counter import Slot
+from tallystick.meter import JobMeter, Stop, checkpoint
+from tallystick.receipt import Judgement, Known, judge
+from tallystick.transcript import Delivery
+from tallystick.types import Job, Receipt, RequestId, Totals
+
+if TYPE_CHECKING:
+    from tallystick.stream import Stream
+    from tallystick.tables import JobRow
+
+log = structlog.get_logger(__name__)
+
+
+class Account:
+    """What the host holds of a job while it serves it."""
+
+    def __init__(
+        self,
+        job: Job,
+        row: JobRow,
+        slot: Slot,
+        positions: Mapping[RequestId, Totals],
+        domain: proof.Domain,
+        clock: Callable[[], float],
+    ) -> None:
+        """`slot` holds the gross count, the ledger's at least; `clock` is an estimate of the chain's time."""
+        self.job = job
+        self.slot = slot
+        self.stored = row.receipted
+        """The last receipt that was acknowledged."""
+        self.ended = row.ending or row.closed
+        """The session was ended here: no further requests."""
+        self.meter = JobMeter(
+            job.prices,
+            job.deposit,
+            job.interval,
+            attested=not job.receipted,
+            gross=slot.totals,
+            acknowledged=row.acknowledged,
+            receipted=row.receipted.totals if row.receipted else Totals(),
+            written_off=row.written_off,
+        )
+        self.lost = self.meter.gross - self.meter.acknowledged
+        """What requests from before this process may still acknowledge."""
+        self.crossed = False
+        """A whole interval was counted since the ledger was last told."""
+        self.streams: set[Stream] = set()
+        self.receiving = asyncio.Lock()
+        """One receipt at a time (protocol §5)."""
+        self.receipted_at = float("-inf")
+        """When the last receipt was taken, on the event loop's clock."""
+        self._positions = dict(positions)
+        self._deliveries: dict[RequestId, Delivery] = {}
+        self._domain = domain
+        self._clock = clock
+
+    # Delivering
+
+    def room(self) -> int:
+        """Generated tokens that may be delivered now."""
+        return self.meter.room(self._rate_cap())
+
+    def lack(self, tokens: int) -> Stop | None:
+        """What keeps `tokens` from being delivered now."""
+        if tokens <= self.room():
+            return None
+        if self.affordable() < tokens:
+            return Stop.DEPOSIT
+        return Stop.RATE if self.meter.attested else Stop.CREDIT
+
+    def affordable(self, prompt_tokens: int = 0) -> int:
+        """Generated tokens that the deposit still pays for, after a prompt of that many tokens."""
+        exposed = self.meter.counted + Totals(self.meter.reserved + prompt_tokens, 0)
+        return pricing.affordable(self.meter.deposit, exposed, self.meter.prices)
+
+    def rate_delay(self, tokens: int) -> float:
+        """Seconds until the rate of an attested job lets `tokens` through."""
+        behind = tokens - self.room()
+        return max(0.0, behind / self.job.max_tokens_per_second)
+
+    def count(self, prompt_tokens: int, tokens: int) -> bool:
+        """Counts what is about to be sent, so that kill -9 cannot lose it. True: offer a checkpoint."""
+        before = self.meter.counted
+        due = self.meter.count(prompt_tokens, tokens)
+        self.slot.add(prompt_tokens, tokens)
+        after = self.meter.counted
+        if checkpoint(before, after, self.job.interval, self.job.prices):
+            self.crossed = True
+            log.info(
+                "checkpoint.due", job=self.job.id, tokens=after.tokens, prompt_tokens=after.prompt_tokens
+            )
+        return due
+
+    def _rate_cap(self) -> int | None:
+        """What the contract would take of an attested job by now, both totals together."""
+        if self.job.receipted:
+            return None
+        until = min(self._clock(), *filter(None, (self.job.expires_at, self.job.asked_at)))
+        return max(0, int(self.job.max_tokens_per_second * (until - self.job.created_at)))
+
+    # Streams
+
+    def knows(self, request: RequestId) -> bool:
+        """True if this id was used before; a request that delivered nothing may be sent again."""
+        return request in self._deliveries or request in self._positions
+
+    def begin(self, stream: Stream) -> None:
+        """A stream is on its way."""
+        self.streams.add(stream)
+        self._deliveries[stream.delivery.request] = stream.delivery
+
+    def close(self, stream: Stream) -> None:
+        """A stream is over: what it did not use of its prompt's reservation is free again."""
+        self.streams.discard(stream)
+        self.meter.release(stream.reserved)
+        self._forget(stream.delivery.request)
+        self.wake()
+
+    def cut(self, reason: str) -> None:
+        """Ends all streams, each after what it is sending."""
+        for stream in self.streams:
+            stream.cut(reason)
+
+    def wake(self) -> None:
+        """Something changed that a stream may wait for."""
+        for stream in self.streams:
+            stream.wake()
+
+    def refresh(self, job: Job) -> None:
+        """The job as the chain tells it now; a top-up may be what streams wait for."""
+        self.job = job
+        if job.deposit != self.meter.deposit:
+            self.meter.top_up(job.deposit)
+            self.wake()
+
+    # Receipts
+
+    def judge(self, receipt: Receipt) -> Judgement | None:
+        """What a receipt acknowledges; None: nothing new. Raises what `receipt.judge` raises."""
+        return judge(receipt, self._known())
+
+    def due(self, judgement: Judgement) -> bool:
+        """True if a receipt with that judgement is the first at or past a whole interval."""
+        return checkpoint(self.meter.acknowledged, judgement.acknowledged, self.job.interval, self.job.prices)
+
+    def take(self, receipt: Receipt, judgement: Judgement) -> None:
+        """The receipt is on the disk: what it signed for is credit now."""
+        self.meter.receipt(receipt.totals, judgement.acknowledged)
+        self.stored, self.lost = receipt, judgement.lost
+        for position in receipt.positions:
+            self._positions[position.request] = position.totals
+            if (delivery := self._deliveries.get(position.request)) is not None:
+                delivery.settle(position)
+                self._forget(position.request)
+        self.receipted_at = asyncio.get_running_loop().time()
+        self.wake()
+
+    def _known(self) -> Known:
+        return Known(
+            domain=self._domain,
+            job_id=self.job.id,
+            signer=self.job.signer,
+            stored=self.stored,
+            acknowledged=self.meter.acknowledged,
+            positions=self._positions,
+            deliveries=self._deliveries,
+            lost=self.lost,
+        )
+
+    def _forget(self, request: RequestId) -> None:
+        """Drops the text of a request that is over and acknowledged to its end, or never delivered."""
+        delivery = self._deliveries[request]
+        live = any(stream.delivery is delivery for stream in self.streams)
+        if not live and delivery.totals == self._acknowledged(request):
+            del self._deliveries[request]
+
+    def _acknowledged(self, request: RequestId) -> Totals:
+        return self._positions.get(request, Totals())
+
+    # Writing off
+
+    def open_of(self, request: RequestId) -> Totals:
+        """What one request delivered and nobody has signed for."""
+        delivery = self._deliveries.get(request)
+        if delivery is None:
+            return Totals()
+        return (delivery.totals - self._acknowledged(request)).lower(self._unsigned)
+
+    def open_of_lost(self) -> Totals:
+        """What requests from before this process delivered and nobody has signed for."""
+        return self.lost.lower(self._unsigned)
+
+    def write_off(self, totals: Totals) -> bool:
+        """Takes it off the count. False: that would be more than one credit in the job's life."""
+        written_off = self.meter.write_off(totals)
+        if written_off:
+            self.wake()
+        return written_off
+
+    @property
+    def _unsigned(self) -> Totals:
+        """Counted beyond the receipt. What that covers, ahead or not, is the host's to claim, and stays."""
+        counted = self.meter.counted
+        return counted - counted.lower(self.meter.receipted)

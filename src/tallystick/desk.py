@@ -1,0 +1,476 @@
+"""Where a host is asked: requests, receipts, ends of sessions, and what is written down before each answer.
+
+    request -> admit -> Stream: tokens, counted in the job's Account before they are sent
+    receipt -> judged -> in the ledger -> acknowledged; settlement carries it to the chain
+    end     -> in the ledger -> settlement settles the last checkpoint and completes the job
+
+The rules are in admission.py, receipt.py and meter.py; this module finds out the facts for them, and carries
+out what they say. Knows no socket: server.py and websocket.py speak for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import structlog
+
+from tallystick import admission, pricing, proof, wire
+from tallystick.account import Account
+from tallystick.admission import Check, Facts, Offer, first_refusal
+from tallystick.config import HostConfig
+from tallystick.counter import Counter
+from tallystick.engine import Engine
+from tallystick.errors import ChainError, EngineError, LedgerError, ReceiptError, Refusal, TallystickError
+from tallystick.ledger import Ledger
+from tallystick.lookout import Lookout
+from tallystick.meter import Fit
+from tallystick.receipt import check_signer
+from tallystick.stream import CANCELLED, NODE_STOPPING, Order, Stream, engine_refusal
+from tallystick.types import Ack, Job, JobId, Receipt, RequestId, Totals
+from tallystick.wire import ChatRequest
+
+NOTHING = Totals()
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a receipt is answered with. `stored`: it was stale or equal, and this one stands."""
+
+    ack: Ack
+    stored: Receipt | None = None
+
+    def out(self) -> dict[str, Any]:
+        """As it goes over the wire."""
+        answer = {"ack": wire.ack_out(self.ack)}
+        return answer if self.stored is None else {**answer, "stored": wire.receipt_out(self.stored)}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What came with a request to show who asks."""
+
+    authorization: str | None = field(repr=False)
+    """The bearer."""
+    secure: bool
+    """It came over TLS or from this machine."""
+
+
+def refusal_of(error: TallystickError) -> Refusal:
+    """An error as whoever asked is told it. What no client can do anything about is raised again."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, EngineError):
+        return engine_refusal(error)
+    if isinstance(error, LedgerError):
+        return Refusal("ledger_unavailable", f"The node cannot write its ledger: {error}.")
+    if isinstance(error, ChainError):
+        return Refusal("chain_unavailable", f"The node cannot read the chain: {error}.")
+    raise error
+
+
+class Desk:
+    """All that a host is asked by payers, for every job that it serves.
+
+    Methods raise Refusal, or another TallystickError that `refusal_of` turns into one.
+    """
+
+    def __init__(
+        self,
+        config: HostConfig,
+        offer: Offer,
+        engine: Engine,
+        lookout: Lookout,
+        ledger: Ledger,
+        counter: Counter,
+        poke: Callable[[], None],
+    ) -> None:
+        """`poke` tells settlement that there may be something to settle."""
+        self.offer = offer
+        self.stopping = False
+        self._config = config
+        self._engine = engine
+        self._lookout = lookout
+        self._ledger = ledger
+        self._counter = counter
+        self._poke = poke
+        self._key = config.host_private_key.reveal() if config.host_private_key else None
+        self._accounts: dict[JobId, Account] = {}
+        self._writing: set[asyncio.Task[Any]] = set()
+        self._stream_left = asyncio.Event()
+        self._since = asyncio.get_running_loop().time()
+
+    # Requests
+
+    async def admit(self, asked: ChatRequest, access: Access) -> Stream:
+        """A stream for a request that passes protocol §8. Enter it at once: it holds a reservation."""
+        self._refuse_while_stopping()
+        if asked.n > 1:
+            raise Refusal("invalid_request", "`n`: this host makes one choice a request.", param="n")
+        facts = await self._look(access, asked.job_id)
+        facts = replace(await self._remember(facts), model=asked.model)
+        _require(admission.JOB + admission.TERMS, facts)
+        account = await self._open(facts.known)
+        if asked.receipt is not None:
+            await self._receive(account, asked.receipt)
+        order = await self._draw_up(asked, account)
+        self._reserve(order, account, facts)
+        return Stream(order, account, self._engine, self, self._config.receipt_timeout)
+
+    async def identify(self, access: Access) -> JobId:
+        """The job whose signer this bearer is of."""
+        facts = await self._look(access)
+        _require(admission.OWNING, facts)
+        return facts.known.id
+
+    async def view(self, job_id: JobId, access: Access) -> dict[str, Any]:
+        """What the host knows of the bearer's job, as it goes over the wire."""
+        facts = await self._look(access, job_id)
+        _require(admission.OWNING, facts)
+        job = facts.newest or facts.known
+        account = self._accounts.get(job_id)
+        if account is not None:
+            meter = account.meter
+            return _view(job, meter.counted, meter.acknowledged, account.stored, ended=account.ended)
+        row = await self._ledger.job(job_id)
+        if row is not None:
+            return _view(job, row.counted, row.acknowledged, row.receipted, ended=row.ending or row.closed)
+        return _view(job, job.settled, NOTHING, None, ended=False)
+
+    async def _look(
+        self, access: Access, named: JobId | None = None, checks: Iterable[Check] = admission.ASKING
+    ) -> Facts:
+        """Who asks, and for which job as the chain has it; the latter only for a bearer that may be good."""
+        facts = Facts(
+            offer=self.offer,
+            now=await self._lookout.now(),
+            authorization=access.authorization,
+            secure=access.secure,
+            named_job=named,
+        )
+        _require(checks, facts)
+        assert facts.bearer is not None
+        sight = await self._lookout.job(facts.bearer.job_id)
+        return replace(facts, job=sight.job, newest=sight.newest, now=sight.now, depth=self._lookout.depth)
+
+    async def _remember(self, facts: Facts) -> Facts:
+        """What the ledger knows of the job and its signer, unless the job is being served already."""
+        if facts.job is None:
+            return facts
+        account = self._accounts.get(facts.job.id)
+        if account is not None:
+            return replace(facts, ended=account.ended)
+        row = await self._ledger.job(facts.job.id)
+        served = await self._ledger.job_of(facts.job.signer)
+        return replace(facts, ended=row is not None and (row.ending or row.closed), served=served)
+
+    async def _open(self, job: Job) -> Account:
+        """The account of a job, as the chain tells the job now."""
+        account = self._accounts.get(job.id)
+        if account is not None:
+            await self._refresh(account, job)
+            return account
+        row = await self._ledger.adopt(job)
+        positions = await self._ledger.positions(job.id)
+        if job.id in self._accounts:  # opened by another request meanwhile
+            return self._accounts[job.id]
+        slot = self._counter.open(job.id, row.epoch, floor=row.gross)
+        account = Account(job, row, slot, positions, self.offer.domain, self._lookout.clock)
+        self._accounts[job.id] = account
+        self._give_grace_to_lost(account)
+        return account
+
+    async def _refresh(self, account: Account, job: Job) -> None:
+        if job != account.job:
+            await self._ledger.adopt(job)
+            account.refresh(job)
+
+    async def _draw_up(self, asked: ChatRequest, account: Account) -> Order:
+        """What the engine is to be asked for, with its count of the prompt."""
+        model = self.offer.model(asked.model)
+        assert model is not None
+        prompt_hash = asked.prompt_hash()
+        body = {**asked.body, "model": model.name}
+        prompt_tokens = await self._engine.count_prompt(body)
+        wanted = asked.max_tokens or self._default_max_tokens(prompt_tokens)
+        # What comes in one piece cannot go on after a top-up, so it is no longer than the deposit pays for.
+        max_tokens = wanted if asked.stream else min(wanted, account.affordable(prompt_tokens))
+        return Order(
+            request=asked.request or RequestId(secrets.token_hex(16)),
+            prompt_hash=prompt_hash,
+            body=body,
+            model=model.name,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            streamed=asked.stream,
+            include_usage=asked.include_usage,
+            capped=max_tokens < wanted,
+        )
+
+    def _reserve(self, order: Order, account: Account, facts: Facts) -> None:
+        """The last checks; what they let in is reserved. Nothing else runs meanwhile, so they hold."""
+        self._refuse_while_stopping()
+        if account.knows(order.request):
+            raise Refusal("invalid_request", "The request id was used before.", param="tally.request")
+        fit = account.meter.reserve(order.prompt_tokens)
+        facts = replace(
+            facts,
+            ended=account.ended,
+            fit=fit,
+            prompt_tokens=order.prompt_tokens,
+            max_tokens=order.max_tokens,
+            room=account.room() if fit is Fit.FITS else 0,
+            streamed=order.streamed,
+            context=self._engine.context,
+            totals=account.meter.to_sign(order.prompt_tokens),
+        )
+        refusal = first_refusal((admission.ended, *admission.COST), facts)
+        if refusal is not None:
+            if fit is Fit.FITS:
+                account.meter.release(order.prompt_tokens)
+            raise refusal
+
+    def _default_max_tokens(self, prompt_tokens: int) -> int:
+        """For a request that names no number: the host's default, or what the context has left."""
+        if self._engine.context is None:
+            return self._config.max_tokens
+        return max(1, min(self._config.max_tokens, self._engine.context - prompt_tokens))
+
+    def _refuse_while_stopping(self) -> None:
+        if self.stopping:
+            raise Refusal("node_stopping")
+
+    # Receipts
+
+    async def receipt(self, receipt: Receipt, access: Access) -> Answer:
+        """Takes a receipt (protocol §5). A bearer that ran out does not keep a payer from signing."""
+        facts = await self._look(access, receipt.job_id, admission.HOLDING)
+        _require((*admission.OWNING, admission.closed), facts)
+        return await self._receive(await self._open(facts.known), receipt)
+
+    async def _receive(self, account: Account, receipt: Receipt) -> Answer:
+        # A caller that goes away must not part what is on the disk from what the account knows.
+        return await asyncio.shield(self._spawn(self._receive_in_turn(account, receipt)))
+
+    async def _receive_in_turn(self, account: Account, receipt: Receipt) -> Answer:
+        if not account.job.receipted:
+            raise Refusal("receipt_not_needed")
+        async with account.receiving:
+            judgement = account.judge(receipt)
+            if judgement is None:
+                assert account.stored is not None
+                return Answer(self._ack(account.stored), account.stored)
+            due = account.due(judgement)
+            gross = account.meter.gross
+            acknowledged = judgement.acknowledged
+            await self._ledger.store_receipt(receipt, acknowledged=acknowledged, gross=gross, due=due)
+            account.take(receipt, judgement)
+        self._tell_receipted(receipt, due=due)
+        return Answer(self._ack(receipt))
+
+    def _tell_receipted(self, receipt: Receipt, *, due: bool) -> None:
+        tell = log.info if due else log.debug
+        tell(
+            "checkpoint.receipted",
+            job=receipt.job_id,
+            tokens=receipt.totals.tokens,
+            prompt_tokens=receipt.totals.prompt_tokens,
+        )
+        if due:
+            self._poke()
+
+    def _ack(self, receipt: Receipt) -> Ack:
+        digest = self.offer.domain.receipt(receipt.job_id, receipt.totals, receipt.transcript)
+        signature = proof.sign(digest, self._key) if self._key else None
+        return Ack(receipt.job_id, receipt.totals, receipt.transcript, signature)
+
+    # Ends
+
+    async def end(self, job_id: JobId, receipt: Receipt | None, end: bytes | None) -> dict[str, Any]:
+        """Ends a session for its signer, who shows by the last receipt or by `End` that it is the one.
+
+        The intent is in the ledger when this returns; what the host then knows of the job is the answer.
+        """
+        job = await self._job_to_end(job_id)
+        if end is not None:
+            _check_end(self.offer.domain, job, end)
+        elif receipt is not None:
+            check_signer(receipt, self.offer.domain, job.signer)
+        account = await self._open(job)
+        if receipt is not None:
+            answer = await self._receive(account, receipt)
+            if answer.stored is not None and answer.stored.transcript != receipt.transcript:
+                stored = wire.receipt_out(answer.stored)
+                raise Refusal("receipt_out_of_order", "The receipt is not the last one.", stored=stored)
+        await self._end(account)
+        meter = account.meter
+        return _view(account.job, meter.counted, meter.acknowledged, account.stored, ended=True)
+
+    async def _job_to_end(self, job_id: JobId) -> Job:
+        sight = await self._lookout.job(job_id)
+        facts = Facts(
+            offer=self.offer, now=sight.now, job=sight.job, newest=sight.newest, depth=self._lookout.depth
+        )
+        _require(admission.ENDING, facts)
+        return facts.known
+
+    async def _end(self, account: Account) -> None:
+        """No more is delivered from here on; once that is on the disk, settlement sees to the rest."""
+        account.ended = True
+        account.cut(CANCELLED)
+        await self._ledger.end(account.job.id, account.meter.gross)
+        log.info("session.ended", job=account.job.id, tokens=account.meter.counted.tokens)
+        self._poke()
+
+    async def drain(self, job_id: JobId) -> Totals | None:
+        """Ends the streams of a job that the chain is closing; its gross count, if it was served here."""
+        account = self._accounts.get(job_id)
+        if account is None:
+            return None
+        account.cut(CANCELLED)
+        return account.meter.gross
+
+    def forget(self, job_id: JobId) -> None:
+        """The job is closed on the chain, N blocks deep."""
+        account = self._accounts.pop(job_id, None)
+        if account is not None:
+            account.ended = True
+            account.cut(CANCELLED)
+            self._counter.release(job_id)
+
+    async def stop(self, seconds: float) -> None:
+        """Refuses what is new, ends what runs, and waits for that, `seconds` at most."""
+        self.stopping = True
+        for account in self._accounts.values():
+            account.cut(NODE_STOPPING)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.streams:
+                    self._stream_left.clear()
+                    await self._stream_left.wait()
+        while self._writing:
+            await asyncio.wait(self._writing)
+
+    @property
+    def streams(self) -> int:
+        """How many replies are under way."""
+        return sum(len(account.streams) for account in self._accounts.values())
+
+    # What streams ask (stream.Desk)
+
+    async def look_for_top_up(self, account: Account) -> None:
+        try:
+            sight = await self._lookout.job(account.job.id)
+        except Refusal as refusal:
+            log.warning("topup.not_seen", job=account.job.id, error=refusal.detail)
+            return
+        if sight.job is not None:
+            await self._refresh(account, sight.job)
+
+    async def checkpoint(self, account: Account) -> None:
+        account.crossed = False
+        if account.meter.attested:
+            await self._ledger.checkpoint(account.job.id, account.meter.gross, due=True)
+            self._poke()
+
+    def left(self, stream: Stream) -> None:
+        account, request = stream.account, stream.order.request
+        self._stream_left.set()
+        if account.meter.attested:
+            self._in_background(self._note_count(account))
+        elif account.open_of(request) != NOTHING:
+            self._write_off_after(self._config.grace, account, lambda: account.open_of(request))
+
+    async def _note_count(self, account: Account) -> None:
+        await self._ledger.checkpoint(account.job.id, account.meter.gross)
+
+    # What nobody signs for
+
+    def _give_grace_to_lost(self, account: Account) -> None:
+        """What was delivered before this start and not signed for may still be, until the grace is over."""
+        if not account.meter.attested and account.open_of_lost() != NOTHING:
+            over = self._since + self._config.grace - asyncio.get_running_loop().time()
+            self._write_off_after(max(0.0, over), account, account.open_of_lost)
+
+    def _write_off_after(self, seconds: float, account: Account, unsigned: Callable[[], Totals]) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._write_off_now, account, unsigned)
+
+    def _write_off_now(self, account: Account, unsigned: Callable[[], Totals]) -> None:
+        if not self.stopping:  # the next start gives its own grace
+            self._in_background(self._write_off(account, unsigned))
+
+    async def _write_off(self, account: Account, unsigned: Callable[[], Totals]) -> None:
+        """Takes what is unsigned off the count; a job that has cost its one credit is completed instead."""
+        async with account.receiving:
+            totals = unsigned()
+            if totals == NOTHING or account.ended:
+                return
+            within_credit = account.write_off(totals)
+            if within_credit:
+                await self._ledger.write_off(account.job.id, account.meter.written_off)
+        event = "tokens.written_off" if within_credit else "tokens.unsigned"
+        log.warning(event, job=account.job.id, tokens=totals.tokens, prompt_tokens=totals.prompt_tokens)
+        if not within_credit:
+            await self._end(account)
+
+    # Tasks
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Runs on whether or not somebody waits for it; the node waits before it closes the ledger."""
+        task = asyncio.create_task(work)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._spawn(work).add_done_callback(_tell_failure)
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("desk.write_failed", error=str(error), exc_info=error)
+
+
+def _require(checks: Iterable[Check], facts: Facts) -> None:
+    refusal = first_refusal(checks, facts)
+    if refusal is not None:
+        raise refusal
+
+
+def _check_end(domain: proof.Domain, job: Job, signature: bytes) -> None:
+    """Refusal `end_forged` unless the job's signer signed its end."""
+    try:
+        signer = proof.recover(domain.end(job.id), signature)
+    except ReceiptError as error:
+        raise Refusal("end_forged", f"The signature over the end does not hold: {error}.") from error
+    if signer != job.signer:
+        raise Refusal("end_forged", f"The end was signed by {signer}, not by the job's signer.")
+
+
+def _view(
+    job: Job, counted: Totals, acknowledged: Totals, receipt: Receipt | None, *, ended: bool
+) -> dict[str, Any]:
+    """A job as `GET /v1/jobs/{id}` shows it. Money in base units, as text."""
+    return {
+        "job_id": job.id,
+        "status": job.status.name.lower(),
+        "ended": ended,
+        "deposit": str(job.deposit),
+        "left": str(max(0, job.deposit - pricing.owed(counted, job.prices))),
+        "counted": _totals_out(counted),
+        "acknowledged": _totals_out(acknowledged),
+        "receipted": _totals_out(receipt.totals if receipt else NOTHING),
+        "settled": _totals_out(job.settled),
+        "receipt": receipt and wire.receipt_out(receipt),
+    }
+
+
+def _totals_out(totals: Totals) -> dict[str, int]:
+    return {"prompt_tokens": totals.prompt_tokens, "tokens": totals.tokens}

@@ -1,0 +1,125 @@
+"""What the chain said last of a job, and how long that is relied on: no request costs a call of its own.
+
+Reads through chain.py; knows no ledger, no bearer and no terms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from tallystick.chain import Block, Chain
+from tallystick.errors import ChainError, Refusal
+from tallystick.types import Job, JobId
+
+FRESH = 0.5
+"""Seconds for which a reading stands for the present: less than a block of the chains in use."""
+KEPT = 10_000
+"""Readings that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One reading of a job."""
+
+    job: Job | None
+    """As of the block that is as deep as the host asks."""
+    newest: Job | None
+    """As of the latest block."""
+    now: int
+    """The latest block's timestamp."""
+    at: float
+    """When it was read, on the event loop's clock."""
+
+
+class Lookout:
+    """The chain as requests see it. `depth`: how many blocks have to lie above what is relied on."""
+
+    def __init__(self, chain: Chain, depth: int) -> None:
+        self.depth = depth
+        self._chain = chain
+        self.trouble: str | None = None
+        """Why the chain did not answer when it was last asked."""
+        self._sights: dict[JobId, Sight] = {}
+        self._asking: dict[JobId, asyncio.Task[Sight]] = {}
+        self._block: Block | None = None
+        self._block_at = float("-inf")
+        self._ahead = 0.0
+        """Seconds by which the chain's clock is seen to be ahead of this machine's."""
+
+    def clock(self) -> float:
+        """The chain's time now, estimated: what the next block's timestamp will be, or somewhat less."""
+        return time.time() + self._ahead
+
+    async def now(self) -> int:
+        """The latest block's timestamp. Refusal `chain_unavailable` if there never was an answer."""
+        if not self._is_fresh(self._block_at):
+            try:
+                self._see(await self._chain.block())
+            except ChainError as error:
+                self.trouble = str(error)
+                if self._block is None:
+                    raise _unavailable(error) from error
+        assert self._block is not None
+        return self._block.timestamp
+
+    async def job(self, job_id: JobId) -> Sight:
+        """The job as read a moment ago at most; while the chain does not answer, as it was relied on before.
+
+        Refusal `chain_unavailable` if there is nothing to rely on.
+        """
+        sight = self._sights.get(job_id)
+        if sight is not None and self._is_fresh(sight.at):
+            return sight
+        try:
+            return await self._ask_once(job_id)
+        except ChainError as error:
+            if sight is not None and self._is_bearable(sight):
+                return sight
+            raise _unavailable(error) from error
+
+    async def _ask_once(self, job_id: JobId) -> Sight:
+        """Requests that come at the same time share one reading."""
+        asking = self._asking.get(job_id)
+        if asking is None:
+            asking = self._asking[job_id] = asyncio.create_task(self._ask(job_id))
+            asking.add_done_callback(lambda _: self._asking.pop(job_id))
+        # Whoever goes away does not take the reading from the others.
+        return await asyncio.shield(asking)
+
+    async def _ask(self, job_id: JobId) -> Sight:
+        at = asyncio.get_running_loop().time()
+        block = await self._chain.block()
+        self._see(block)
+        newest = await self._chain.job(job_id)
+        job = await self._chain.job(job_id, depth=self.depth) if self.depth else newest
+        sight = Sight(job, newest, block.timestamp, at)
+        if newest is not None:  # one that is not there now may be in a moment
+            self._keep(job_id, sight)
+        return sight
+
+    def _keep(self, job_id: JobId, sight: Sight) -> None:
+        self._sights.pop(job_id, None)  # to the end: the oldest reading is the first to go
+        self._sights[job_id] = sight
+        if len(self._sights) > KEPT:
+            del self._sights[next(iter(self._sights))]
+
+    def _see(self, block: Block) -> None:
+        self.trouble = None
+        self._block = block
+        self._block_at = asyncio.get_running_loop().time()
+        self._ahead = max(self._ahead, block.timestamp - time.time())
+
+    def _is_fresh(self, at: float) -> bool:
+        return asyncio.get_running_loop().time() - at < FRESH
+
+    def _is_bearable(self, sight: Sight) -> bool:
+        """Who completes unseen cannot reclaim before a claim window: half of it is left to claim in."""
+        if sight.job is None:
+            return False
+        return asyncio.get_running_loop().time() - sight.at < sight.job.claim_window / 2
+
+
+def _unavailable(error: ChainError) -> Refusal:
+    return Refusal("chain_unavailable", f"The node cannot read the chain: {error}.")

@@ -1,0 +1,95 @@
+"""Who is at the other end of a connection: what it showed, how it came in, and how long it may take.
+
+Knows ASGI's scopes and messages, no route and no job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from tallystick.desk import Access
+from tallystick.errors import Refusal, TallystickError
+from tallystick.wire import MAX_BODY
+
+SEND_LIMIT = 30.0
+"""Seconds in which a peer has to take what it is sent: who does not read may not hold a reply for ever."""
+BODY_LIMIT = 30.0
+"""Seconds in which a request's body has to arrive."""
+
+
+class PeerGone(TallystickError):
+    """The other end has left, or does not take what it is sent."""
+
+
+def access_of(scope: Scope, trusted: Sequence[str]) -> Access:
+    """What came with a request or an upgrade; `trusted` as `secure` has it."""
+    headers = Headers(scope=scope)
+    client = scope.get("client")
+    return Access(
+        bearer_of(headers.get("authorization")),
+        secure(scope["scheme"], client and client[0], headers.get("x-forwarded-proto"), trusted),
+    )
+
+
+def bearer_of(authorization: str | None) -> str | None:
+    """The credentials of an `Authorization` header; of another scheme than Bearer as they stand."""
+    if authorization is None:
+        return None
+    scheme, _, credentials = authorization.strip().partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else authorization
+
+
+def secure(scheme: str, peer: str | None, forwarded: str | None, trusted: Sequence[str]) -> bool:
+    """True if nobody on the way could read what came.
+
+    `peer`: the address that the connection is from, None for a local socket. `forwarded`:
+    `X-Forwarded-Proto`, of whose steps the worst counts; taken from `trusted` networks, and held against a
+    proxy on this machine.
+    """
+    if scheme in ("https", "wss") or peer is None:
+        return True
+    forwarded_securely = forwarded is not None and all(
+        step.strip() in ("https", "wss") for step in forwarded.split(",")
+    )
+    address = ip_address(peer)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return forwarded is None or forwarded_securely
+    return forwarded_securely and any(address in ip_network(network) for network in trusted)
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body of a request. Refusal `too_large`; `invalid_request` for one that does not arrive."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_LIMIT):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise PeerGone("the client left before its request had arrived")
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > MAX_BODY:
+                    raise Refusal("too_large")
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise Refusal("invalid_request", f"The body did not arrive within {BODY_LIMIT:g} s.") from None
+
+
+async def send_bounded(send: Send, message: Message) -> None:
+    """Sends, and waits no longer than `SEND_LIMIT` for the other end to read. PeerGone if it does not."""
+    try:
+        async with asyncio.timeout(SEND_LIMIT):
+            await send(message)
+    except TimeoutError:
+        raise PeerGone(f"the client read nothing for {SEND_LIMIT:g} s") from None
+    except OSError as error:
+        raise PeerGone("the client left") from error

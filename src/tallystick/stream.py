@@ -1,0 +1,395 @@
+"""One reply on its way from the engine to the client, within what its job's account has room for.
+
+    admitted -> delivering <-> waiting for room -> ended                                    (protocol §9)
+
+A task takes from the engine what it makes; iterating delivers what fits, counted in the account before it is
+given out. Knows no socket and no chain: how a reply looks is for server.py and websocket.py, and what it
+needs beyond its account it asks of its Desk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from tallystick import reply, wire
+from tallystick.account import Account
+from tallystick.engine import Engine, Piece
+from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, Refusal
+from tallystick.meter import Stop
+from tallystick.transcript import Delivery
+from tallystick.types import RequestId, Totals
+
+TOP_UP_POLL = 1.0
+"""Seconds between two looks at the chain while a stream waits for a top-up."""
+OVERRUN_PATIENCE = 1.0
+"""Seconds for which an engine that has made more than may be held is left waiting, before it is cancelled."""
+
+RECEIPT_DUE = "receipt_due"
+DEPOSIT_EXHAUSTED = "deposit_exhausted"
+CANCELLED = "cancelled"
+NODE_STOPPING = "node_stopping"
+ENGINE_FAILED = "engine_failed"
+
+
+class Desk(Protocol):
+    """What a stream needs of the node that it runs in."""
+
+    async def look_for_top_up(self, account: Account) -> None:
+        """Reads the job's deposit again."""
+
+    async def checkpoint(self, account: Account) -> None:
+        """A whole interval was counted: what may be settled without a receipt is brought into the ledger."""
+
+    def left(self, stream: Stream) -> None:
+        """A stream is over; what it delivered may not have been signed for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One admitted request."""
+
+    request: RequestId
+    prompt_hash: bytes
+    body: dict[str, Any]
+    """For the engine."""
+    model: str
+    """As the host calls it."""
+    prompt_tokens: int
+    """Reserved in the account: no more is billed for the prompt."""
+    max_tokens: int
+    streamed: bool = True
+    include_usage: bool = False
+    capped: bool = False
+    """`max_tokens` is what the deposit pays for, not what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What goes to the client next: a piece of the reply, or (None) a checkpoint alone."""
+
+    tally: dict[str, Any]
+    piece: Piece | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a stream ended."""
+
+    reason: str
+    """In the words of protocol §9."""
+    finish_reason: str
+    """In OpenAI's."""
+    told: bool
+    """A piece with the engine's `finish_reason` was delivered."""
+    tally: dict[str, Any]
+    usage: dict[str, Any]
+    failure: Refusal | None = None
+
+
+class Stream:
+    """One reply. `async with` it, iterate over lists of chunks, then look at `end`.
+
+    One list is what can be sent in one write. Nothing is raised for what ends a reply early: `end` tells.
+    """
+
+    def __init__(
+        self, order: Order, account: Account, engine: Engine, desk: Desk, receipt_timeout: float
+    ) -> None:
+        self.order = order
+        self.account = account
+        self.delivery = Delivery(order.request, order.prompt_hash)
+        self.reserved = order.prompt_tokens
+        """Prompt tokens reserved in the account and not counted yet."""
+        self.end: End | None = None
+        self._engine = engine
+        self._desk = desk
+        self._timeout = receipt_timeout
+        self._held: deque[Piece] = deque()
+        """Made by the engine, not delivered, not billed."""
+        self._assembled = False
+        self._sent = Totals()
+        self._usage: dict[str, Any] = {}
+        self._finish_reason: str | None = None
+        self._cut: str | None = None
+        self._deadline: float | None = None
+        """Until when it waits for room, on the event loop's clock."""
+        self._low_said = False
+        self._overrun = False
+        """The engine's request was cancelled, since nobody signed for what it had made."""
+        self._changed = asyncio.Event()
+        self._space = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.account.begin(self)
+        self._pump = asyncio.create_task(self._take_from_engine())
+        self._pump.add_done_callback(lambda _: self.wake())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._pump is not None
+        self._pump.cancel()
+        self.account.close(self)
+        self._desk.left(self)
+        await asyncio.wait([self._pump])
+        if not self._pump.cancelled():
+            self._failure()
+
+    def __aiter__(self) -> AsyncIterator[list[Chunk]]:
+        return self
+
+    async def __anext__(self) -> list[Chunk]:
+        if chunks := await self._next():
+            return chunks
+        raise StopAsyncIteration
+
+    def cut(self, reason: str) -> None:
+        """Ends the stream before its reply is over; the first reason stands."""
+        self._cut = self._cut or reason
+        self.wake()
+
+    def wake(self) -> None:
+        """Something changed that the stream may wait for."""
+        self._changed.set()
+        self._space.set()
+
+    # Delivering
+
+    async def _next(self) -> list[Chunk]:
+        """What to send next; nothing once the stream has ended."""
+        if self.account.crossed:
+            await self._desk.checkpoint(self.account)
+        while self.end is None:
+            self._changed.clear()
+            if self._cut is not None:
+                self._finish(self._cut)
+            elif chunks := self._deliverable():
+                return chunks
+            elif self._held and not self._collecting:
+                if chunk := await self._stand_still():
+                    return [chunk]
+            elif self._engine_done:
+                self._finish(self._natural_reason())
+            else:
+                await self._changed.wait()
+        return []
+
+    @property
+    def _engine_done(self) -> bool:
+        return self._pump is not None and self._pump.done()
+
+    @property
+    def _collecting(self) -> bool:
+        """An answer that is not streamed is delivered in one piece, so nobody pays for half of it."""
+        return not self.order.streamed and not self._engine_done
+
+    def _deliverable(self) -> list[Chunk]:
+        """Delivers what is held as far as there is room for it."""
+        if self._collecting:
+            return []
+        if not self.order.streamed:
+            self._assemble()
+        chunks: list[Chunk] = []
+        room = self.account.room()
+        while self._held and (tokens := self._tokens(self._held[0])) <= room:
+            room -= tokens
+            if chunk := self._deliver(self._held.popleft(), tokens):
+                chunks.append(chunk)
+        if chunks:
+            self._deadline = None
+        self._space.set()
+        return chunks
+
+    def _deliver(self, piece: Piece, tokens: int) -> Chunk | None:
+        """Counts one piece, which fits; None if it says nothing new."""
+        prompt_tokens = self._prompt_tokens(piece)
+        self._usage = piece.usage or self._usage
+        if not (tokens or prompt_tokens or piece.choices):
+            return None
+        due = self.account.count(prompt_tokens, tokens) if tokens or prompt_tokens else False
+        self.reserved -= prompt_tokens
+        self._sent += Totals(prompt_tokens, tokens)
+        self.delivery.add(self._sent.prompt_tokens, self._sent.tokens, piece.text)
+        if piece.finish_reason:
+            self._finish_reason = piece.finish_reason
+        return Chunk(self._tally(due=due or self._finish_reason is not None), piece)
+
+    def _tokens(self, piece: Piece) -> int:
+        """Generated tokens that a piece brings."""
+        return max(0, piece.tokens - self._sent.tokens)
+
+    def _prompt_tokens(self, piece: Piece) -> int:
+        """Prompt tokens to bill with a piece: none before the first token, and no more than admitted."""
+        if piece.tokens == 0:
+            return 0
+        counted = piece.prompt_tokens or self.order.prompt_tokens
+        return max(0, min(counted, self.order.prompt_tokens) - self._sent.prompt_tokens)
+
+    def _assemble(self) -> None:
+        """Makes one piece of an answer that is not streamed; none of one that broke off."""
+        if self._failure() is not None:
+            self._held.clear()
+        elif self._held and not self._assembled:
+            self._held = deque([reply.assemble(self._held)])
+            self._assembled = True
+
+    def _tally(self, *, due: bool, waiting: bool = False) -> dict[str, Any]:
+        meter = self.account.meter
+        low = meter.low and not self._low_said
+        self._low_said = self._low_said or low
+        return wire.tally(
+            self.order.request,
+            self._sent,
+            meter.counted,
+            meter.left,
+            due=due and not meter.attested,
+            waiting=waiting,
+            low=low,
+            reason=self._reason(),
+        )
+
+    # Waiting
+
+    async def _stand_still(self) -> Chunk | None:
+        """Waits a while for room. The first time it says so; when its time is over it ends the stream."""
+        lack = self._lack()
+        if lack is Stop.RATE:
+            await self._wait(self.account.rate_delay(self._tokens(self._held[0])))
+            return None
+        now = asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + self._timeout
+            return None if self.account.meter.attested else Chunk(self._tally(due=True, waiting=True))
+        # A payer that signs, if not enough yet, is not one that has left.
+        self._deadline = max(self._deadline, self.account.receipted_at + self._timeout)
+        left = self._deadline - now
+        if left <= 0:
+            self._cut = DEPOSIT_EXHAUSTED if lack is Stop.DEPOSIT else RECEIPT_DUE
+        elif lack is Stop.DEPOSIT:
+            await self._desk.look_for_top_up(self.account)
+            await self._wait(min(left, TOP_UP_POLL))
+        else:
+            await self._wait(left)
+        return None
+
+    def _lack(self) -> Stop | None:
+        """What keeps the next piece from being delivered."""
+        return self.account.lack(self._tokens(self._held[0])) if self._held else None
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something changes, `seconds` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    # The engine's side
+
+    async def _take_from_engine(self) -> None:
+        async with self._engine.stream(self.order.body, self.order.max_tokens) as reads:
+            async for pieces in reads:
+                for piece in pieces:
+                    self._hold(piece)
+                self._changed.set()
+                await self._space_again()
+                if self._overrun:
+                    return
+
+    def _hold(self, piece: Piece) -> None:
+        """Keeps a piece for delivery; a final usage goes with the piece that says why the reply ended."""
+        if self._held and self._held[-1].finish_reason and not piece.choices:
+            counts = {"prompt_tokens": piece.prompt_tokens, "tokens": piece.tokens, "usage": piece.usage}
+            self._held[-1] = msgspec.structs.replace(self._held[-1], **counts)
+        else:
+            self._held.append(piece)
+
+    @property
+    def _full(self) -> bool:
+        """The streams of a job together hold one interval at most, beside what the last read brought."""
+        share = max(1, self.account.job.interval // len(self.account.streams or [self]))
+        return self.order.streamed and bool(self._held) and self._tokens(self._held[-1]) >= share
+
+    async def _space_again(self) -> None:
+        """Reads no more until there is space; if nobody signs, the engine is not kept busy for long."""
+        while self._full:
+            self._space.clear()
+            try:
+                async with asyncio.timeout(OVERRUN_PATIENCE):
+                    await self._space.wait()
+            except TimeoutError:
+                self._overrun = self._lack() is Stop.CREDIT
+                if self._overrun:
+                    return
+
+    # The end
+
+    def _finish(self, reason: str) -> None:
+        """Ends the stream; a reply that was over anyway ended for its own reason."""
+        reason = self._reason() or reason
+        failure = self._told_failure(reason)
+        self.end = End(
+            reason=reason,
+            finish_reason=self._finish_reason or "length",
+            told=self._finish_reason is not None,
+            tally={**self._tally(due=True), "reason": reason},
+            usage={**self._usage, **_usage(self._sent)},
+            failure=failure,
+        )
+
+    def _reason(self) -> str | None:
+        """The engine's own reason, once it was delivered."""
+        if self._finish_reason == "length" and self.order.capped:
+            return DEPOSIT_EXHAUSTED
+        return self._finish_reason
+
+    def _natural_reason(self) -> str:
+        """Why no more comes of the engine, when all that came was delivered."""
+        return RECEIPT_DUE if self._overrun else ENGINE_FAILED
+
+    def _failure(self) -> EngineError | None:
+        """What the engine's side failed with. What is no EngineError is a fault of ours, and raised."""
+        assert self._pump is not None
+        error = self._pump.exception() if self._engine_done else None
+        if error is None or isinstance(error, EngineError):
+            return error
+        raise error
+
+    def _told_failure(self, reason: str) -> Refusal | None:
+        """What the client is told beside the reason: nothing, where the reply as it is will do."""
+        if reason == ENGINE_FAILED:
+            return _engine_refusal(self._failure(), begun=self._sent != Totals())
+        if not self.order.streamed and self._finish_reason is None and reason != CANCELLED:
+            return Refusal(reason)
+        return None
+
+
+def _engine_refusal(error: EngineError | None, *, begun: bool) -> Refusal:
+    if begun:
+        return Refusal("engine_failed", str(error or ""))
+    return engine_refusal(error or EngineUnavailable("The engine ended its reply before it began."))
+
+
+def engine_refusal(error: EngineError) -> Refusal:
+    """A request that the engine did not get to answer, as the client is told."""
+    if isinstance(error, EngineRefused):
+        return Refusal("engine_refused", error.detail)
+    code = "engine_timeout" if isinstance(error, EngineTimeout) else "engine_unavailable"
+    return Refusal(code, str(error))
+
+
+def _usage(sent: Totals) -> dict[str, int]:
+    """OpenAI's usage, with the counts that are billed."""
+    return {
+        "prompt_tokens": sent.prompt_tokens,
+        "completion_tokens": sent.tokens,
+        "total_tokens": sent.prompt_tokens + sent.tokens,
+    }
