@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.counter import Counter, Record
+from tallystick.counter import Counter, Record, read
 from tallystick.errors import LedgerError
 from tallystick.types import JobId, Totals
 
@@ -176,3 +176,20 @@ def test_a_disk_that_fails_takes_no_new_job(tmp_path: Path, monkeypatch: pytest.
         assert slot.totals == Totals(0, 1)
         with pytest.raises(LedgerError, match="Input/output error"):
             counter.open(JobId(122), 1)
+
+
+def test_who_only_looks_sees_the_counts_and_changes_nothing(tmp_path: Path) -> None:
+    """A counter in use can be read beside the process that counts: released slots are not in it."""
+    path = tmp_path / "counter"
+    assert read(path) == []
+    with Counter(path) as counter:
+        counter.open(JobId(7), 1).add(1, 1)
+        counter.release(JobId(7))
+        slot = counter.open(JOB, 3)
+        slot.add(12, 30)
+        slot.add(0, 1)
+        before = path.read_bytes()
+        assert read(path) == [Record(JOB, 3, Totals(12, 31))]
+        assert path.read_bytes() == before
+    with pytest.raises(LedgerError, match="cannot be read"):
+        read(tmp_path)

@@ -98,20 +98,11 @@ class Slot:
 
     def _load(self) -> None:
         """Takes the later valid copy; a slot without one is free."""
-        copies = (self._copy(self._offset), self._copy(self._offset + _COPY))
-        valid = [copy for copy in copies if copy is not None]
-        if valid:
-            later = max(valid, key=lambda copy: copy[2])
+        later = _later(self._map, self._offset)
+        if later is not None:
             self.job_id, self.epoch, self._sequence, self.prompt_tokens, self.tokens = later
         elif any(self._map[self._offset : self._offset + _SLOT]):
             log.error("counter.slot_damaged", slot=self._offset // _SLOT)
-
-    def _copy(self, offset: int) -> tuple[JobId, int, int, int, int] | None:
-        *record, checksum = _CHECKED.unpack_from(self._map, offset)
-        job_id, epoch, sequence, prompt_tokens, tokens = record
-        if sequence == 0 or _crc(_pack(*record)) != checksum:
-            return None
-        return JobId(job_id), epoch, sequence, prompt_tokens, tokens
 
 
 class Counter:
@@ -267,3 +258,35 @@ class Counter:
         for segment in self._segments:
             segment.flush()
         os.fsync(self._file)
+
+
+def read(path: Path) -> list[Record]:
+    """What every slot in use holds now, for one who only looks: a process that counts is not disturbed.
+
+    Nothing if there is no file. LedgerError if it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LedgerError(f"the counts in {path} cannot be read: {error}") from error
+    slots = (_later(data, offset) for offset in range(_SLOT, len(data) - _SLOT + 1, _SLOT))
+    return [Record(slot[0], slot[1], Totals(slot[3], slot[4])) for slot in slots if slot and slot[0]]
+
+
+_Copy = tuple[JobId, int, int, int, int]
+
+
+def _later(data: bytes | mmap.mmap, offset: int) -> _Copy | None:
+    """The later of a slot's valid copies: job id, epoch, sequence, prompt tokens, tokens."""
+    copies = (_valid(data, offset), _valid(data, offset + _COPY))
+    return max((copy for copy in copies if copy is not None), key=lambda copy: copy[2], default=None)
+
+
+def _valid(data: bytes | mmap.mmap, offset: int) -> _Copy | None:
+    *record, checksum = _CHECKED.unpack_from(data, offset)
+    job_id, epoch, sequence, prompt_tokens, tokens = record
+    if sequence == 0 or _crc(_pack(*record)) != checksum:
+        return None
+    return JobId(job_id), epoch, sequence, prompt_tokens, tokens
