@@ -33,6 +33,7 @@ from tallystick.contracts import (
     Registered,
     Updated,
     decode_revert,
+    deployment,
     topic,
 )
 from tallystick.endpoint import CALL_TIMEOUT, Endpoint
@@ -520,6 +521,15 @@ class Chain(Contracts):
 
     def _lagging(self, what: str) -> ChainError:
         return ChainError(f"{self.endpoint} has {what}: it may lag behind")
+
+
+async def deployment_at(rpc_url: str) -> Deployment:
+    """The contracts on the chain that an endpoint is on. ConfigError if there are none; ChainError."""
+    endpoint = Endpoint(rpc_url)
+    try:
+        return deployment(await AsyncWeb3(endpoint, middleware=[]).eth.chain_id)
+    finally:
+        await endpoint.disconnect()
 
 
 def _as_params(call: Call, sender: Address) -> TxParams:
