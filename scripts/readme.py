@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Writes the tree in README.md from the first sentence of each file; `--check` compares it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PACKAGE = ROOT / "src" / "tallystick"
+CONTRACTS = ROOT / "contracts" / "src"
+# From vocabulary to edges to what drives them; what is lower knows nothing of what is higher.
+ORDER = """
+    types errors config
+    keccak pricing meter transcript proof receipt countersign admission fees wire reply
+    engine counter tables writer rows outbox ledger store contracts endpoint chain sender
+    account stream lookout desk settlement node peer server websocket opening session
+    devnet testing mends doctor screen demo cli
+""".split()
+PLACES = {
+    "contracts/": "Solidity: sources, interfaces that are the manual, tests",
+    "tests/": "one file a module; `stories/`: whole flows, real processes; `vectors.json`: read by forge too",
+    "scripts/": "what make runs; `model/` makes the demonstration model",
+    "docs/": "protocol, laws, refusals",
+}
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop or colon that ends a clause, in one line."""
+    paragraph = " ".join(text.split("\n\n", maxsplit=1)[0].split())
+    return re.split(r"(?<=[^.])\.(?:\s|$)", paragraph)[0]
+
+
+def module_line(path: Path) -> str:
+    """A module and what lives there."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return f"  {path.name:<17} {first_sentence(docstring)}"
+
+
+def contract_line(path: Path) -> str:
+    """A contract and its NatSpec notice."""
+    notice = re.search(r"@notice (.+?)(?:\n///\s*\n|\n(?!///))", path.read_text(), re.DOTALL)
+    told = re.sub(r"\s*///\s*", " ", notice[1]) if notice else ""
+    return f"  {path.name:<19} {first_sentence(told)}"
+
+
+def tree() -> str:
+    """The listing, in the order of the data."""
+    modules = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    ordered = [name for name in ORDER if name in modules] + sorted(modules.keys() - set(ORDER))
+    lines = ["contracts/src/", *map(contract_line, sorted(CONTRACTS.glob("*.sol")))]
+    lines += ["src/tallystick/", *(module_line(modules[name]) for name in ordered)]
+    lines += [f"{place:<19} {told}" for place, told in PLACES.items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Writes README.md, or compares it."""
+    before = README.read_text()
+    after = re.sub(
+        r"<!-- tree -->.*?<!-- /tree -->",
+        lambda _: f"<!-- tree -->\n```\n{tree()}\n```\n<!-- /tree -->",
+        before,
+        flags=re.DOTALL,
+    )
+    if "--check" in sys.argv[1:]:
+        if before != after:
+            print("README.md does not show the tree as it is: run scripts/readme.py")
+        return int(before != after)
+    README.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
