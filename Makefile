@@ -36,6 +36,7 @@ lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, genera
 	.venv/bin/python scripts/abi.py --check
 	.venv/bin/python scripts/vectors.py --check
 	.venv/bin/python scripts/errors.py --check
+	.venv/bin/python scripts/readme.py --check
 	scripts/check-tree
 
 format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can
