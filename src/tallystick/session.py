@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -224,7 +224,7 @@ class Session:
 
     async def stream(
         self, prompt: str | Sequence[Mapping[str, Any]], max_tokens: int = 512, **sampling: Any
-    ) -> AsyncIterator[Text | Done]:
+    ) -> AsyncGenerator[Text | Done, None]:
         """Asks, and yields the reply as it comes; the last item is a Done.
 
         `prompt` is one user message, or a list of messages; `sampling` is passed on (temperature, seed, …).
