@@ -1,0 +1,423 @@
+"""Settlement: what was counted and signed reaches the chain, once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tallystick import proof
+from tallystick.chain import Chain
+from tallystick.contracts import Created
+from tallystick.devnet import Devnet
+from tallystick.ledger import Ledger
+from tallystick.sender import Sender
+from tallystick.settlement import Settlement
+from tallystick.types import Completion, JobId, JobStatus, Prices, Receipt, Terms, Totals
+from tallystick.types import Settlement as Settled
+
+PRICES = Prices(904_000, 500_000)
+DEPOSIT = 500_000
+HOUR = 3_600
+DAY = 24 * HOUR
+
+
+class Host:
+    """A registered host with a ledger, its payer, and what either does."""
+
+    def __init__(self, devnet: Devnet, chain: Chain, ledger: Ledger) -> None:
+        self.devnet = devnet
+        self.chain = chain
+        self.ledger = ledger
+        self.host, self.payer = devnet.accounts.host, devnet.accounts.payer
+        self.domain = proof.Domain(chain.deployment.chain_id, chain.deployment.marketplace)
+        self.signers: dict[JobId, bytes] = {}
+        self.heard: list[Settled | Completion] = []
+        self.now = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Sender and settlement that remember nothing but what the ledger does."""
+        self.sender = Sender(self.chain, self.ledger, self.host.private_key, clock=lambda: 10**6 + self.now)
+        self.settlement = Settlement(self.ledger, self.chain, self.sender, clock=lambda: self.now)
+        self.settlement.listen(self.heard.append)
+
+    async def open(self, **changes: Any) -> JobId:
+        """A job of the payer's, as the node adopts it."""
+        key = proof.new_key()
+        terms = Terms(
+            host=self.host.address,
+            asset=self.devnet.dollar,
+            deposit=DEPOSIT,
+            prices=PRICES,
+            signer=proof.address(key),
+            max_tokens_per_second=0,
+            claim_window=HOUR,
+            expires_at=(await self.chain.block()).timestamp + DAY,
+            checkpoint_interval=100,
+            model_id=bytes(32),
+        )
+        terms = replace(terms, **changes)
+        await self._transact(self.chain.approve(terms.asset, terms.deposit))
+        [opened] = [e for e in (await self._transact(self.chain.create_job(terms))) if isinstance(e, Created)]
+        self.signers[opened.job_id] = key
+        await self.adopt(opened.job_id)
+        return opened.job_id
+
+    async def adopt(self, job_id: JobId) -> None:
+        job = await self.chain.job(job_id)
+        assert job is not None
+        await self.ledger.adopt(job)
+
+    async def _transact(self, call: Any) -> tuple[Any, ...]:
+        return (await self.chain.transact(call, self.payer.private_key, confirmations=1)).events
+
+    def receipt(self, job_id: JobId, totals: Totals) -> Receipt:
+        transcript = totals.tokens.to_bytes(32, "big")
+        digest = self.domain.receipt(job_id, totals, transcript)
+        signature = proof.sign(digest, self.signers[job_id])
+        return Receipt(job_id, totals, bytes(32), transcript, signature)
+
+    async def sign(self, job_id: JobId, tokens: int, prompt_tokens: int = 0, *, due: bool = True) -> None:
+        """The payer's receipt over what was counted."""
+        receipt = self.receipt(job_id, Totals(prompt_tokens, tokens))
+        await self.ledger.store_receipt(receipt, acknowledged=receipt.totals, gross=receipt.totals, due=due)
+
+    async def ask_to_complete(self, job_id: JobId) -> None:
+        await self._transact(self.chain.complete_session(job_id))
+
+    async def reclaim(self, job_id: JobId) -> None:
+        await self._transact(self.chain.reclaim(job_id))
+
+    async def settle(self, rounds: int = 3) -> None:
+        """What the two loops do, until nothing is left to do."""
+        for _ in range(rounds):
+            self.now += 20
+            await self.settlement.step()
+            while await self.sender.step():
+                self.now += 11
+                await self.devnet.mine()
+
+    async def on_chain(self, job_id: JobId) -> Totals:
+        job = await self.chain.job(job_id)
+        assert job is not None
+        return job.settled
+
+    async def status(self, job_id: JobId) -> JobStatus:
+        job = await self.chain.job(job_id)
+        assert job is not None
+        return job.status
+
+    async def confirmed(self, job_id: JobId) -> Totals:
+        row = await self.ledger.job(job_id)
+        assert row is not None
+        return row.confirmed
+
+    async def sent(self) -> int:
+        """How many transactions the host has sent since it registered."""
+        return await self.ledger.next_nonce(self.host.address)
+
+
+@pytest.fixture
+async def host(chain: Chain, devnet: Devnet, tmp_path: Path) -> AsyncIterator[Host]:
+    await chain.transact(chain.register(devnet.accounts.host.address, "{}"), devnet.accounts.host.private_key)
+    async with Ledger(tmp_path) as ledger:
+        yield Host(devnet, chain, ledger)
+
+
+def events(logs: list[Any], *names: str) -> list[dict[str, Any]]:
+    return [line for line in logs if line["event"] in names]
+
+
+async def test_a_checkpoint_is_submitted_and_confirmed(host: Host) -> None:
+    """90 % are the host's, 10 % the treasury's, and each line is logged when it is true."""
+    job = await host.open()
+    await host.sign(job, 100, 12)
+    with capture_logs() as logs:
+        await host.settlement.step()
+        assert events(logs, "checkpoint.confirmed") == []
+        await host.settle()
+    [submitted] = events(logs, "checkpoint.submitted")
+    [confirmed] = events(logs, "checkpoint.confirmed")
+    assert (submitted["job"], submitted["tokens"]) == (job, 100)
+    assert submitted["tx"] == confirmed["tx"]
+    owed = (100 * 904_000 + 12 * 500_000) // 10**6
+    assert (confirmed["host"], confirmed["treasury"]) == (owed - owed // 10, owed // 10)
+    assert await host.on_chain(job) == await host.confirmed(job) == Totals(12, 100)
+    [heard] = host.heard
+    assert isinstance(heard, Settled)
+    assert heard.totals == Totals(12, 100)
+
+
+async def test_the_golden_session(host: Host) -> None:
+    """Law 2: 47 580 tokens of half a dollar: 38 711 to the host, 4 301 to the treasury, 456 988 back."""
+    job = await host.open()
+    treasury = await host.chain.treasury_balance(host.devnet.dollar)
+    before = await host.chain.token_balance(host.devnet.dollar, host.payer.address)
+    for tokens in (100, 20_000, 47_500):
+        await host.sign(job, tokens)
+        await host.settle()
+    await host.sign(job, 47_580, due=False)
+    await host.ledger.end(job)
+    nonce = await host.sent()
+    await host.settle()
+    assert await host.sent() == nonce + 1  # the last checkpoint and the completion: one transaction
+    assert await host.chain.earnings(host.host.address, host.devnet.dollar) == 38_711
+    assert await host.chain.treasury_balance(host.devnet.dollar) - treasury == 4_301
+    after = await host.chain.token_balance(host.devnet.dollar, host.payer.address)
+    assert after - before == 456_988
+    assert isinstance(host.heard[-1], Completion)
+    assert host.heard[-1].refund == 456_988
+    assert await host.ledger.open_jobs() == []
+
+
+async def test_newer_totals_wait_for_what_is_in_flight(host: Host) -> None:
+    """At most one transaction of a job at a time; the next one takes all that came meanwhile."""
+    job = await host.open()
+    await host.devnet.set_automine(False)
+    for tokens in (100, 200, 300):
+        await host.sign(job, tokens)
+        await host.settlement.step()
+    assert len(await host.ledger.in_flight(host.host.address)) == 1
+    await host.settle()
+    assert await host.confirmed(job) == Totals(0, 300)
+    assert [settled.totals.tokens for settled in host.heard if isinstance(settled, Settled)] == [100, 300]
+
+
+async def test_many_jobs_go_in_one_transaction(host: Host) -> None:
+    """A batch: one job is settled, one settled and completed, one only completed."""
+    first, second, third = [await host.open() for _ in range(3)]
+    await host.sign(first, 100)
+    await host.sign(second, 17, due=False)
+    await host.ledger.end(second)
+    await host.ledger.end(third)
+    with capture_logs() as logs:
+        await host.settle()
+    assert len({report["tx"] for report in events(logs, "checkpoint.confirmed", "session.completed")}) == 1
+    assert await host.confirmed(first) == Totals(0, 100)
+    assert await host.confirmed(second) == Totals(0, 17)
+    assert [await host.status(job) for job in (first, second, third)] == [
+        JobStatus.OPEN,
+        JobStatus.CLOSED,
+        JobStatus.CLOSED,
+    ]
+    assert [line["job"] for line in events(logs, "checkpoint.submitted")] == [first, second]
+
+
+async def test_a_session_without_a_token_is_completed(host: Host) -> None:
+    """The payer gets everything back at once."""
+    job = await host.open()
+    await host.ledger.end(job)
+    with capture_logs() as logs:
+        await host.settle()
+    assert events(logs, "checkpoint.submitted", "checkpoint.confirmed") == []
+    [completed] = events(logs, "session.completed")
+    assert (completed["job"], completed["refund"]) == (job, DEPOSIT)
+
+
+async def test_an_attested_job_is_settled_without_receipts(host: Host) -> None:
+    """The host's word, within the job's rate."""
+    job = await host.open(max_tokens_per_second=1_000)
+    await host.devnet.increase_time(60)
+    await host.ledger.checkpoint(job, Totals(12, 100), due=True)
+    await host.settle()
+    assert await host.confirmed(job) == Totals(12, 100)
+
+
+async def test_an_ended_attested_job_claims_what_its_rate_allows(host: Host) -> None:
+    """What its time has not earned is not the host's: the rest is claimed, and the session completed."""
+    job = await host.open(max_tokens_per_second=10)
+    await host.devnet.increase_time(5)
+    await host.ledger.checkpoint(job, Totals(10, 4_000))
+    await host.ledger.end(job)
+    await host.settle()
+    settled = await host.on_chain(job)
+    assert settled.prompt_tokens == 10
+    assert 40 <= settled.tokens < 4_000
+    assert await host.status(job) is JobStatus.CLOSED
+
+
+# Exactly once
+
+
+async def test_what_is_settled_already_is_not_sent(host: Host) -> None:
+    """The ledger was restored from before its last settlement: the chain is read, and nothing is sent."""
+    job = await host.open()
+    await host.sign(job, 100)
+    proof_ = proof.checkpoint_proof(0, host.receipt(job, Totals(0, 100)))
+    await host.chain.transact(host.chain.submit_checkpoint(job, 100, proof_), host.host.private_key)
+    sent = await host.sent()
+    with capture_logs() as logs:
+        await host.settle()
+    assert await host.sent() == sent
+    assert events(logs, "checkpoint.submitted") == []
+    [confirmed] = events(logs, "checkpoint.confirmed")
+    assert (confirmed["job"], confirmed["tokens"]) == (job, 100)
+    assert await host.confirmed(job) == Totals(0, 100)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+async def test_a_restart_between_any_two_steps_settles_once(host: Host, steps: int) -> None:
+    """Law 8: before sending, in flight, mined: the next process goes on without knowing."""
+    job = await host.open()
+    await host.sign(job, 100)
+    for step in range(steps):
+        await (host.sender.step() if step else host.settlement.step())
+    host.restart()
+    await host.settle()
+    assert await host.chain.earnings(host.host.address, host.devnet.dollar) == 90 - 9
+    assert await host.confirmed(job) == Totals(0, 100)
+    assert await host.ledger.in_flight(host.host.address) == []
+
+
+async def test_without_gas_nothing_is_lost_and_one_nonce_is_used(host: Host) -> None:
+    """What is due waits in the ledger, not in a queue of transactions, until there is gas again."""
+    first, second = await host.open(), await host.open()
+    await host.devnet.set_balance(host.host.address, 0)
+    for tokens in (100, 200, 300):
+        await host.sign(first, tokens)
+        await host.sign(second, tokens)
+        await host.settlement.step()
+        await host.sender.step()
+    await asyncio.wait_for(host.settlement.idle(), 5)
+    [stuck] = await host.ledger.in_flight(host.host.address)
+    await host.devnet.set_balance(host.host.address, 10**18)
+    await host.settle()
+    assert await host.on_chain(first) == await host.on_chain(second) == Totals(0, 300)
+    assert await host.chain.nonce(host.host.address) == await host.sent() == stuck.nonce + 2
+
+
+async def test_a_reorganisation_is_settled_again(host: Host) -> None:
+    """Law 9: what was confirmed is taken back, and confirmed anew."""
+    job = await host.open()
+    await host.sign(job, 100)
+    await host.settle()
+    assert await host.confirmed(job) == Totals(0, 100)
+    depth = 0
+    while await host.on_chain(job) != Totals():
+        depth += 1
+        await host.devnet.ask("anvil_reorg", depth, [])
+    with capture_logs() as logs:
+        await host.settle()
+    assert [line["event"] for line in events(logs, "checkpoint.reorganised", "checkpoint.confirmed")] == [
+        "checkpoint.reorganised",
+        "checkpoint.confirmed",
+    ]
+    assert await host.on_chain(job) == await host.confirmed(job) == Totals(0, 100)
+
+
+# Leaving
+
+
+async def test_a_payer_that_completes_is_settled_at_once(host: Host) -> None:
+    """Law 6: what was signed is claimed and the rest sent back, though no interval is whole."""
+    job = await host.open()
+    await host.sign(job, 17, due=False)
+    drained: list[JobId] = []
+
+    async def drain(job_id: JobId) -> Totals | None:
+        drained.append(job_id)
+        return Totals(0, 17)
+
+    host.settlement = Settlement(host.ledger, host.chain, host.sender, drain=drain, clock=lambda: host.now)
+    await host.settle()
+    assert await host.on_chain(job) == Totals()
+    await host.ask_to_complete(job)
+    await host.settle()
+    assert drained == [job]
+    assert await host.on_chain(job) == Totals(0, 17)
+    assert await host.status(job) is JobStatus.CLOSED
+
+
+async def test_an_expired_job_is_settled_and_completed(host: Host) -> None:
+    """Nobody has to ask."""
+    job = await host.open()
+    await host.sign(job, 17, due=False)
+    await host.devnet.increase_time(DAY + 1)
+    await host.settle()
+    assert await host.on_chain(job) == Totals(0, 17)
+    assert await host.status(job) is JobStatus.CLOSED
+
+
+async def test_a_job_that_was_reclaimed_is_told_with_what_is_lost(host: Host) -> None:
+    """Only the executed refund ends a claim; after it the loss has an amount, and nothing is sent."""
+    job = await host.open()
+    await host.sign(job, 100)
+    await host.devnet.increase_time(DAY + HOUR + 1)
+    await host.reclaim(job)
+    sent = await host.sent()
+    with capture_logs() as logs:
+        await host.settle()
+    assert await host.sent() == sent
+    [lost] = events(logs, "checkpoint.lost")
+    assert (lost["job"], lost["tokens"], lost["amount"]) == (job, 100, 90)
+    [completed] = events(logs, "session.completed")
+    assert completed["refund"] == DEPOSIT
+    assert await host.ledger.open_jobs() == []
+
+
+async def test_a_job_closed_while_its_claim_is_in_flight_is_told(host: Host) -> None:
+    """The claim reverts in its block, behind the payer's reclaim; nothing is said to be confirmed."""
+    job = await host.open()
+    await host.devnet.increase_time(DAY + HOUR + 1)
+    await host.sign(job, 100)
+    await host.devnet.set_automine(False)
+    reclaim = host.chain.reclaim(job)
+    payer = host.payer
+    nonce = await host.chain.nonce(payer.address)
+    signed = host.chain.sign(reclaim, payer.private_key, nonce=nonce, gas=300_000, tip=10**10, max_fee=10**11)
+    await host.settlement.step()
+    await host.chain.send(signed.raw)
+    with capture_logs() as logs:
+        await host.settle()
+    assert events(logs, "checkpoint.confirmed") == []
+    [lost] = events(logs, "checkpoint.lost")
+    assert (lost["job"], lost["amount"]) == (job, 90)
+
+
+async def test_another_hosts_job_is_left_alone(host: Host) -> None:
+    """A ledger of an earlier key: told once, never sent."""
+    job = await host.open()
+    await host.sign(job, 100)
+    host.host = host.devnet.accounts.stranger
+    host.restart()
+    with capture_logs() as logs:
+        await host.settle()
+    [told] = events(logs, "settlement.not_ours")
+    assert told["job"] == job
+    assert await host.on_chain(job) == Totals()
+
+
+async def test_a_claim_that_the_chain_refuses_is_told_and_waits(host: Host) -> None:
+    """A receipt that was signed by somebody else: alarm, no transaction, and the others are settled."""
+    good, bad = await host.open(), await host.open()
+    host.signers[bad] = proof.new_key()
+    await host.sign(good, 100)
+    await host.sign(bad, 100)
+    with capture_logs() as logs:
+        await host.settle()
+    assert await host.on_chain(good) == Totals(0, 100)
+    refused = events(logs, "checkpoint.refused")
+    assert {line["job"] for line in refused} == {bad}
+    assert "WrongSigner" in refused[0]["reason"]
+    assert [line["again_in"] for line in refused] == sorted({line["again_in"] for line in refused})
+
+
+async def test_the_loops_settle_by_themselves(host: Host) -> None:
+    """Poked, and then idle: with nobody stepping."""
+    job = await host.open()
+    loops = [asyncio.create_task(host.sender.run()), asyncio.create_task(host.settlement.run())]
+    try:
+        await host.sign(job, 100)
+        host.settlement.poke()
+        await asyncio.wait_for(host.settlement.idle(), 30)
+        assert await host.confirmed(job) == Totals(0, 100)
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.wait(loops)
