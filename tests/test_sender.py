@@ -54,9 +54,10 @@ class Bench:
         return await self.chain.eth_balance(self.receiver) - 10_000 * 10**18
 
     async def settle(self) -> None:
-        """Steps and mines until nothing is in flight."""
+        """Steps, mines and lets time pass until nothing is in flight."""
         while await self.sender.step():
             await self.devnet.mine()
+            self.now += 11
 
     def outcomes(self) -> list[Outcome]:
         return [report.outcome for report in self.reports]
