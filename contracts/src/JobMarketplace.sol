@@ -5,8 +5,11 @@ import {ProofSystem} from "./ProofSystem.sol";
 import {IJobMarketplace} from "./interfaces/IJobMarketplace.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {Fit} from "./libraries/Fit.sol";
-import {JobRecord, Limits, Prices, Tally} from "./libraries/JobRecord.sol";
+import {JobRecord} from "./libraries/JobRecord.sol";
+import {Limits, LimitsFields} from "./libraries/Limits.sol";
+import {Prices, PricesFields} from "./libraries/Prices.sol";
 import {Pricing} from "./libraries/Pricing.sol";
+import {Tally, TallyFields} from "./libraries/Tally.sol";
 import {Transfers} from "./libraries/Transfers.sol";
 
 /// @title JobMarketplace
@@ -43,25 +46,25 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
 
     /// @inheritdoc IJobMarketplace
     function topUp(uint256 jobId, uint256 amount) external payable nonReentrant {
-        JobRecord storage job = _existing(jobId);
+        JobRecord storage job = _notClosed(jobId);
         if (msg.sender != job.payer) revert NotThePayer(msg.sender, job.payer);
         _checkRunning(jobId, job);
         if (amount == 0) revert ZeroAmount();
 
-        uint256 deposit = job.tally.deposit + amount.fit(96);
-        job.tally.deposit = uint96(deposit.fit(96));
+        uint256 deposit = job.tally.deposit() + amount.fit(TallyFields.DEPOSIT_BITS);
+        job.tally = job.tally.withDeposit(deposit);
 
         emit JobToppedUp(jobId, amount, deposit);
 
-        Transfers.pull(_assets[job.prices.assetId], msg.sender, amount);
+        Transfers.pull(_assets[job.prices.assetId()], msg.sender, amount);
     }
 
     /// @inheritdoc IJobMarketplace
     function completeSession(uint256 jobId) external nonReentrant {
         JobRecord storage job = _notClosed(jobId);
-        if (msg.sender == _hosts[job.prices.hostId]) {
+        if (msg.sender == _hosts[job.prices.hostId()]) {
             _close(jobId);
-        } else if (msg.sender == job.payer || msg.sender == job.limits.signer) {
+        } else if (msg.sender == job.payer || msg.sender == job.limits.signer()) {
             _askToComplete(jobId, job);
         } else {
             revert NotAParty(jobId, msg.sender);
@@ -71,7 +74,7 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
     /// @inheritdoc IJobMarketplace
     function reclaim(uint256 jobId) external nonReentrant {
         JobRecord storage job = _notClosed(jobId);
-        uint256 closesAt = job.limits.closesAt(job.tally.askedAt);
+        uint256 closesAt = job.limits.closesAt(job.tally.askedAt());
         if (block.timestamp < closesAt) revert NotYetReclaimable(jobId, closesAt);
 
         _close(jobId);
@@ -79,7 +82,6 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
 
     /// @inheritdoc IJobMarketplace
     function withdraw(address asset, address to) external nonReentrant {
-        if (to == address(0) || to == address(this)) revert InvalidReceiver(to);
         address payout = INodeRegistry(registry).payoutOf(msg.sender);
         bool own = payout == msg.sender;
 
@@ -92,7 +94,6 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
     /// @inheritdoc IJobMarketplace
     function withdrawFor(address owner, address asset) external nonReentrant {
         address payout = INodeRegistry(registry).payoutOf(owner);
-
         (uint256 refunds, uint256 earnings) = balanceOf(owner, asset);
 
         _payOut(owner, asset, payout, payout == owner ? refunds : 0, earnings);
@@ -101,8 +102,8 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
     /// @inheritdoc IJobMarketplace
     function withdrawTreasury(address asset, address to) external nonReentrant {
         if (msg.sender != treasury) revert NotTheTreasury(msg.sender, treasury);
-        if (to == address(0) || to == address(this)) revert InvalidReceiver(to);
         uint256 amount = treasuryBalance(asset);
+        _checkReceiver(to);
         if (amount == 0) revert NothingToWithdraw(msg.sender, asset);
 
         _fees[_assetIds[asset]] = 0;
@@ -113,27 +114,27 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
     }
 
     /// @inheritdoc IJobMarketplace
-    function getJob(uint256 jobId) external view returns (Job memory view_) {
+    function getJob(uint256 jobId) external view returns (Job memory found) {
         JobRecord memory job = _jobs[jobId];
-        if (job.tally.deposit == 0) return view_;
+        if (job.tally.deposit() == 0) return found;
 
-        uint256 owed = job.prices.owed(job.tally.promptTokens, job.tally.tokens);
-        return Job({
+        uint256 owed = job.prices.owed(job.tally.promptTokens(), job.tally.tokens());
+        found = Job({
             payer: job.payer,
-            host: _hosts[job.prices.hostId],
-            asset: _assets[job.prices.assetId],
-            signer: job.limits.signer,
-            deposit: job.tally.deposit,
-            pricePerMillion: job.prices.pricePerMillion,
-            promptPricePerMillion: job.prices.promptPricePerMillion,
-            maxTokensPerSecond: job.limits.maxTokensPerSecond,
-            claimWindow: job.limits.claimWindow,
-            createdAt: job.prices.createdAt,
-            expiresAt: job.limits.expiresAt,
-            askedAt: job.tally.askedAt,
-            closesAt: job.limits.closesAt(job.tally.askedAt),
-            tokens: job.tally.tokens,
-            promptTokens: job.tally.promptTokens,
+            host: _hosts[job.prices.hostId()],
+            asset: _assets[job.prices.assetId()],
+            signer: job.limits.signer(),
+            deposit: job.tally.deposit(),
+            pricePerMillion: job.prices.pricePerMillion(),
+            promptPricePerMillion: job.prices.promptPricePerMillion(),
+            maxTokensPerSecond: job.limits.maxTokensPerSecond(),
+            claimWindow: job.limits.claimWindow(),
+            createdAt: job.prices.createdAt(),
+            expiresAt: job.limits.expiresAt(),
+            askedAt: job.tally.askedAt(),
+            closesAt: job.limits.closesAt(job.tally.askedAt()),
+            tokens: job.tally.tokens(),
+            promptTokens: job.tally.promptTokens(),
             owed: owed,
             fee: Pricing.fee(owed),
             status: _status(job.tally)
@@ -147,8 +148,7 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
 
     /// @inheritdoc IJobMarketplace
     function balanceOf(address owner, address asset) public view returns (uint256 refunds, uint256 earnings) {
-        uint32 assetId = _assetIds[asset];
-        return (_refunds[owner][assetId], _earnings[_hostIds[owner]][assetId]);
+        return (_refunds[owner][_assetIds[asset]], _earnings[_accounts[owner][asset]]);
     }
 
     /// @inheritdoc IJobMarketplace
@@ -162,22 +162,14 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
         if (deposit == 0) revert ZeroAmount();
 
         jobId = ++_jobCount;
-        JobRecord storage job = _jobs[jobId];
-        job.tally.deposit = uint96(deposit.fit(96));
-        job.prices = Prices({
-            pricePerMillion: uint80(terms.pricePerMillion.fit(80)),
-            promptPricePerMillion: uint80(terms.promptPricePerMillion.fit(80)),
-            hostId: _hostId(terms.host),
-            assetId: _assetId(terms.asset),
-            createdAt: uint32(block.timestamp.fit(32))
+        _jobs[jobId] = JobRecord({
+            tally: Tally.wrap(0).withDeposit(deposit),
+            prices: PricesFields.pack(
+                terms.pricePerMillion, terms.promptPricePerMillion, _account(terms.host, terms.asset), block.timestamp
+            ),
+            limits: LimitsFields.pack(terms.signer, terms.maxTokensPerSecond, terms.claimWindow, terms.expiresAt),
+            payer: payer
         });
-        job.limits = Limits({
-            signer: terms.signer,
-            maxTokensPerSecond: uint32(terms.maxTokensPerSecond.fit(32)),
-            claimWindow: uint32(terms.claimWindow),
-            expiresAt: uint32(terms.expiresAt.fit(32))
-        });
-        job.payer = payer;
 
         emit JobCreated(jobId, payer, terms.host, terms);
     }
@@ -195,7 +187,16 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
         if (terms.checkpointInterval == 0) revert ZeroCheckpointInterval();
     }
 
-    function _hostId(address host) private returns (uint32 id) {
+    /// @dev The account of a host in an asset, numbered at first use.
+    function _account(address host, address asset) private returns (uint256 account) {
+        account = _accounts[host][asset];
+        if (account == 0) {
+            account = _hostId(host) << 32 | _assetId(asset);
+            _accounts[host][asset] = account;
+        }
+    }
+
+    function _hostId(address host) private returns (uint256 id) {
         id = _hostIds[host];
         if (id == 0) {
             id = ++_hostCount;
@@ -204,7 +205,7 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
         }
     }
 
-    function _assetId(address asset) private returns (uint32 id) {
+    function _assetId(address asset) private returns (uint256 id) {
         id = _assetIds[asset];
         if (id == 0) {
             id = ++_assetCount;
@@ -214,43 +215,40 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
     }
 
     function _askToComplete(uint256 jobId, JobRecord storage job) private {
-        uint256 askedAt = job.tally.askedAt;
+        uint256 askedAt = job.tally.askedAt();
         if (askedAt != 0) revert AlreadyCompleting(jobId, job.limits.closesAt(askedAt));
 
-        job.tally.askedAt = uint40(block.timestamp);
+        job.tally = job.tally.withAskedAt(block.timestamp);
 
         emit CompletionRequested(jobId, msg.sender, job.limits.closesAt(block.timestamp));
     }
 
     /// @dev Empties the given balances of `owner` and pays them to `to`.
     function _payOut(address owner, address asset, address to, uint256 refunds, uint256 earnings) private {
+        _checkReceiver(to);
         if (refunds == 0 && earnings == 0) revert NothingToWithdraw(owner, asset);
 
-        uint32 assetId = _assetIds[asset];
-        _refunds[owner][assetId] -= refunds;
-        _earnings[_hostIds[owner]][assetId] -= earnings;
+        _refunds[owner][_assetIds[asset]] -= refunds;
+        _earnings[_accounts[owner][asset]] -= earnings;
 
         emit Withdrawn(owner, asset, to, refunds, earnings);
 
         Transfers.pay(asset, to, refunds + earnings);
     }
 
-    /// @dev A job that exists and is not closed, or a revert.
-    function _notClosed(uint256 jobId) private view returns (JobRecord storage job) {
-        job = _existing(jobId);
-        if (job.tally.closed) revert JobClosed(jobId);
+    function _checkReceiver(address to) private view {
+        if (to == address(0) || to == address(this)) revert InvalidReceiver(to);
     }
 
     function _checkRunning(uint256 jobId, JobRecord storage job) private view {
-        Tally memory tally = job.tally;
-        Limits memory limits = job.limits;
-        if (tally.closed) revert JobClosed(jobId);
-        if (tally.askedAt != 0) revert AlreadyCompleting(jobId, limits.closesAt(tally.askedAt));
-        if (block.timestamp >= limits.expiresAt) revert JobExpired(jobId, limits.expiresAt);
+        Tally tally = job.tally;
+        Limits limits = job.limits;
+        if (tally.askedAt() != 0) revert AlreadyCompleting(jobId, limits.closesAt(tally.askedAt()));
+        if (block.timestamp >= limits.expiresAt()) revert JobExpired(jobId, limits.expiresAt());
     }
 
-    function _status(Tally memory tally) private pure returns (Status) {
-        if (tally.closed) return Status.Closed;
-        return tally.askedAt == 0 ? Status.Open : Status.Completing;
+    function _status(Tally tally) private pure returns (Status) {
+        if (tally.closed()) return Status.Closed;
+        return tally.askedAt() == 0 ? Status.Open : Status.Completing;
     }
 }

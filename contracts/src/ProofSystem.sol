@@ -2,10 +2,12 @@
 pragma solidity ^0.8.34;
 
 import {IProofSystem} from "./interfaces/IProofSystem.sol";
-import {JobRecord, Limits, Prices, Tally} from "./libraries/JobRecord.sol";
+import {JobRecord} from "./libraries/JobRecord.sol";
+import {Limits} from "./libraries/Limits.sol";
+import {Prices} from "./libraries/Prices.sol";
 import {Pricing} from "./libraries/Pricing.sol";
 import {Proof} from "./libraries/Proof.sol";
-import {Standing, Totals} from "./libraries/Totals.sol";
+import {Tally, TallyFields} from "./libraries/Tally.sol";
 import {Transfers} from "./libraries/Transfers.sol";
 import {LowLevelCall} from "@openzeppelin/contracts/utils/LowLevelCall.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
@@ -17,64 +19,72 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
     using Pricing for Prices;
     using Proof for bytes;
 
-    /// @dev What claims add up to, in one asset.
-    struct Earned {
-        uint32 assetId;
+    /// @dev The claims that a sender makes in one transaction.
+    /// @param hostId The sender, as a host.
+    /// @param domain The EIP-712 domain separator.
+    /// @param account What it has earned for and not been credited with; zero before it has earned.
+    /// @param hostAmount Its part of that.
+    /// @param fee The treasury's part of that.
+    /// @param reason The error that the last claim was refused with.
+    /// @param first The error's first value.
+    /// @param second The error's second value.
+    struct Run {
+        uint256 hostId;
+        bytes32 domain;
+        uint256 account;
         uint256 hostAmount;
         uint256 fee;
+        bytes4 reason;
+        uint256 first;
+        uint256 second;
     }
 
     string private constant ONLY_HOST = "Only host can submit checkpoints";
-    uint256 private constant TOTAL_BITS = 48;
 
     mapping(uint256 jobId => JobRecord) internal _jobs;
 
-    // Hosts and assets are numbered from 1 at first use and never renumbered, so that a job can name them in 32 bits.
-    mapping(address host => uint32) internal _hostIds;
-    mapping(uint32 hostId => address) internal _hosts;
-    mapping(address asset => uint32) internal _assetIds;
-    mapping(uint32 assetId => address) internal _assets;
+    // Hosts and assets are numbered from 1 at first use and never renumbered, so that a job can name them in 32 bits each.
+    // An account is a host in an asset: hostId << 32 | assetId.
+    mapping(address host => uint256 hostId) internal _hostIds;
+    mapping(uint256 hostId => address host) internal _hosts;
+    mapping(address asset => uint256 assetId) internal _assetIds;
+    mapping(uint256 assetId => address asset) internal _assets;
+    mapping(address host => mapping(address asset => uint256 account)) internal _accounts;
 
-    mapping(uint32 hostId => mapping(uint32 assetId => uint256)) internal _earnings;
-    mapping(uint32 assetId => uint256) internal _fees;
-    mapping(address payer => mapping(uint32 assetId => uint256)) internal _refunds;
+    mapping(uint256 account => uint256 amount) internal _earnings;
+    mapping(uint256 assetId => uint256 amount) internal _fees;
+    mapping(address payer => mapping(uint256 assetId => uint256 amount)) internal _refunds;
 
     constructor() EIP712("Tallystick", "1") {}
 
     /// @inheritdoc IProofSystem
-    function submitCheckpoint(uint256 jobId, uint256 tokens, bytes calldata proof) external nonReentrant {
-        uint32 hostId = _existing(jobId).prices.hostId;
-        require(_hostIds[msg.sender] == hostId, ONLY_HOST);
+    /// @dev Calls nobody, so it need not hold the guard: it only refuses to run while another entry holds it.
+    function submitCheckpoint(uint256 jobId, uint256 tokens, bytes calldata proof) external nonReentrantView {
+        Run memory run = _run();
 
-        (Earned memory earned, bytes memory refusal) = _settle(hostId, jobId, tokens, proof);
-        if (refusal.length != 0) LowLevelCall.bubbleRevert(refusal);
+        if (!_settle(run, jobId, tokens, proof)) _revert(run, jobId, tokens, proof);
 
-        _credit(hostId, earned);
+        _credit(run);
     }
 
     /// @inheritdoc IProofSystem
     function submitCheckpoints(Checkpoint[] calldata checkpoints) external nonReentrant {
-        uint32 hostId = _hostIds[msg.sender];
+        Run memory run = _run();
         uint256[] memory closed = new uint256[](checkpoints.length);
         uint256 closedCount;
-        Earned memory sum;
 
         for (uint256 i; i < checkpoints.length; ++i) {
             Checkpoint calldata row = checkpoints[i];
+            (uint256 jobId, uint256 tokens, bytes calldata proof) = (row.jobId, row.tokens, row.proof);
 
-            (Earned memory earned, bytes memory refusal) = _settle(hostId, row.jobId, row.tokens, row.proof);
-            if (refusal.length != 0) {
-                emit CheckpointSkipped(row.jobId, refusal);
-                continue;
-            }
-
-            sum = _add(hostId, sum, earned);
-            if (row.complete) {
-                _jobs[row.jobId].tally.closed = true;
-                closed[closedCount++] = row.jobId;
+            if (!_settle(run, jobId, tokens, proof)) {
+                _skip(run, jobId, tokens, proof);
+            } else if (row.complete) {
+                _jobs[jobId].tally = _jobs[jobId].tally.asClosed();
+                closed[closedCount++] = jobId;
             }
         }
-        _credit(hostId, sum);
+        _credit(run);
 
         for (uint256 i; i < closedCount; ++i) {
             _refund(closed[i]);
@@ -83,7 +93,7 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
 
     /// @inheritdoc IProofSystem
     function receiptDigest(uint256 jobId, uint64 promptTokens, uint64 tokens, bytes32 transcript)
-        public
+        external
         view
         returns (bytes32)
     {
@@ -98,172 +108,176 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
 
     /// @dev Closes a job that is not closed and sends its rest back.
     function _close(uint256 jobId) internal {
-        _jobs[jobId].tally.closed = true;
+        _jobs[jobId].tally = _jobs[jobId].tally.asClosed();
         _refund(jobId);
     }
 
-    /// @dev A job that exists, or a revert.
-    function _existing(uint256 jobId) internal view returns (JobRecord storage job) {
+    /// @dev A job that exists and is not closed, or a revert.
+    function _notClosed(uint256 jobId) internal view returns (JobRecord storage job) {
         job = _jobs[jobId];
-        if (job.tally.deposit == 0) revert NoSuchJob(jobId);
+        Tally tally = job.tally;
+        if (tally.deposit() == 0) revert NoSuchJob(jobId);
+        if (tally.closed()) revert JobClosed(jobId);
     }
 
-    /// @dev Moves the totals of one job, unless something speaks against it: then nothing is changed and `refusal` is the
-    /// error. The caller credits what was earned. One rule for the single claim, which reverts with the refusal, and for
-    /// the batch, which reports it.
-    function _settle(uint32 hostId, uint256 jobId, uint256 tokens, bytes calldata proof)
-        private
-        returns (Earned memory earned, bytes memory refusal)
-    {
-        Tally memory tally = _jobs[jobId].tally;
-        Standing standing;
-        (standing, refusal) = _stand(jobId, tally, tokens, proof);
-        if (refusal.length != 0) return (earned, refusal);
+    function _run() private view returns (Run memory run) {
+        run.hostId = _hostIds[msg.sender];
+        run.domain = _domainSeparatorV4();
+    }
 
-        // The host comes second: a stale row of a batch is to cost one cold slot, not two.
-        Prices memory prices = _jobs[jobId].prices;
-        if (prices.hostId != hostId) return (earned, abi.encodeWithSignature("Error(string)", ONLY_HOST));
-
-        earned.assetId = prices.assetId;
-        if (standing == Standing.Equal) return (earned, refusal);
-
-        bytes32 transcript;
-        (transcript, refusal) = _verify(jobId, tally.askedAt, prices.createdAt, tokens, proof);
-        if (refusal.length != 0) return (earned, refusal);
-
+    /// @dev Moves the totals of one job and adds what that earns to `run`. Returns false, with the error in `run` and nothing
+    /// changed, if something speaks against the claim: one rule for the single claim, which then reverts, and for the
+    /// batch, which goes on.
+    function _settle(Run memory run, uint256 jobId, uint256 tokens, bytes calldata proof) private returns (bool) {
+        if (proof.length < Proof.ATTESTED_LENGTH) {
+            return _refuse(run, ProofLength.selector, proof.length, Proof.ATTESTED_LENGTH);
+        }
         uint256 promptTokens = proof.claimedPromptTokens();
+
+        JobRecord storage job = _jobs[jobId];
+        Tally tally = job.tally;
+        if (tally.deposit() == 0) return _refuse(run, NoSuchJob.selector, jobId, 0);
+        if (tally.closed()) return _refuse(run, JobClosed.selector, jobId, 0);
+        if (tally.isStale(promptTokens, tokens)) {
+            return _refuse(run, StaleCheckpoint.selector, tally.promptTokens(), tally.tokens());
+        }
+        if ((promptTokens | tokens) >> TallyFields.TOTAL_BITS != 0) {
+            uint256 higher = promptTokens > tokens ? promptTokens : tokens;
+            return _refuse(run, DoesNotFit.selector, higher, TallyFields.TOTAL_BITS);
+        }
+
+        // The host comes after the totals, so that a stale row of a batch costs one cold slot, not two.
+        Prices prices = job.prices;
+        if (prices.hostId() != run.hostId) {
+            return _refuse(run, NotTheHost.selector, uint160(msg.sender), uint160(_hosts[prices.hostId()]));
+        }
+        if (tally.isEqual(promptTokens, tokens)) return true;
+
+        Limits limits = job.limits;
+        if (limits.maxTokensPerSecond() == 0) {
+            if (!_isSigned(run, limits, jobId, promptTokens, tokens, proof)) return false;
+        } else {
+            if (!_isWithinRate(run, limits, tally, prices, promptTokens + tokens, proof)) return false;
+        }
+
         uint256 owed = prices.owed(promptTokens, tokens);
-        if (owed > tally.deposit) return (earned, _error(AboveDeposit.selector, owed, tally.deposit));
+        if (owed > tally.deposit()) return _refuse(run, AboveDeposit.selector, owed, tally.deposit());
+        uint256 owedBefore = prices.owed(tally.promptTokens(), tally.tokens());
 
-        uint256 owedBefore = prices.owed(tally.promptTokens, tally.tokens);
-        earned.fee = Pricing.fee(owed) - Pricing.fee(owedBefore);
-        earned.hostAmount = owed - owedBefore - earned.fee;
-        // `_stand` has refused totals of more than 48 bits.
-        // forge-lint: disable-next-line(unsafe-typecast)
-        (tally.tokens, tally.promptTokens) = (uint48(tokens), uint48(promptTokens));
-        _jobs[jobId].tally = tally;
-
-        emit CheckpointSettled(jobId, msg.sender, tokens, promptTokens, earned.hostAmount, earned.fee, transcript);
+        job.tally = tally.withTotals(promptTokens, tokens);
+        // Neither `owed` nor what the host and the treasury have of it can shrink while the totals grow.
+        unchecked {
+            uint256 fee = Pricing.fee(owed) - Pricing.fee(owedBefore);
+            uint256 hostAmount = owed - owedBefore - fee;
+            _earn(run, prices.account(), hostAmount, fee);
+            emit CheckpointSettled(jobId, msg.sender, tokens, promptTokens, hostAmount, fee, proof.transcript());
+        }
+        return true;
     }
 
-    /// @dev Where a claim stands, by what the job's first slot tells.
-    function _stand(uint256 jobId, Tally memory tally, uint256 tokens, bytes calldata proof)
-        private
-        pure
-        returns (Standing standing, bytes memory refusal)
-    {
-        if (!proof.isReceipt() && !proof.isAttested()) {
-            return (standing, _error(ProofLength.selector, proof.length));
-        }
-        if (tally.deposit == 0) return (standing, _error(NoSuchJob.selector, jobId));
-        if (tally.closed) return (standing, _error(JobClosed.selector, jobId));
-
-        uint256 promptTokens = proof.claimedPromptTokens();
-        standing = Totals.standing(tally.promptTokens, tally.tokens, promptTokens, tokens);
-        if (standing == Standing.Stale) {
-            refusal = _error(StaleCheckpoint.selector, tally.promptTokens, tally.tokens, promptTokens, tokens);
-        } else if (tokens >> TOTAL_BITS != 0) {
-            refusal = _error(DoesNotFit.selector, tokens, TOTAL_BITS);
-        } else if (promptTokens >> TOTAL_BITS != 0) {
-            refusal = _error(DoesNotFit.selector, promptTokens, TOTAL_BITS);
-        }
-    }
-
-    /// @dev Whether the claim is signed for or, in a host-attested job, within its rate.
-    function _verify(uint256 jobId, uint256 askedAt, uint256 createdAt, uint256 tokens, bytes calldata proof)
-        private
-        view
-        returns (bytes32 transcript, bytes memory refusal)
-    {
-        Limits memory limits = _jobs[jobId].limits;
-        if (limits.maxTokensPerSecond == 0) return _verifyReceipt(jobId, limits.signer, tokens, proof);
-        refusal = _verifyRate(limits, askedAt, createdAt, tokens, proof);
-    }
-
-    function _verifyReceipt(uint256 jobId, address signer, uint256 tokens, bytes calldata proof)
-        private
-        view
-        returns (bytes32 transcript, bytes memory refusal)
-    {
-        if (!proof.isReceipt()) return (transcript, _error(ProofLength.selector, proof.length));
-
-        uint64 signedPromptTokens;
-        uint64 signedTokens;
-        (signedPromptTokens, signedTokens, transcript) = proof.receipt();
-        uint256 promptTokens = proof.claimedPromptTokens();
-        if (promptTokens > signedPromptTokens || tokens > signedTokens) {
-            refusal = _error(AboveReceipt.selector, signedPromptTokens, signedTokens, promptTokens, tokens);
-            return (transcript, refusal);
-        }
-
-        address recovered = proof.recover(receiptDigest(jobId, signedPromptTokens, signedTokens, transcript));
-        if (recovered != signer) {
-            refusal = _error(WrongSigner.selector, uint256(uint160(recovered)), uint256(uint160(signer)));
+    /// @dev Whether the job's signer has signed for at least the claimed totals.
+    function _isSigned(
+        Run memory run,
+        Limits limits,
+        uint256 jobId,
+        uint256 promptTokens,
+        uint256 tokens,
+        bytes calldata proof
+    ) private pure returns (bool signed) {
+        (uint256 signedPromptTokens, uint256 signedTokens) = proof.signedTotals();
+        if (!proof.isReceipt()) {
+            signed = _refuse(run, ProofLength.selector, proof.length, Proof.RECEIPT_LENGTH);
+        } else if (promptTokens > signedPromptTokens) {
+            signed = _refuse(run, AboveReceipt.selector, promptTokens, signedPromptTokens);
+        } else if (tokens > signedTokens) {
+            signed = _refuse(run, AboveReceipt.selector, tokens, signedTokens);
+        } else {
+            address recovered = proof.signer(run.domain, jobId);
+            signed = recovered == limits.signer()
+                || _refuse(run, WrongSigner.selector, uint160(recovered), uint160(limits.signer()));
         }
     }
 
-    function _verifyRate(Limits memory limits, uint256 askedAt, uint256 createdAt, uint256 tokens, bytes calldata proof)
-        private
-        view
-        returns (bytes memory refusal)
-    {
-        if (!proof.isAttested()) return _error(ProofLength.selector, proof.length);
+    /// @dev Whether a host-attested job can have come to `total` tokens by now.
+    function _isWithinRate(
+        Run memory run,
+        Limits limits,
+        Tally tally,
+        Prices prices,
+        uint256 total,
+        bytes calldata proof
+    ) private view returns (bool) {
+        if (!proof.isAttested()) {
+            return _refuse(run, ProofLength.selector, proof.length, Proof.ATTESTED_LENGTH);
+        }
 
-        uint256 endsAt = limits.endsAt(askedAt);
+        uint256 endsAt = limits.endsAt(tally.askedAt());
         uint256 until = block.timestamp < endsAt ? block.timestamp : endsAt;
-        uint256 most = limits.maxTokensPerSecond * (until - createdAt);
-        uint256 total = tokens + proof.claimedPromptTokens();
-        if (total > most) refusal = _error(AboveRate.selector, total, most);
+        uint256 most = limits.maxTokensPerSecond() * (until - prices.createdAt());
+        return total <= most || _refuse(run, AboveRate.selector, total, most);
     }
 
-    /// @dev Adds one row to the sum of a batch; what was summed in another asset is credited first.
-    function _add(uint32 hostId, Earned memory sum, Earned memory earned) private returns (Earned memory) {
-        if (sum.assetId != earned.assetId) {
-            _credit(hostId, sum);
-            return earned;
+    /// @dev Keeps the reason for which a claim is refused.
+    function _refuse(Run memory run, bytes4 reason, uint256 first, uint256 second) private pure returns (bool) {
+        (run.reason, run.first, run.second) = (reason, first, second);
+        return false;
+    }
+
+    /// @dev Reverts a single claim that was refused. That the sender is not the host goes before anything but there being no
+    /// job to be the host of.
+    function _revert(Run memory run, uint256 jobId, uint256 tokens, bytes calldata proof) private view {
+        require(_notClosed(jobId).prices.hostId() == run.hostId, ONLY_HOST);
+        if (run.reason == StaleCheckpoint.selector) {
+            revert StaleCheckpoint(run.first, run.second, proof.claimedPromptTokens(), tokens);
         }
-        sum.hostAmount += earned.hostAmount;
-        sum.fee += earned.fee;
-        return sum;
+        LowLevelCall.bubbleRevert(abi.encodeWithSelector(run.reason, run.first, run.second));
     }
 
-    function _credit(uint32 hostId, Earned memory earned) private {
-        if (earned.hostAmount != 0) _earnings[hostId][earned.assetId] += earned.hostAmount;
-        if (earned.fee != 0) _fees[earned.assetId] += earned.fee;
+    /// @dev Reports a row of a batch that was refused.
+    function _skip(Run memory run, uint256 jobId, uint256 tokens, bytes calldata proof) private {
+        if (run.reason == StaleCheckpoint.selector) {
+            emit CheckpointStale(jobId, run.first, run.second, proof.claimedPromptTokens(), tokens);
+        } else {
+            emit CheckpointSkipped(jobId, run.reason, run.first, run.second);
+        }
+    }
+
+    /// @dev Adds to what the run has earned; what it has earned for another account is credited first.
+    function _earn(Run memory run, uint256 account, uint256 hostAmount, uint256 fee) private {
+        if (run.account != account) {
+            _credit(run);
+            (run.account, run.hostAmount, run.fee) = (account, 0, 0);
+        }
+        unchecked {
+            run.hostAmount += hostAmount;
+            run.fee += fee;
+        }
+    }
+
+    /// @dev No sum can overflow: a deposit has at most 96 bits, and there are fewer than 2^64 jobs.
+    function _credit(Run memory run) private {
+        if (run.account == 0) return;
+        unchecked {
+            _earnings[run.account] += run.hostAmount;
+            _fees[uint32(run.account)] += run.fee;
+        }
     }
 
     /// @dev Sends the rest of a closed job back to its payer, or keeps it for the payer if that fails. The last thing that
-    /// a transaction does with a job: the receiver finds everything settled, and every entry guarded.
+    /// a transaction does with a job: whoever is called finds everything settled and every entry guarded.
     function _refund(uint256 jobId) private {
         JobRecord storage job = _jobs[jobId];
-        Tally memory tally = job.tally;
-        Prices memory prices = job.prices;
-        uint256 owed = prices.owed(tally.promptTokens, tally.tokens);
-        uint256 refund = tally.deposit - owed;
+        (Tally tally, Prices prices) = (job.tally, job.prices);
+        uint256 owed = prices.owed(tally.promptTokens(), tally.tokens());
+        uint256 refund = tally.deposit() - owed;
 
         emit SessionCompleted(jobId, owed, Pricing.fee(owed), refund);
 
         if (refund == 0) return;
-        address asset = _assets[prices.assetId];
-        if (!Transfers.offer(asset, job.payer, refund)) {
-            _refunds[job.payer][prices.assetId] += refund;
-            emit RefundCredited(jobId, job.payer, asset, refund);
+        (address payer, address asset) = (job.payer, _assets[prices.assetId()]);
+        if (!Transfers.offer(asset, payer, refund)) {
+            _refunds[payer][prices.assetId()] += refund;
+            emit RefundCredited(jobId, payer, asset, refund);
         }
-    }
-
-    function _error(bytes4 selector, uint256 value) private pure returns (bytes memory) {
-        return abi.encodeWithSelector(selector, value);
-    }
-
-    function _error(bytes4 selector, uint256 first, uint256 second) private pure returns (bytes memory) {
-        return abi.encodeWithSelector(selector, first, second);
-    }
-
-    function _error(bytes4 selector, uint256 settledPrompt, uint256 settled, uint256 prompt, uint256 tokens)
-        private
-        pure
-        returns (bytes memory)
-    {
-        return abi.encodeWithSelector(selector, settledPrompt, settled, prompt, tokens);
     }
 }

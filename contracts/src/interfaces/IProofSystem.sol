@@ -65,10 +65,24 @@ interface IProofSystem {
         bytes32 transcript
     );
 
-    /// @notice A row of a batch was left out; the other rows are not affected.
+    /// @notice A row of a batch was stale and was left out: what it claims was settled before.
     /// @param jobId The job that the row named.
-    /// @param reason The error, encoded as `submitCheckpoint` would have reverted with it.
-    event CheckpointSkipped(uint256 indexed jobId, bytes reason);
+    /// @param settledPromptTokens The job's total of prompt tokens.
+    /// @param settledTokens The job's total of generated tokens.
+    /// @param promptTokens What the row claimed.
+    /// @param tokens What the row claimed.
+    event CheckpointStale(
+        uint256 indexed jobId, uint256 settledPromptTokens, uint256 settledTokens, uint256 promptTokens, uint256 tokens
+    );
+
+    /// @notice A row of a batch was refused for another reason and was left out; the other rows are not affected.
+    /// @dev `reason`, `first` and `second` one after the other are the error as a revert would carry it, but for a zero
+    /// word at the end of an error that has one value only.
+    /// @param jobId The job that the row named.
+    /// @param reason The selector of one of the errors below.
+    /// @param first The error's first value.
+    /// @param second The error's second value, or zero.
+    event CheckpointSkipped(uint256 indexed jobId, bytes4 reason, uint256 first, uint256 second);
 
     /// @notice A job was closed. `owed + refund` is its deposit.
     /// @param jobId The job.
@@ -89,11 +103,18 @@ interface IProofSystem {
     /// @notice The claim is behind the settled totals in at least one of the two.
     error StaleCheckpoint(uint256 settledPromptTokens, uint256 settledTokens, uint256 promptTokens, uint256 tokens);
 
-    /// @notice `length` is not a length that the job's kind of proof can have.
-    error ProofLength(uint256 length);
+    /// @notice The job is another host's. In a batch only: `submitCheckpoint` says it in words.
+    /// @param caller Who sent the batch.
+    /// @param host The job's host.
+    error NotTheHost(address caller, address host);
 
-    /// @notice The claim is above what the receipt allows, in at least one of the two totals.
-    error AboveReceipt(uint256 signedPromptTokens, uint256 signedTokens, uint256 promptTokens, uint256 tokens);
+    /// @notice The proof is not as long as the job's kind of proof.
+    /// @param length Its length.
+    /// @param expected 8 in a host-attested job and for a proof too short for any; 121, or one less, in a receipted job.
+    error ProofLength(uint256 length, uint256 expected);
+
+    /// @notice One of the two claimed totals is above the signed one.
+    error AboveReceipt(uint256 claimed, uint256 signed);
 
     /// @notice The receipt was not signed by the job's signer, or for another job, or on another chain.
     /// @param recovered Who the signature says has signed; zero when it is no valid signature at all.
@@ -117,18 +138,18 @@ interface IProofSystem {
     error RefundNeedsGas(uint256 left, uint256 needed);
 
     /// @notice Claims new totals for a job and is paid the difference: nine tenths to the host, one to the treasury.
-    /// @dev Only the job's host, or it reverts with the string "Only host can submit checkpoints". An equal claim
-    /// changes nothing and its proof is not looked at beyond its first 8 bytes. Time does not end the right to claim;
-    /// only closing the job does.
+    /// @dev Only the job's host, or it reverts with the string "Only host can submit checkpoints". An equal claim changes
+    /// nothing, and its proof may be anything that begins with the 8 bytes of `promptTokens`. Time does not end the right
+    /// to claim; only closing the job does.
     /// @param jobId The job.
     /// @param tokens The total of generated tokens claimed.
     /// @param proof The rest of the claim and what supports it, as described above.
     function submitCheckpoint(uint256 jobId, uint256 tokens, bytes calldata proof) external;
 
     /// @notice Claims totals for many jobs of the sender, and closes those marked `complete`.
-    /// @dev A row that `submitCheckpoint` would refuse is skipped with `CheckpointSkipped`. A row that is equal pays
-    /// nothing and, if marked, still closes its job. Refunds are sent after every row has been paid. Earnings are
-    /// written once for each run of rows in one asset, so put rows of the same asset next to each other.
+    /// @dev A row that `submitCheckpoint` would refuse is left out, with `CheckpointStale` or `CheckpointSkipped`. A row
+    /// that is equal pays nothing and, if marked, still closes its job. Refunds are sent after every row has been paid.
+    /// Earnings are written once for each run of rows in one asset, so put rows of the same asset next to each other.
     function submitCheckpoints(Checkpoint[] calldata checkpoints) external;
 
     /// @notice The EIP-712 digest that a signer signs to acknowledge the given totals.

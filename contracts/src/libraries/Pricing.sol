@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {Prices} from "./JobRecord.sol";
+import {Prices} from "./Prices.sol";
 
 /// @title Pricing
 /// @notice All arithmetic with money: what totals are worth, and how that is divided.
@@ -10,9 +10,10 @@ library Pricing {
     uint256 private constant FEE_DIVISOR = 10;
 
     /// @dev What the totals are worth. Totals have at most 48 bits and prices 80, so nothing here can overflow.
-    function owed(Prices memory prices, uint256 promptTokens, uint256 tokens) internal pure returns (uint256) {
+    function owed(Prices prices, uint256 promptTokens, uint256 tokens) internal pure returns (uint256) {
         unchecked {
-            return (tokens * prices.pricePerMillion + promptTokens * prices.promptPricePerMillion) / TOKENS_PER_PRICE;
+            return
+                (tokens * prices.pricePerMillion() + promptTokens * prices.promptPricePerMillion()) / TOKENS_PER_PRICE;
         }
     }
 

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
 
 /// @title Proof
 /// @notice Reads the packed bytes that come with a claim, as `IProofSystem` lays them out.
-/// @dev Each reader expects a length that was checked before.
+/// @dev Callers check the length. What is read beyond the end is not part of the proof and must not be used.
 library Proof {
     uint256 internal constant ATTESTED_LENGTH = 8;
     uint256 internal constant RECEIPT_LENGTH = 121;
     uint256 internal constant COMPACT_RECEIPT_LENGTH = 120;
 
-    /// @dev keccak256("Receipt(uint256 jobId,uint64 promptTokens,uint64 tokens,bytes32 transcript)")
     bytes32 internal constant RECEIPT_TYPEHASH =
         keccak256("Receipt(uint256 jobId,uint64 promptTokens,uint64 tokens,bytes32 transcript)");
+
+    /// @dev Half the order of secp256k1. For each signature with a lower s there is one with a higher, which is refused.
+    uint256 private constant HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0;
 
     /// @dev Whether `proof` is as long as a proof of a host-attested job.
     function isAttested(bytes calldata proof) internal pure returns (bool) {
@@ -26,31 +28,61 @@ library Proof {
     }
 
     /// @dev The prompt total that is claimed, in both kinds of proof.
-    function claimedPromptTokens(bytes calldata proof) internal pure returns (uint64) {
-        return uint64(bytes8(proof[0:8]));
+    function claimedPromptTokens(bytes calldata proof) internal pure returns (uint256) {
+        return _uint64(proof, 0);
     }
 
-    /// @dev The receipt's two totals and its transcript.
-    function receipt(bytes calldata proof)
+    /// @dev The totals in the receipt.
+    function signedTotals(bytes calldata proof) internal pure returns (uint256 promptTokens, uint256 tokens) {
+        return (_uint64(proof, 8), _uint64(proof, 16));
+    }
+
+    /// @dev The transcript in the receipt, or zero if the proof has none.
+    function transcript(bytes calldata proof) internal pure returns (bytes32) {
+        return isAttested(proof) ? bytes32(0) : _word(proof, 24);
+    }
+
+    /// @dev Who signed the receipt for `jobId`; zero when the signature is none, or s is in its upper half.
+    function signer(bytes calldata proof, bytes32 domain, uint256 jobId) internal pure returns (address recovered) {
+        (uint256 promptTokens, uint256 tokens) = signedTotals(proof);
+        bytes32 receipt = structHash(jobId, promptTokens, tokens, _word(proof, 24));
+        bytes32 digest = MessageHashUtils.toTypedDataHash(domain, receipt);
+
+        uint256 s = uint256(_word(proof, 88));
+        uint8 v = uint8(bytes1(_word(proof, 120)));
+        if (proof.length == COMPACT_RECEIPT_LENGTH) {
+            v = s >> 255 == 0 ? 27 : 28;
+            s = s << 1 >> 1;
+        }
+        if (s <= HALF_ORDER) recovered = ecrecover(digest, v, _word(proof, 56), bytes32(s));
+    }
+
+    /// @dev The EIP-712 struct hash of a receipt. Hashed beyond the free memory pointer, which stays where it is, or a batch
+    /// would pay for memory that grows with each row.
+    function structHash(uint256 jobId, uint256 promptTokens, uint256 tokens, bytes32 transcript_)
         internal
         pure
-        returns (uint64 promptTokens, uint64 tokens, bytes32 transcript)
+        returns (bytes32 hash)
     {
-        return (uint64(bytes8(proof[8:16])), uint64(bytes8(proof[16:24])), bytes32(proof[24:56]));
+        bytes32 typehash = RECEIPT_TYPEHASH;
+        assembly ("memory-safe") {
+            let free := mload(0x40)
+            mstore(free, typehash)
+            mstore(add(free, 0x20), jobId)
+            mstore(add(free, 0x40), promptTokens)
+            mstore(add(free, 0x60), tokens)
+            mstore(add(free, 0x80), transcript_)
+            hash := keccak256(free, 0xa0)
+        }
     }
 
-    /// @dev Who signed `digest` in a receipt's proof; zero when the signature is none, or not in its lower half.
-    function recover(bytes calldata proof, bytes32 digest) internal pure returns (address signer) {
-        (uint8 v, bytes32 r, bytes32 s) = ECDSA.parseCalldata(proof[56:]);
-        (signer,,) = ECDSA.tryRecover(digest, v, r, s);
+    function _uint64(bytes calldata proof, uint256 offset) private pure returns (uint256) {
+        return uint256(_word(proof, offset)) >> 192;
     }
 
-    /// @dev The EIP-712 struct hash of a receipt.
-    function structHash(uint256 jobId, uint64 promptTokens, uint64 tokens, bytes32 transcript)
-        internal
-        pure
-        returns (bytes32)
-    {
-        return keccak256(abi.encode(RECEIPT_TYPEHASH, jobId, promptTokens, tokens, transcript));
+    function _word(bytes calldata proof, uint256 offset) private pure returns (bytes32 word) {
+        assembly ("memory-safe") {
+            word := calldataload(add(proof.offset, offset))
+        }
     }
 }

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.34;
+
+import {Fit} from "./Fit.sol";
+
+/// @dev The first word of a job, the only one that changes once the job was opened. From the lowest bit:
+///
+///     deposit 96 | tokens 48 | promptTokens 48 | askedAt 40 | closed 1
+///
+/// A word rather than a struct, so that a checkpoint reads it once and writes it once.
+type Tally is uint256;
+
+using TallyFields for Tally global;
+
+/// @title TallyFields
+/// @notice Reads a tally, holds claims against it, and makes the next one out of it.
+library TallyFields {
+    using Fit for uint256;
+
+    uint256 internal constant DEPOSIT_BITS = 96;
+    uint256 internal constant TOTAL_BITS = 48;
+    uint256 private constant TIME_BITS = 40;
+
+    uint256 private constant PROMPT_TOKENS_AT = DEPOSIT_BITS + TOTAL_BITS;
+    uint256 private constant ASKED_AT_AT = PROMPT_TOKENS_AT + TOTAL_BITS;
+    uint256 private constant CLOSED_AT = ASKED_AT_AT + TIME_BITS;
+
+    uint256 private constant DEPOSIT_MASK = 2 ** DEPOSIT_BITS - 1;
+    uint256 private constant TOTAL_MASK = 2 ** TOTAL_BITS - 1;
+    uint256 private constant TOTALS_MASK = TOTAL_MASK << DEPOSIT_BITS | TOTAL_MASK << PROMPT_TOKENS_AT;
+    uint256 private constant TIME_MASK = 2 ** TIME_BITS - 1;
+
+    function deposit(Tally tally) internal pure returns (uint256) {
+        return Tally.unwrap(tally) & DEPOSIT_MASK;
+    }
+
+    function tokens(Tally tally) internal pure returns (uint256) {
+        return Tally.unwrap(tally) >> DEPOSIT_BITS & TOTAL_MASK;
+    }
+
+    function promptTokens(Tally tally) internal pure returns (uint256) {
+        return Tally.unwrap(tally) >> PROMPT_TOKENS_AT & TOTAL_MASK;
+    }
+
+    function askedAt(Tally tally) internal pure returns (uint256) {
+        return Tally.unwrap(tally) >> ASKED_AT_AT & TIME_MASK;
+    }
+
+    function closed(Tally tally) internal pure returns (bool) {
+        return Tally.unwrap(tally) >> CLOSED_AT != 0;
+    }
+
+    /// @dev Whether claimed totals are stale: lower than the settled ones in either of the two.
+    function isStale(Tally tally, uint256 promptTokens_, uint256 tokens_) internal pure returns (bool) {
+        return promptTokens_ < promptTokens(tally) || tokens_ < tokens(tally);
+    }
+
+    /// @dev Whether claimed totals are equal to the settled ones. What is neither stale nor equal is ahead.
+    function isEqual(Tally tally, uint256 promptTokens_, uint256 tokens_) internal pure returns (bool) {
+        return promptTokens_ == promptTokens(tally) && tokens_ == tokens(tally);
+    }
+
+    function withDeposit(Tally tally, uint256 deposit_) internal pure returns (Tally) {
+        return Tally.wrap((Tally.unwrap(tally) & ~DEPOSIT_MASK) | deposit_.fit(DEPOSIT_BITS));
+    }
+
+    /// @dev The totals are not checked again: a claim of more than 48 bits was refused before.
+    function withTotals(Tally tally, uint256 promptTokens_, uint256 tokens_) internal pure returns (Tally) {
+        return
+            Tally.wrap(
+                (Tally.unwrap(tally) & ~TOTALS_MASK) | tokens_ << DEPOSIT_BITS | promptTokens_ << PROMPT_TOKENS_AT
+            );
+    }
+
+    /// @dev For a tally in which nobody has asked.
+    function withAskedAt(Tally tally, uint256 askedAt_) internal pure returns (Tally) {
+        return Tally.wrap(Tally.unwrap(tally) | askedAt_.fit(TIME_BITS) << ASKED_AT_AT);
+    }
+
+    function asClosed(Tally tally) internal pure returns (Tally) {
+        return Tally.wrap(Tally.unwrap(tally) | 2 ** CLOSED_AT);
+    }
+}

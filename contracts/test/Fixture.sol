@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.34;
+
+import {JobMarketplace} from "../src/JobMarketplace.sol";
+import {NodeRegistry} from "../src/NodeRegistry.sol";
+import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
+import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
+import {vm} from "./Vm.sol";
+import {TestDollar} from "./mocks/TestDollar.sol";
+
+/// @dev A registry with one host, a marketplace, a payer with money, and short words for what tests do with them.
+abstract contract Fixture {
+    // The compiler takes the time for constant within a call, so tests count from here instead of reading it.
+    uint256 internal constant START = 1_800_000_000;
+
+    address internal constant ETH = address(0);
+    bytes32 internal constant TRANSCRIPT = keccak256("transcript");
+    uint256 internal constant SIGNER_KEY = 0x516e;
+
+    address internal immutable host = vm.addr(0x1057);
+    address internal immutable otherHost = vm.addr(0x2057);
+    address internal immutable payer = vm.addr(0x9a1e);
+    address internal immutable treasury = vm.addr(0x72ea);
+    address internal immutable stranger = vm.addr(0x57a6);
+    address internal immutable signer = vm.addr(SIGNER_KEY);
+
+    NodeRegistry internal registry;
+    JobMarketplace internal market;
+    TestDollar internal dollar;
+
+    function setUp() public virtual {
+        vm.warp(START);
+        registry = new NodeRegistry();
+        market = new JobMarketplace(address(registry), treasury);
+        dollar = new TestDollar();
+
+        _register(host);
+        _register(otherHost);
+        dollar.mint(payer, type(uint128).max);
+        vm.prank(payer);
+        dollar.approve(address(market), type(uint256).max);
+        vm.deal(payer, type(uint128).max);
+    }
+
+    function _register(address who) internal {
+        vm.prank(who);
+        registry.registerNode(who, "https://host.example");
+    }
+
+    /// @dev Half a dollar at 0.904 dollars a million tokens and 0.15 a million prompt tokens, receipted, for a week.
+    function _terms() internal view returns (IJobMarketplace.Terms memory) {
+        return IJobMarketplace.Terms({
+            host: host,
+            asset: address(dollar),
+            deposit: 500_000,
+            pricePerMillion: 904_000,
+            promptPricePerMillion: 150_000,
+            signer: signer,
+            maxTokensPerSecond: 0,
+            claimWindow: 12 hours,
+            expiresAt: START + 7 days,
+            checkpointInterval: 100,
+            modelId: keccak256("model")
+        });
+    }
+
+    /// @dev The same, host-attested at 10 tokens a second.
+    function _attestedTerms() internal view returns (IJobMarketplace.Terms memory terms) {
+        terms = _terms();
+        terms.maxTokensPerSecond = 10;
+    }
+
+    function _ethTerms() internal view returns (IJobMarketplace.Terms memory terms) {
+        terms = _terms();
+        terms.asset = ETH;
+    }
+
+    function _open(IJobMarketplace.Terms memory terms) internal returns (uint256) {
+        vm.prank(payer);
+        return market.createJob{value: terms.asset == ETH ? terms.deposit : 0}(terms);
+    }
+
+    function _open() internal returns (uint256) {
+        return _open(_terms());
+    }
+
+    /// @dev A receipted job's proof that claims exactly what is signed.
+    function _proof(uint256 jobId, uint256 promptTokens, uint256 tokens) internal view returns (bytes memory) {
+        return _proof(jobId, promptTokens, promptTokens, tokens);
+    }
+
+    /// @dev A receipted job's proof that claims fewer prompt tokens than are signed.
+    function _proof(uint256 jobId, uint256 promptTokens, uint256 signedPromptTokens, uint256 signedTokens)
+        internal
+        view
+        returns (bytes memory)
+    {
+        return abi.encodePacked(
+            uint64(promptTokens),
+            uint64(signedPromptTokens),
+            uint64(signedTokens),
+            TRANSCRIPT,
+            _sign(SIGNER_KEY, jobId, signedPromptTokens, signedTokens)
+        );
+    }
+
+    function _sign(uint256 key, uint256 jobId, uint256 promptTokens, uint256 tokens)
+        internal
+        view
+        returns (bytes memory)
+    {
+        bytes32 digest = market.receiptDigest(jobId, uint64(promptTokens), uint64(tokens), TRANSCRIPT);
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
+        return abi.encodePacked(r, s, v);
+    }
+
+    /// @dev A host-attested job's proof.
+    function _attested(uint256 promptTokens) internal pure returns (bytes memory) {
+        return abi.encodePacked(uint64(promptTokens));
+    }
+
+    /// @dev The host claims, with a receipt over exactly these totals.
+    function _claim(uint256 jobId, uint256 promptTokens, uint256 tokens) internal {
+        bytes memory proof = _proof(jobId, promptTokens, tokens);
+        vm.prank(host);
+        market.submitCheckpoint(jobId, tokens, proof);
+    }
+
+    function _claimAttested(uint256 jobId, uint256 promptTokens, uint256 tokens) internal {
+        vm.prank(host);
+        market.submitCheckpoint(jobId, tokens, _attested(promptTokens));
+    }
+
+    function _complete(address who, uint256 jobId) internal {
+        vm.prank(who);
+        market.completeSession(jobId);
+    }
+
+    function _row(uint256 jobId, uint256 promptTokens, uint256 tokens, bool complete)
+        internal
+        view
+        returns (IProofSystem.Checkpoint memory)
+    {
+        return IProofSystem.Checkpoint(jobId, tokens, complete, _proof(jobId, promptTokens, tokens));
+    }
+
+    function _submit(IProofSystem.Checkpoint[] memory rows) internal {
+        vm.prank(host);
+        market.submitCheckpoints(rows);
+    }
+
+    function _submit(IProofSystem.Checkpoint memory row) internal {
+        IProofSystem.Checkpoint[] memory rows = new IProofSystem.Checkpoint[](1);
+        rows[0] = row;
+        _submit(rows);
+    }
+
+    function _earned(address who, address asset) internal view returns (uint256 earnings) {
+        (, earnings) = market.balanceOf(who, asset);
+    }
+
+    function _refunds(address who, address asset) internal view returns (uint256 refunds) {
+        (refunds,) = market.balanceOf(who, asset);
+    }
+
+    function _status(uint256 jobId) internal view returns (IJobMarketplace.Status) {
+        return market.getJob(jobId).status;
+    }
+
+    function _assertStatus(uint256 jobId, IJobMarketplace.Status status) internal view {
+        vm.assertEq(uint256(_status(jobId)), uint256(status));
+    }
+
+    function _assertTotals(uint256 jobId, uint256 promptTokens, uint256 tokens) internal view {
+        IJobMarketplace.Job memory job = market.getJob(jobId);
+        vm.assertEq(job.promptTokens, promptTokens, "promptTokens");
+        vm.assertEq(job.tokens, tokens, "tokens");
+    }
+
+    /// @dev Expects the next call to revert with an error and its values.
+    function _refuses(bytes4 selector) internal {
+        vm.expectRevert(abi.encodeWithSelector(selector));
+    }
+
+    function _refuses(bytes4 selector, uint256 value) internal {
+        vm.expectRevert(abi.encodeWithSelector(selector, value));
+    }
+
+    function _refuses(bytes4 selector, uint256 first, uint256 second) internal {
+        vm.expectRevert(abi.encodeWithSelector(selector, first, second));
+    }
+
+    function _refuses(bytes4 selector, uint256 first, uint256 second, uint256 third) internal {
+        vm.expectRevert(abi.encodeWithSelector(selector, first, second, third));
+    }
+
+    function _refuses(bytes4 selector, address value) internal {
+        vm.expectRevert(abi.encodeWithSelector(selector, value));
+    }
+
+    function _refuses(bytes4 selector, address first, address second) internal {
+        vm.expectRevert(abi.encodeWithSelector(selector, first, second));
+    }
+
+    function _bound(uint256 value, uint256 least, uint256 most) internal pure returns (uint256) {
+        if (value >= least && value <= most) return value;
+        uint256 size = most - least + 1;
+        return size == 0 ? value : least + value % size;
+    }
+}
