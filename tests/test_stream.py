@@ -219,7 +219,7 @@ async def test_streams_share_one_credit(counter: Counter) -> None:
 
 
 async def test_holds_one_interval(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law 3: what may not be delivered is held up to an interval; the engine of who does not sign is cancelled."""
+    """Law 3: at most an interval is held undelivered; if nobody signs, the engine is cancelled."""
     monkeypatch.setattr(stream_module, "OVERRUN_PATIENCE", 0.02)
     host = Host(counter, ScriptedEngine(Script(say(*"x" * 500))))
     async with host.ask(500) as stream:

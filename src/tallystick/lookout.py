@@ -95,7 +95,7 @@ class Lookout:
         newest = await self._chain.job(job_id)
         job = await self._chain.job(job_id, depth=self.depth) if self.depth else newest
         sight = Sight(job, newest, block.timestamp, at)
-        if newest is not None:  # one that is not there now may be in a moment
+        if job is not None:  # one that is not there now may be in a moment
             self._keep(job_id, sight)
         return sight
 

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection: what it showed, how it came in, and how long it may take.
+"""Who is at the other end of a connection: what it showed, how that came in, and what it sent.
 
 Knows ASGI's scopes and messages, no route and no job.
 """
@@ -10,20 +10,18 @@ from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.datastructures import Headers
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from tallystick.desk import Access
 from tallystick.errors import Refusal, TallystickError
 from tallystick.wire import MAX_BODY
 
-SEND_LIMIT = 30.0
-"""Seconds in which a peer has to take what it is sent: who does not read may not hold a reply for ever."""
 BODY_LIMIT = 30.0
 """Seconds in which a request's body has to arrive."""
 
 
 class PeerGone(TallystickError):
-    """The other end has left, or does not take what it is sent."""
+    """The other end has left."""
 
 
 def access_of(scope: Scope, trusted: Sequence[str]) -> Access:
@@ -82,14 +80,3 @@ async def read_body(receive: Receive) -> bytes:
                     return b"".join(parts)
     except TimeoutError:
         raise Refusal("invalid_request", f"The body did not arrive within {BODY_LIMIT:g} s.") from None
-
-
-async def send_bounded(send: Send, message: Message) -> None:
-    """Sends, and waits no longer than `SEND_LIMIT` for the other end to read. PeerGone if it does not."""
-    try:
-        async with asyncio.timeout(SEND_LIMIT):
-            await send(message)
-    except TimeoutError:
-        raise PeerGone(f"the client read nothing for {SEND_LIMIT:g} s") from None
-    except OSError as error:
-        raise PeerGone("the client left") from error

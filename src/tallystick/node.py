@@ -1,0 +1,346 @@
+"""One host put together: chain, engine, ledger, counter and settlement, around the desk where it is asked.
+
+Starts and stops the parts, says at start what works and what does not, and tells what the host offers. What
+is served and signed is decided in desk.py; server.py is its door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from tallystick import __version__, proof
+from tallystick.admission import Offer
+from tallystick.chain import Chain, deployment_at
+from tallystick.config import AssetPrice, HostConfig
+from tallystick.contracts import Deployment
+from tallystick.counter import Counter
+from tallystick.desk import Desk
+from tallystick.engine import Engine, HttpEngine, LlamaEngine
+from tallystick.errors import ConfigError
+from tallystick.ledger import Ledger
+from tallystick.lookout import Lookout
+from tallystick.pricing import to_units
+from tallystick.sender import Sender
+from tallystick.settlement import Settlement
+from tallystick.types import ETH, Address, Completion, JobId, Model, Prices, Totals
+from tallystick.types import Settlement as Settled
+
+COUNTER = "counter"
+"""The file of slots, beside the ledger."""
+STOP_STREAMS = 5.0
+"""Seconds that replies under way have to end in when the node stops."""
+STOP_SETTLING = 15.0
+"""Seconds that what is due has to be settled in when the node stops; the next start goes on with the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payout:
+    """What one confirmed transaction did for a job, in base units."""
+
+    job_id: JobId
+    totals: Totals
+    """Settled with it, or (a completion alone) before it."""
+    host: int
+    treasury: int
+    tx: str
+    refund: int | None
+    """What went back to the payer; None: the job goes on."""
+
+    def out(self) -> dict[str, Any]:
+        """The members of a `settled` frame (protocol §10)."""
+        out = {
+            "job_id": self.job_id,
+            "prompt_tokens": self.totals.prompt_tokens,
+            "tokens": self.totals.tokens,
+            "host": str(self.host),
+            "treasury": str(self.treasury),
+            "tx": self.tx,
+        }
+        return out if self.refund is None else {**out, "completed": True, "refund": str(self.refund)}
+
+
+Watcher = Callable[[Payout], None]
+
+log = structlog.get_logger(__name__)
+
+
+class Node:
+    """A host that serves: `async with Node(config) as node`, or `start` and `stop`."""
+
+    # Set by `start`.
+    chain: Chain
+    engine: Engine
+    ledger: Ledger
+    counter: Counter
+    offer: Offer
+    desk: Desk
+
+    def __init__(self, config: HostConfig, *, engine: Engine | None = None) -> None:
+        """`engine`: in place of the one that the config names."""
+        self.config = config
+        self._engine = engine
+        self._settlement: Settlement | None = None
+        self._watchers: defaultdict[JobId, set[Watcher]] = defaultdict(set)
+        self._events: defaultdict[tuple[JobId, str], list[Settled | Completion]] = defaultdict(list)
+        """Confirmed and not told yet, by job and transaction."""
+        self._running: dict[str, asyncio.Task[None]] = {}
+        """Its own tasks, which end with it."""
+        self._passing: set[asyncio.Task[None]] = set()
+        self._parts = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Opens all parts, takes over what an earlier process left, and goes on settling it.
+
+        Raises ConfigError, ChainError, EngineError or LedgerError for what keeps the node from serving.
+        """
+        async with AsyncExitStack() as parts:
+            self.chain = await parts.enter_async_context(await _chain(self.config))
+            self.engine = await parts.enter_async_context(self._engine or _engine(self.config))
+            self.ledger = await parts.enter_async_context(Ledger(self.config.data_dir))
+            self.counter = parts.enter_context(Counter(self.config.data_dir / COUNTER))
+            await self._take_over()
+            self.offer = offer_of(self.config, self.chain.deployment, self.engine.models)
+            self.lookout = Lookout(self.chain, self.chain.deployment.depth)
+            self.desk = Desk(
+                self.config, self.offer, self.engine, self.lookout, self.ledger, self.counter, self._poke
+            )
+            parts.push_async_callback(self._stop_tasks)
+            self._start_settling()
+            await self._say_what_works()
+            self._parts = parts.pop_all()
+
+    async def stop(self) -> None:
+        """Ends what is being served, settles what is due within a bound, and closes all parts."""
+        async with self._parts:
+            await self.desk.stop(STOP_STREAMS)
+            await self._settle_rest()
+        log.info("node.stopped", host=self.offer.host)
+
+    async def _take_over(self) -> None:
+        """The ledger belongs to this chain; what a killed process had counted is brought into it."""
+        deployment = self.chain.deployment
+        genesis = await self.chain.block(0)
+        await self.ledger.bind(f"{deployment.chain_id}:{deployment.marketplace}:{genesis.hash}")
+        for void in await self.ledger.recover(self.counter.recovered()):
+            self.counter.release(void)
+
+    # What it offers
+
+    def quote(self) -> dict[str, Any]:
+        """What a job has to look like to be served here."""
+        return {
+            **self.offer.terms(),
+            "confirmations": self.chain.deployment.confirmations,
+            "receipt_timeout": self.config.receipt_timeout,
+            "grace": self.config.grace,
+            "paid": self._settlement is not None,
+            "version": __version__,
+        }
+
+    async def unready(self) -> list[str]:
+        """Why paid jobs cannot be served now; nothing: they can."""
+        reasons = []
+        if self.offer.host is None:
+            reasons.append("neither HOST_PRIVATE_KEY nor HOST_ADDRESS is set")
+        if self.desk.stopping:
+            reasons.append("the node is shutting down")
+        if self.counter.failure is not None:
+            reasons.append(f"counts do not reach the disk: {self.counter.failure}")
+        reasons += [f"{name} broke down" for name, task in self._running.items() if task.done()]
+        await self.lookout.now()
+        if self.lookout.trouble is not None:
+            reasons.append(f"the chain cannot be read: {self.lookout.trouble}")
+        return reasons
+
+    @contextmanager
+    def watch(self, job_id: JobId, watcher: Watcher) -> Iterator[None]:
+        """Tells `watcher` of each settlement and of the completion of a job, once confirmed."""
+        self._watchers[job_id].add(watcher)
+        try:
+            yield
+        finally:
+            self._watchers[job_id].discard(watcher)
+            if not self._watchers[job_id]:
+                del self._watchers[job_id]
+
+    # Settling
+
+    def _start_settling(self) -> None:
+        """Without a key nothing is settled: the payers get everything back."""
+        if self.config.host_private_key is None:
+            return
+        sender = Sender(self.chain, self.ledger, self.config.host_private_key.reveal())
+        self._settlement = Settlement(self.ledger, self.chain, sender, drain=self.desk.drain)
+        self._settlement.listen(self._settled)
+        self._run("the sender", sender.run())
+        self._run("settlement", self._settlement.run())
+
+    def _poke(self) -> None:
+        if self._settlement is not None:
+            self._settlement.poke()
+
+    def _settled(self, event: Settled | Completion) -> None:
+        """Something was confirmed on the chain."""
+        if self._watchers.get(event.job_id):
+            key = (event.job_id, event.tx)
+            if key not in self._events:
+                self._pass_on(self._tell_watchers(*key))
+            self._events[key].append(event)
+        if isinstance(event, Completion):
+            self.desk.forget(event.job_id)
+
+    async def _tell_watchers(self, job_id: JobId, tx: str) -> None:
+        """Tells in one what a transaction did: while the ledger is read, the rest of its events come in."""
+        row = await self.ledger.job(job_id)
+        payout = _payout(job_id, tx, row.confirmed if row else Totals(), self._events.pop((job_id, tx)))
+        for watcher in list(self._watchers.get(job_id, ())):
+            watcher(payout)
+
+    async def _settle_rest(self) -> None:
+        """What is due is due on the next start as well, so this is given a bound."""
+        if self._settlement is None:
+            return
+        self._settlement.poke()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SETTLING):
+                await self._settlement.idle()
+
+    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_tell_breakdown)
+        self._running[name] = task
+
+    def _pass_on(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="telling of a settlement")
+        task.add_done_callback(_tell_breakdown)
+        task.add_done_callback(self._passing.discard)
+        self._passing.add(task)
+
+    async def _stop_tasks(self) -> None:
+        tasks = [*self._running.values(), *self._passing]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # What it says at start
+
+    async def _say_what_works(self) -> None:
+        deployment = self.chain.deployment
+        log.info(
+            "node.started",
+            host=self.offer.host,
+            chain=deployment.name,
+            contract=deployment.marketplace,
+            models=[model.name for model in self.offer.models],
+        )
+        if self.offer.host is None:
+            log.error(
+                "node.not_set_up",
+                meaning="the node serves no paid job",
+                mend="set HOST_PRIVATE_KEY (or HOST_ADDRESS) and restart",
+            )
+            return
+        if self.config.host_private_key is None:
+            log.warning(
+                "node.unpaid",
+                host=self.offer.host,
+                meaning="the node serves and is not paid: without HOST_PRIVATE_KEY it settles nothing",
+                mend="set HOST_PRIVATE_KEY to this host's key and restart",
+            )
+        elif self.config.mismatched:
+            log.error(
+                "node.wrong_key",
+                key=proof.address(self.config.host_private_key.reveal()),
+                host_address=self.config.host_address,
+                meaning="jobs that name HOST_ADDRESS are refused: only their host can submit checkpoints",
+                mend="set HOST_ADDRESS to the key's address, or HOST_PRIVATE_KEY to the key of HOST_ADDRESS",
+            )
+        if not await self.chain.is_registered(self.offer.host):
+            log.error(
+                "node.not_registered",
+                host=self.offer.host,
+                registry=deployment.registry,
+                meaning="no job can be opened with this host",
+                mend="tally host register",
+            )
+
+
+async def _chain(config: HostConfig) -> Chain:
+    """The chain that the endpoint is on, with the contracts that this package knows there."""
+    deployed = await deployment_at(config.rpc_url)
+    if config.confirmations is not None:
+        deployed = replace(deployed, confirmations=config.confirmations)
+    return Chain(config.rpc_url, deployed)
+
+
+def _engine(config: HostConfig) -> Engine:
+    if config.model_path is not None:
+        return LlamaEngine(config.model_path)
+    if config.engine_url is not None:
+        key = config.engine_api_key.reveal() if config.engine_api_key else None
+        return HttpEngine(config.engine_url, api_key=key)
+    raise ConfigError("neither MODEL_PATH nor ENGINE_URL is set: there is no engine to sell tokens of")
+
+
+def offer_of(config: HostConfig, deployment: Deployment, models: list[str]) -> Offer:
+    """What a config comes to on one chain. ConfigError for assets and prices that make no sense there."""
+    priced = config.assets or (AssetPrice(next(address for address in deployment.assets if address != ETH)),)
+    prices = dict(_prices(config, deployment, entry) for entry in priced)
+    return Offer(
+        domain=proof.Domain(deployment.chain_id, deployment.marketplace),
+        host=config.host,
+        models=tuple(Model(name, prices) for name in models),
+        assets=dict(deployment.assets),
+        interval_max=config.interval_max,
+        claim_window_min=config.claim_window_min,
+    )
+
+
+def _prices(config: HostConfig, deployment: Deployment, entry: AssetPrice) -> tuple[Address, Prices]:
+    asset = deployment.assets.get(entry.asset)
+    if asset is None:
+        known = ", ".join(f"{address} ({each.symbol})" for address, each in deployment.assets.items())
+        raise ConfigError(f"HOST_ASSETS names {entry.asset}; on {deployment.name} there are {known}")
+    try:
+        return entry.asset, Prices(
+            to_units(entry.price or config.price, asset.decimals),
+            to_units(entry.prompt_price or config.prompt_price, asset.decimals),
+        )
+    except ValueError as error:
+        raise ConfigError(f"a price in {asset.symbol} cannot be set: {error}") from error
+
+
+def _tell_breakdown(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("node.task_failed", task=task.get_name(), error=str(error), exc_info=error)
+
+
+def _payout(job_id: JobId, tx: str, totals: Totals, events: list[Settled | Completion]) -> Payout:
+    settled = [event for event in events if isinstance(event, Settled)]
+    refunds = [event.refund for event in events if isinstance(event, Completion)]
+    return Payout(
+        job_id=job_id,
+        totals=totals,
+        host=sum(event.host_amount for event in settled),
+        treasury=sum(event.fee for event in settled),
+        tx=tx,
+        refund=refunds[0] if refunds else None,
+    )

@@ -1,0 +1,231 @@
+"""A payer's WebSocket (protocol §10): several replies at once, receipts, the end of the session.
+
+An upgrade with a bearer that does not hold is refused before it is accepted; without one, each request has to
+bring its own. Knows frames, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from tallystick import wire
+from tallystick.desk import Access, refusal_of
+from tallystick.engine import Piece
+from tallystick.errors import Refusal, TallystickError
+from tallystick.node import Node, Payout
+from tallystick.peer import PeerGone, access_of, bearer_of
+from tallystick.stream import CANCELLED, Chunk, End, Stream
+from tallystick.types import JobId, RequestId
+
+log = structlog.get_logger(__name__)
+
+
+class Sessions:
+    """`GET /v1/session`, as an ASGI application."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        access = access_of(scope, self._node.config.trusted_proxies)
+        await receive()  # the upgrade
+        try:
+            job_id = await self._node.desk.identify(access) if access.authorization else None
+        except TallystickError as error:
+            await _refuse_upgrade(send, refusal_of(error))
+            return
+        await send({"type": "websocket.accept"})
+        await Connection(self._node, access, receive, send).run(job_id)
+
+
+async def _refuse_upgrade(send: Send, refusal: Refusal) -> None:
+    headers = [(b"content-type", b"application/problem+json")]
+    start = {"type": "websocket.http.response.start", "status": refusal.row.status, "headers": headers}
+    await send(start)
+    await send({"type": "websocket.http.response.body", "body": orjson.dumps(refusal.problem())})
+
+
+class Connection:
+    """One WebSocket that was accepted."""
+
+    def __init__(self, node: Node, access: Access, receive: Receive, send: Send) -> None:
+        self._node = node
+        self._access = access
+        """Of the upgrade."""
+        self._accesses: dict[JobId, Access] = {}
+        """By the jobs that were asked for here."""
+        self._receive = receive
+        self._send = send
+        self._sending = asyncio.Lock()
+        self._streams: dict[RequestId, Stream] = {}
+        self._watching = AsyncExitStack()
+        self._gone = False
+
+    async def run(self, job_id: JobId | None) -> None:
+        """Until the other end leaves. `job_id`: the job of the upgrade's bearer."""
+        async with self._watching, asyncio.TaskGroup() as self._tasks:
+            if job_id is not None:
+                self._join(job_id, self._access)
+            self._reading = self._tasks.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while (message := await self._receive())["type"] != "websocket.disconnect":
+                try:
+                    await self._take(wire.parse_frame(message.get("text") or message.get("bytes") or b""))
+                except TallystickError as error:
+                    await self._refuse(error)
+        finally:
+            self._leave()
+
+    async def _take(self, frame: dict[str, Any]) -> None:
+        match frame["type"]:
+            case "inference":
+                self._tasks.create_task(self._infer(frame))
+            case "receipt":
+                await self._receipt(frame)
+            case "cancel":
+                self._cancel(frame)
+            case "session_end":
+                await self._end(frame)
+            case other:
+                raise Refusal("invalid_request", f"No frame to the host is called {other!r}.", param="type")
+
+    # Replies
+
+    async def _infer(self, frame: dict[str, Any]) -> None:
+        request: RequestId | None = None
+        try:
+            asked, bearer = wire.parse_inference(frame.get("request"))
+            request = asked.request
+            access = replace(self._access, authorization=bearer_of(bearer)) if bearer else self._access
+            stream = await self._node.desk.admit(asked, access)
+            self._join(stream.account.job.id, access)
+            async with stream:
+                await self._deliver(stream)
+        except TallystickError as error:
+            await self._refuse(error, request)
+
+    async def _deliver(self, stream: Stream) -> None:
+        request = stream.order.request
+        self._streams[request] = stream
+        try:
+            async for chunks in stream:
+                for chunk in chunks:
+                    await self._send_chunk(request, chunk)
+            assert stream.end is not None
+            await self._send_end(request, stream.end)
+        finally:
+            del self._streams[request]
+
+    async def _send_chunk(self, request: RequestId, chunk: Chunk) -> None:
+        tally = chunk.tally
+        # A count without a choice is told with `done`, and a role alone says nothing.
+        if chunk.piece is not None and chunk.piece.choices and (chunk.piece.tokens or chunk.piece.text):
+            await self._tell("token", request=request, **_token(chunk.piece), tally=tally)
+        if tally.get("due"):
+            await self._tell("checkpoint", request=request, tally=tally)
+        if tally.get("low"):
+            await self._tell("balance_low", request=request, tally=tally)
+
+    async def _send_end(self, request: RequestId, end: End) -> None:
+        if end.failure is not None:
+            await self._tell("error", request=request, problem=end.failure.problem(), tally=end.tally)
+            return
+        await self._tell(
+            "done",
+            request=request,
+            finish_reason=end.finish_reason,
+            reason=end.reason,
+            usage=end.usage,
+            tally=end.tally,
+        )
+
+    def _cancel(self, frame: dict[str, Any]) -> None:
+        """A reply that is over already needs no cancelling, and is no mistake of the payer's."""
+        request = frame.get("request")
+        if not isinstance(request, str):
+            raise Refusal("invalid_request", "`request`: it says which reply to cancel.", param="request")
+        stream = self._streams.get(RequestId(request))
+        if stream is not None:
+            stream.cut(CANCELLED)
+
+    # Receipts and the end
+
+    async def _receipt(self, frame: dict[str, Any]) -> None:
+        receipt = wire.receipt_in(frame.get("receipt"))
+        access = self._accesses.get(receipt.job_id, self._access)
+        answer = await self._node.desk.receipt(receipt, access)
+        await self._tell("ack", **answer.out())
+
+    async def _end(self, frame: dict[str, Any]) -> None:
+        receipt, end = wire.ending_in(frame)
+        job_id = frame.get("job_id", receipt and receipt.job_id)
+        if not isinstance(job_id, int):
+            raise Refusal("invalid_request", "`job_id`: it says which session ends.", param="job_id")
+        view = await self._node.desk.end(JobId(job_id), receipt, end)
+        self._join(JobId(job_id), self._access)
+        await self._tell("session_end", job_id=job_id, job=view)
+
+    def _join(self, job_id: JobId, access: Access) -> None:
+        """From now on this socket hears of the job's settlements."""
+        if job_id not in self._accesses:
+            self._watching.enter_context(self._node.watch(job_id, self._settled))
+        self._accesses[job_id] = access
+
+    def _settled(self, payout: Payout) -> None:
+        self._tasks.create_task(self._tell_settled(payout))
+
+    async def _tell_settled(self, payout: Payout) -> None:
+        with suppress(PeerGone):
+            await self._tell("settled", **payout.out())
+
+    # Sending
+
+    async def _refuse(self, error: TallystickError, request: RequestId | None = None) -> None:
+        if isinstance(error, PeerGone):
+            return
+        named = {"request": request} if request else {}
+        await self._tell("error", **named, problem=refusal_of(error).problem())
+
+    async def _tell(self, kind: str, **members: Any) -> None:
+        """Sends one frame. PeerGone, and every reply of the socket ends, if it is not taken."""
+        message = {"type": "websocket.send", "text": wire.frame(kind, **members)}
+        async with self._sending:
+            if self._gone:
+                raise PeerGone("the client left")
+            try:
+                await self._send(message)
+            except (OSError, RuntimeError) as error:  # uvicorn's, for a connection that it gave up just now
+                self._leave()
+                raise PeerGone("the client left") from error
+
+    def _leave(self) -> None:
+        self._gone = True
+        self._reading.cancel()
+        for stream in self._streams.values():
+            stream.cut(CANCELLED)
+
+
+def _token(piece: Piece) -> dict[str, Any]:
+    """The members of a `token` frame that come from the engine."""
+    choice = piece.choices[0] if piece.choices else {}
+    delta = choice.get("delta") or {}
+    content, reasoning = delta.get("content"), delta.get("reasoning_content") or delta.get("reasoning")
+    token: dict[str, Any] = {"text": content if isinstance(content, str) else ""}
+    if isinstance(reasoning, str):
+        token["reasoning"] = reasoning
+    if delta.get("tool_calls"):
+        token["tool_calls"] = delta["tool_calls"]
+    if piece.ids:
+        token["ids"] = piece.ids
+    if piece.finish_reason:
+        token["finish_reason"] = piece.finish_reason
+    return token

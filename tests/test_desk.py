@@ -1,0 +1,483 @@
+"""The desk on a real chain and ledger: what it lets in, writes down before it answers, and gives up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tallystick import lookout, pricing, proof, wire
+from tallystick.admission import Offer
+from tallystick.chain import Chain
+from tallystick.config import HostConfig, Secret
+from tallystick.counter import Counter
+from tallystick.desk import Answer, Desk
+from tallystick.devnet import Devnet
+from tallystick.errors import Refusal
+from tallystick.ledger import Ledger
+from tallystick.lookout import Lookout
+from tallystick.stream import Chunk, Stream
+from tallystick.tables import JobRow
+from tallystick.testing import Hang, Script, ScriptedEngine, say
+from tallystick.types import Model, Prices, RequestId, Totals
+from tests.paying import PRICES, PROMPT, Signer, open_job, register, until
+
+
+class Bench:
+    """A desk that can be closed and opened again over the same files, as after a restart."""
+
+    def __init__(self, devnet: Devnet, chain: Chain, data_dir: Path) -> None:
+        self.devnet = devnet
+        self.chain = chain
+        self.engine = ScriptedEngine(Script(say(*"x" * 60)))
+        self.config = HostConfig(
+            host_private_key=Secret(devnet.accounts.host.private_key),
+            data_dir=data_dir,
+            receipt_timeout=1,
+            grace=60,
+        )
+        self.depth = 0
+        self.pokes = 0
+        self._parts = AsyncExitStack()
+
+    async def open(self, **changed: Any) -> Desk:
+        """Starts over, with `changed` settings."""
+        await self._parts.aclose()
+        self.config = replace(self.config, **changed)
+        self.ledger = await self._parts.enter_async_context(Ledger(self.config.data_dir))
+        self.counter = self._parts.enter_context(Counter(self.config.data_dir / "counter"))
+        await self.ledger.recover(self.counter.recovered())
+        offer = Offer(
+            domain=proof.Domain(31337, self.chain.deployment.marketplace),
+            host=self.devnet.accounts.host.address,
+            models=(Model("scripted", {self.devnet.dollar: PRICES}),),
+            assets=dict(self.chain.deployment.assets),
+            interval_max=1000,
+            claim_window_min=3600,
+        )
+        lookout = Lookout(self.chain, self.depth)
+        self.desk = Desk(self.config, offer, self.engine, lookout, self.ledger, self.counter, self.poke)
+        self._parts.push_async_callback(self.desk.stop, 5.0)
+        return self.desk
+
+    def poke(self) -> None:
+        self.pokes += 1
+
+    async def close(self) -> None:
+        await self._parts.aclose()
+
+    async def signer(self, **changed: Any) -> Signer:
+        return await open_job(self.devnet, self.chain, **changed)
+
+    async def row(self, signer: Signer) -> JobRow:
+        row = await self.ledger.job(signer.job.id)
+        assert row is not None
+        return row
+
+    async def admit(self, signer: Signer, number: int = 1, **members: Any) -> Stream:
+        asked = wire.parse_chat(orjson.dumps(signer.body(number, **members)))
+        return await self.desk.admit(asked, signer.access())
+
+    async def ask(self, signer: Signer, number: int = 1, *, signing: bool = True, **members: Any) -> Stream:
+        """A whole reply, signed for as it comes unless told otherwise."""
+        async with await self.admit(signer, number, **members) as stream:
+            async for chunks in stream:
+                for chunk in chunks:
+                    signer.receive(told(chunk))
+                    if signing and chunk.tally.get("due"):
+                        await self.sign(signer)
+        return stream
+
+    async def top_up(self, signer: Signer, amount: int) -> None:
+        payer = self.devnet.accounts.payer.private_key
+        await self.chain.transact(self.chain.approve(self.devnet.dollar, amount), payer, confirmations=1)
+        top_up = self.chain.top_up(signer.job.id, amount, self.devnet.dollar)
+        await self.chain.transact(top_up, payer, confirmations=1)
+
+    async def written_off(self, signer: Signer, totals: Totals) -> None:
+        """Waits until these totals are written off."""
+        await until(lambda: self._is_written_off(signer, totals))
+
+    async def _is_written_off(self, signer: Signer, totals: Totals) -> bool:
+        return (await self.row(signer)).written_off == totals
+
+    async def is_ending(self, signer: Signer) -> bool:
+        return (await self.row(signer)).ending
+
+    async def sign(self, signer: Signer) -> Answer | None:
+        """Sends receipts until there is nothing left to sign."""
+        answer = None
+        while (receipt := signer.receipt()) is not None:
+            answer = await self.desk.receipt(receipt, signer.access())
+            signer.acked(answer.out())
+        return answer
+
+
+def told(chunk: Chunk) -> dict[str, Any]:
+    """A chunk as the payer sees it."""
+    return {"choices": chunk.piece.choices if chunk.piece else [], "tally": chunk.tally}
+
+
+def request_id(number: int) -> RequestId:
+    return RequestId(f"{number:032x}")
+
+
+@pytest.fixture
+async def bench(
+    devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(lookout, "FRESH", 0.0)  # each test changes the chain and asks at once
+    await register(devnet, chain)
+    bench = Bench(devnet, chain, tmp_path)
+    await bench.open()
+    yield bench
+    await bench.close()
+
+
+async def code(refused: Any) -> str:
+    with pytest.raises(Refusal) as caught:
+        await refused
+    return caught.value.code
+
+
+# Admission
+
+
+async def test_serves_a_good_job(bench: Bench) -> None:
+    """A request on a good job is served, counted and receipted; the ledger has all of it."""
+    signer = await bench.signer()
+    stream = await bench.ask(signer)
+    assert stream.end is not None
+    assert stream.end.reason == "stop"
+    row = await bench.row(signer)
+    assert row.receipted is not None
+    assert row.counted == row.receipted.totals == row.acknowledged == Totals(PROMPT, 60)
+
+
+async def test_refuses_before_the_engine(bench: Bench) -> None:
+    """Law 10: who is refused does not reach the engine, and leaves no row in the ledger."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    asked = len(bench.engine.asked)
+    stranger = await bench.signer()
+    stranger.key = proof.new_key()
+    cheap = await bench.signer(prices=Prices(1, 1))
+    again = await bench.signer(key=signer.key)
+    for refused, why in ((stranger, "access_forged"), (cheap, "price_too_low"), (again, "signer_reused")):
+        assert await code(bench.admit(refused)) == why
+        assert await bench.ledger.job(refused.job.id) is None
+    assert len(bench.engine.asked) == asked
+
+
+async def test_depth(bench: Bench) -> None:
+    """Law 4: a job is served once it lies as deep as the host asks, and a top-up counts from there on."""
+    bench.depth = 2
+    await bench.open()
+    signer = await bench.signer(deposit=pricing.owed(Totals(PROMPT, 30), PRICES))
+    assert await code(bench.admit(signer)) == "job_unconfirmed"
+    await bench.devnet.mine(2)
+    stream = await bench.ask(signer)
+    assert stream.end is not None
+    assert stream.end.reason == "deposit_exhausted"
+    await bench.top_up(signer, 1_000_000)
+    assert await code(bench.admit(signer, 2)) == "deposit_exhausted"
+    await bench.devnet.mine(2)
+    stream = await bench.ask(signer, 3)
+    assert stream.end is not None
+    assert stream.end.reason == "stop"
+
+
+async def test_top_up_in_the_middle(bench: Bench) -> None:
+    """Law 4: a stream that waits for money goes on when it comes."""
+    signer = await bench.signer(deposit=pricing.owed(Totals(PROMPT, 30), PRICES))
+    async with await bench.admit(signer) as stream:
+        async for chunks in stream:
+            for chunk in chunks:
+                signer.receive(told(chunk))
+                if chunk.tally.get("waiting"):
+                    await bench.top_up(signer, 1_000_000)
+            await bench.sign(signer)
+    assert stream.end is not None
+    assert (stream.end.reason, stream.account.meter.counted) == ("stop", Totals(PROMPT, 60))
+
+
+async def test_prompt_beyond_the_credit(bench: Bench) -> None:
+    """A prompt beyond the credit is refused with the totals to sign, and served with that receipt."""
+    signer = await bench.signer(checkpoint_interval=4, prices=Prices(900_000, 900_000))
+    long = [{"role": "user", "content": "word " * 40}]
+    with pytest.raises(Refusal) as caught:
+        await bench.admit(signer, messages=long)
+    assert caught.value.code == "prompt_receipt_due"
+    signer.signs.sign_prompt_ahead(request_id(1), caught.value.extra["prompt_tokens"])
+    receipt = signer.receipt()
+    assert receipt is not None
+    terms = caught.value.extra["terms"]
+    assert receipt.totals == Totals(terms["prompt_tokens"], terms["tokens"])
+    tally = {"request": request_id(1), "receipt": wire.receipt_out(receipt)}
+    async with await bench.admit(signer, messages=long, tally=tally) as stream:
+        chunks = await anext(stream)
+    assert chunks[-1].tally["prompt_tokens"] == terms["prompt_tokens"]
+
+
+async def test_whole_answer_beyond_the_credit(bench: Bench) -> None:
+    """An answer in one piece is served if it fits the credit whatever its length, and refused otherwise."""
+    signer = await bench.signer()
+    assert await code(bench.admit(signer, stream=False, max_tokens=99)) == "stream_required"
+    stream = await bench.ask(signer, 2, stream=False, max_tokens=60)
+    assert stream.account.meter.counted == Totals(PROMPT, 60)
+    attested = await bench.signer(max_tokens_per_second=1000)
+    await bench.devnet.increase_time(60)
+    assert (await bench.ask(attested, stream=False, max_tokens=1000)).end is not None
+
+
+async def test_a_request_id_serves_once(bench: Bench) -> None:
+    """A request id is not used twice: its positions would be of two texts."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    with pytest.raises(Refusal, match="used before") as caught:
+        await bench.admit(signer)
+    assert caught.value.extra == {"param": "tally.request"}
+
+
+async def test_refused_reservations_are_given_back(bench: Bench) -> None:
+    """Law 5: a request that is turned down after its prompt was counted reserves nothing."""
+    signer = await bench.signer()
+    stream = await bench.ask(signer)
+    for members in ({"max_tokens": 4096}, {"stream": False, "max_tokens": 4000}):
+        with pytest.raises(Refusal):
+            await bench.admit(signer, 2, **members)
+    assert stream.account.meter.reserved == 0
+
+
+# Receipts
+
+
+async def test_written_before_acknowledged(bench: Bench) -> None:
+    """Law 7: an acknowledged receipt is in the ledger, and the acknowledgement is signed by the host."""
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    receipt = signer.receipt()
+    assert receipt is not None
+    answer = await bench.desk.receipt(receipt, signer.access())
+    assert (await bench.row(signer)).receipted == receipt
+    digest = signer.domain.receipt(signer.job.id, receipt.totals, receipt.transcript)
+    assert answer.ack.signature is not None
+    assert proof.recover(digest, answer.ack.signature) == signer.job.host
+
+
+async def test_twice_is_harmless(bench: Bench) -> None:
+    """Law 1: a receipt that comes again, or twice at once, is answered with the stored one."""
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    receipt = signer.receipt()
+    assert receipt is not None
+    answers = await asyncio.gather(*(bench.desk.receipt(receipt, signer.access()) for _ in range(3)))
+    assert [answer.stored for answer in answers] == [None, receipt, receipt]
+    assert len(await bench.ledger.receipts(signer.job.id)) == 1
+
+
+async def test_late_bearer_may_sign(bench: Bench) -> None:
+    """A bearer that ran out does not keep a payer from signing; a stranger's does."""
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    receipt = signer.receipt()
+    assert receipt is not None
+    late = signer.access(expires_at=1)
+    assert await code(bench.desk.receipt(receipt, signer.access(key=proof.new_key()))) == "access_forged"
+    assert (await bench.desk.receipt(receipt, late)).ack.totals == receipt.totals
+    assert await code(bench.desk.view(signer.job.id, late)) == "access_expired"
+
+
+async def test_whole_intervals_are_due(bench: Bench) -> None:
+    """The first receipt at or past a whole interval is to be settled; those at quarters are not."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    assert (await bench.row(signer)).due == Totals()
+    await bench.ask(signer, 2)
+    row = await bench.row(signer)
+    assert 100 <= row.due.tokens <= row.counted.tokens == 120
+    assert bench.pokes == 1
+
+
+async def test_unpaid_acknowledges_unsigned(bench: Bench) -> None:
+    """A host without a key takes receipts all the same, and says nothing in writing."""
+    await bench.open(host_private_key=None, host_address=bench.devnet.accounts.host.address)
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    answer = await bench.sign(signer)
+    assert answer is not None
+    assert answer.ack.signature is None
+
+
+async def test_attested_takes_no_receipt(bench: Bench) -> None:
+    """On a host-attested job nobody signs: receipts are refused, and what was counted is due."""
+    signer = await bench.signer(max_tokens_per_second=1000)
+    await bench.devnet.increase_time(60)
+    for number in (1, 2):
+        await bench.ask(signer, number, signing=False)
+    receipt = signer.receipt()
+    assert receipt is not None
+    assert await code(bench.desk.receipt(receipt, signer.access())) == "receipt_not_needed"
+    row = await bench.row(signer)
+    assert row.claimable.tokens >= row.due.tokens >= 100
+
+
+# Ends
+
+
+async def test_end(bench: Bench) -> None:
+    """The signer's word ends a session: on disk before it is answered, and nothing is served after."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    view = await bench.desk.end(signer.job.id, None, signer.end())
+    assert (view["ended"], view["counted"]) == (True, {"prompt_tokens": PROMPT, "tokens": 60})
+    assert (await bench.row(signer)).ending
+    assert await code(bench.admit(signer, 2)) == "job_ended"
+    await bench.open()
+    assert await code(bench.admit(signer, 3)) == "job_ended"
+
+
+async def test_end_by_the_last_receipt(bench: Bench) -> None:
+    """The last receipt ends a session, new or sent before; an older one does not."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    first, last = await bench.ledger.receipts(signer.job.id), None
+    assert await code(bench.desk.end(signer.job.id, first[0], None)) == "receipt_out_of_order"
+    await bench.ask(signer, 2, signing=False)
+    last = signer.receipt()
+    assert last is not None
+    await bench.desk.end(signer.job.id, last, None)
+    row = await bench.row(signer)
+    assert (row.ending, row.receipted) == (True, last)
+    assert (await bench.desk.end(signer.job.id, last, None))["ended"]
+
+
+async def test_a_stranger_ends_nothing(bench: Bench) -> None:
+    """Law 10: only the job's signer ends its session."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    for end in (signer.end(key=proof.new_key()), bytes(65)):
+        assert await code(bench.desk.end(signer.job.id, None, end)) == "end_forged"
+    assert not (await bench.row(signer)).ending
+    await bench.ask(signer, 2)
+
+
+async def test_end_stops_what_runs(bench: Bench) -> None:
+    """The end of a session cuts its streams; settlement is told once the intent is on the disk."""
+    bench.engine = ScriptedEngine(Script((*say("a"), Hang())))
+    await bench.open()
+    signer = await bench.signer()
+    async with await bench.admit(signer) as stream:
+        await anext(stream)
+        await bench.desk.end(signer.job.id, None, signer.end())
+        assert bench.pokes == 1
+        async for _ in stream:
+            pytest.fail("nothing is delivered after the end")
+    assert stream.end is not None
+    assert stream.end.reason == "cancelled"
+
+
+async def test_drain(bench: Bench) -> None:
+    """When the chain closes a job its streams end, and settlement gets the last gross count."""
+    bench.engine = ScriptedEngine(Script((*say("a", "b"), Hang())))
+    await bench.open()
+    signer = await bench.signer()
+    async with await bench.admit(signer) as stream:
+        while stream.account.meter.gross.tokens < 2:
+            await anext(stream)
+        assert await bench.desk.drain(signer.job.id) == Totals(PROMPT, 2)
+        async for _ in stream:
+            pytest.fail("nothing is delivered after the job has closed")
+    assert await bench.desk.drain((await bench.signer()).job.id) is None
+
+
+async def test_stop(bench: Bench) -> None:
+    """A node that stops ends its streams and takes no new ones."""
+    bench.engine = ScriptedEngine(Script((*say("a"), Hang())))
+    await bench.open()
+    signer = await bench.signer()
+
+    async def listen(stream: Stream) -> None:
+        async with stream:
+            async for _ in stream:
+                heard.set()
+
+    heard = asyncio.Event()
+    stream = await bench.admit(signer)
+    listening = asyncio.create_task(listen(stream))
+    await heard.wait()
+    await bench.desk.stop(5.0)
+    await listening
+    assert stream.end is not None
+    assert (stream.end.reason, bench.desk.streams) == ("node_stopping", 0)
+    assert await code(bench.admit(signer, 2)) == "node_stopping"
+
+
+# What nobody signs for
+
+
+async def test_written_off_after_the_grace(bench: Bench) -> None:
+    """What a payer leaves unsigned is taken off the count after the grace, so that it can go on."""
+    await bench.open(grace=0)
+    signer = await bench.signer()
+    stream = await bench.ask(signer, signing=False)
+    await bench.written_off(signer, Totals(PROMPT, 60))
+    assert stream.account.meter.counted == Totals()
+    receipt = signer.receipt()
+    assert receipt is not None
+    await bench.desk.receipt(receipt, signer.access())  # it had arrived after all
+    row = await bench.row(signer)
+    assert (row.counted, row.written_off, stream.account.meter.counted) == (
+        Totals(PROMPT, 60),
+        Totals(),
+        Totals(PROMPT, 60),
+    )
+
+
+async def test_signed_within_the_grace(bench: Bench) -> None:
+    """What is signed for within the grace is not written off."""
+    signer = await bench.signer()
+    stream = await bench.ask(signer, signing=False)
+    await bench.sign(signer)
+    assert stream.account.open_of(stream.order.request) == Totals()
+    assert stream.account.meter.counted == Totals(PROMPT, 60)
+
+
+async def test_one_credit_in_a_life(bench: Bench) -> None:
+    """Law 3: who leaves more than one credit unsigned over a job's life has it settled and completed."""
+    await bench.open(grace=0)
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    await bench.written_off(signer, Totals(PROMPT, 60))
+    await bench.ask(signer, 2, signing=False)
+    await until(lambda: bench.is_ending(signer))
+    assert (await bench.row(signer)).written_off == Totals(PROMPT, 60)
+    assert await code(bench.admit(signer, 3)) == "job_ended"
+
+
+async def test_restart(bench: Bench) -> None:
+    """After a restart the count is what it was, and what the payer had received can still be signed for."""
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    await bench.open()
+    stream = await bench.ask(signer, 2)
+    assert stream.account.meter.counted == Totals(2 * PROMPT, 120)
+    row = await bench.row(signer)
+    assert row.receipted is not None
+    assert row.receipted.totals == Totals(2 * PROMPT, 120)
+
+
+async def test_restart_writes_off(bench: Bench) -> None:
+    """What was delivered before a restart and is not signed for within the grace is written off."""
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    await bench.open(grace=0)
+    async with await bench.admit(signer, 2) as stream:
+        await bench.written_off(signer, Totals(PROMPT, 60))
+        assert stream.account.meter.counted == Totals()

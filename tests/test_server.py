@@ -1,0 +1,443 @@
+"""The routes of protocol §7, over real sockets: what a client sees, and what is refused how."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import orjson
+import pytest
+
+from tallystick import lookout, wire
+from tallystick.chain import Chain
+from tallystick.config import HostConfig, Secret
+from tallystick.devnet import Devnet
+from tallystick.errors import EngineError, EngineRefused, EngineUnavailable
+from tallystick.node import Node
+from tallystick.peer import secure
+from tallystick.server import running
+from tallystick.testing import Hang, Script, ScriptedEngine, Step, say
+from tallystick.types import Totals
+from tests.paying import MESSAGES, PROMPT, Signer, open_job, register, until
+
+CHAT = "/v1/chat/completions"
+
+
+class Host:
+    """A served node, and a client of it."""
+
+    def __init__(self, node: Node, url: str, http: aiohttp.ClientSession) -> None:
+        self.node = node
+        self.url = url
+        self.http = http
+
+    async def ask(
+        self, signer: Signer, number: int = 1, *, signing: bool = True, **members: Any
+    ) -> list[dict[str, Any]]:
+        """A whole streamed reply, signed for as it comes: its events."""
+        events: list[dict[str, Any]] = []
+        parser = wire.SSEParser()
+        async with self.http.post(
+            CHAT, json=signer.body(number, **members), headers=signer.headers()
+        ) as answer:
+            assert answer.status == 200, await answer.text()
+            assert answer.content_type == "text/event-stream"
+            async for data in answer.content.iter_any():
+                for payload in parser.feed(data):
+                    if payload == b"[DONE]":
+                        events.append({"done": True})
+                        continue
+                    event = orjson.loads(payload)
+                    events.append(event)
+                    if "choices" in event:
+                        signer.receive(event)
+                    if signing and event.get("tally", {}).get("due"):
+                        await self.sign(signer)
+        return events
+
+    async def sign(self, signer: Signer) -> None:
+        while (receipt := signer.receipt()) is not None:
+            url = f"/v1/jobs/{signer.job.id}/receipts"
+            async with self.http.post(
+                url, json=wire.receipt_out(receipt), headers=signer.headers()
+            ) as answer:
+                assert answer.status == 200, await answer.text()
+                signer.acked(await answer.json())
+
+    async def problem(self, method: str, path: str, **how: Any) -> Mapping[str, Any]:
+        """The problem+json that a request is refused with."""
+        async with self.http.request(method, path, **how) as answer:
+            problem: Mapping[str, Any] = orjson.loads(await answer.read())
+            assert answer.content_type == "application/problem+json"
+            assert problem["status"] == answer.status
+            assert problem["type"] == f"urn:tallystick:error:{problem['code']}"
+            return problem
+
+    async def error(self, signer: Signer, **members: Any) -> tuple[int, Mapping[str, Any]]:
+        """The status and the error, in OpenAI's shape, that a request for a reply is refused with."""
+        async with self.http.post(CHAT, json=signer.body(**members), headers=signer.headers()) as answer:
+            body = await answer.json()
+            assert {"message", "type", "param", "code", "mend", "move"} <= body["error"].keys()
+            return answer.status, body["error"]
+
+
+class Hosting:
+    """Serves nodes for one test."""
+
+    def __init__(self, devnet: Devnet, chain: Chain, data_dir: Path) -> None:
+        self.devnet = devnet
+        self.chain = chain
+        self.data_dir = data_dir
+        self.parts = AsyncExitStack()
+
+    async def serve(self, engine: ScriptedEngine | None = None, **settings: Any) -> Host:
+        config = HostConfig(
+            **{
+                "host_private_key": Secret(self.devnet.accounts.host.private_key),
+                "rpc_url": self.devnet.rpc_url,
+                "data_dir": self.data_dir,
+                "receipt_timeout": 1,
+                **settings,
+            }
+        )
+        node = Node(config, engine=engine or ScriptedEngine(Script(say(*"x" * 60))))
+        url = await self.parts.enter_async_context(running(node))
+        http = await self.parts.enter_async_context(aiohttp.ClientSession(url))
+        return Host(node, url, http)
+
+    async def signer(self, **changed: Any) -> Signer:
+        return await open_job(self.devnet, self.chain, **changed)
+
+
+@pytest.fixture
+async def hosting(
+    devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Hosting]:
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    await register(devnet, chain)
+    hosting = Hosting(devnet, chain, tmp_path)
+    async with hosting.parts:
+        yield hosting
+
+
+# Streams
+
+
+async def test_stream(hosting: Hosting) -> None:
+    """A stream is the engine's chunks, each with a tally, and [DONE] at its end."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    *chunks, done = await host.ask(signer)
+    assert done == {"done": True}
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert {chunk["model"] for chunk in chunks} == {"scripted"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert all("tally" in chunk and "usage" not in chunk and "timings" not in chunk for chunk in chunks)
+    counts = [chunk["tally"]["tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    last = chunks[-1]
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert (last["tally"]["reason"], last["tally"]["due"]) == ("stop", True)
+    assert (last["tally"]["prompt_tokens"], last["tally"]["tokens"]) == (PROMPT, 60)
+
+
+async def test_usage_only_if_asked(hosting: Hosting) -> None:
+    """`stream_options.include_usage` adds one chunk without choices, with the usage that is billed."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    *chunks, last, _ = await host.ask(signer, stream_options={"include_usage": True})
+    assert all(chunk["choices"] for chunk in chunks)
+    assert last["choices"] == []
+    assert last["usage"] == {
+        "prompt_tokens": PROMPT,
+        "completion_tokens": 60,
+        "total_tokens": PROMPT + 60,
+    }
+
+
+async def test_cut_for_money(hosting: Hosting) -> None:
+    """A stream that nobody signs for ends within OpenAI's words, and says why in its tally."""
+    host = await hosting.serve(ScriptedEngine(Script(say(*"x" * 300))))
+    signer = await hosting.signer()
+    *_, last, done = await host.ask(signer, signing=False, max_tokens=300)
+    assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "length"}]
+    assert last["tally"]["reason"] == "receipt_due"
+    assert done == {"done": True}
+
+
+async def test_failure_in_the_middle(hosting: Hosting) -> None:
+    """An engine that fails after the first byte: an error in OpenAI's shape with a tally, then the end."""
+    host = await hosting.serve(ScriptedEngine(Script((*say("a", "b"), EngineError("broken")))))
+    signer = await hosting.signer()
+    *_, failure, done = await host.ask(signer)
+    assert failure["error"]["code"] == "engine_failed"
+    assert (failure["tally"]["tokens"], failure["tally"]["reason"]) == (2, "engine_failed")
+    assert done == {"done": True}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (EngineUnavailable("gone"), 503, "engine_unavailable"),
+        (EngineRefused("no such tool"), 400, "engine_refused"),
+    ],
+)
+async def test_failure_before_the_first_token(
+    hosting: Hosting, error: EngineError, status: int, code: str
+) -> None:
+    """What fails before its first token has a status of its own, and costs nothing."""
+    host = await hosting.serve(ScriptedEngine(Script((error,))))
+    signer = await hosting.signer()
+    told, refusal = await host.error(signer)
+    assert (told, refusal["code"]) == (status, code)
+    view = await host.node.desk.view(signer.job.id, signer.access())
+    assert view["counted"] == {"prompt_tokens": 0, "tokens": 0}
+
+
+async def test_a_client_that_leaves(hosting: Hosting) -> None:
+    """A client that disconnects frees the engine at once; what it was sent stays in the count."""
+    engine = ScriptedEngine(Script((*say("a"), Hang())))
+    host = await hosting.serve(engine)
+    signer = await hosting.signer()
+    async with host.http.post(CHAT, json=signer.body(), headers=signer.headers()) as answer:
+        await answer.content.readany()
+        answer.close()
+    await asyncio.wait_for(engine.asked[0].over.wait(), 10)
+    assert engine.asked[0].cancelled
+    view = await host.node.desk.view(signer.job.id, signer.access())
+    assert view["counted"] == {"prompt_tokens": PROMPT, "tokens": 1}
+
+
+async def test_a_client_that_does_not_read(hosting: Hosting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that takes nothing for the time limit of a send counts as gone: it holds no engine."""
+    monkeypatch.setattr("tallystick.server.SEND_LIMIT", 0.2)
+    engine = ScriptedEngine(Script((Step("x" * 60_000_000), Hang())))
+    host = await hosting.serve(engine)
+    signer = await hosting.signer()
+    _, writer = await asyncio.open_connection(*host.url.removeprefix("http://").split(":"), limit=2**10)
+    body = orjson.dumps(signer.body())
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: tally\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}Authorization: Bearer {signer.bearer()}\r\n\r\n".encode() + body)
+    await asyncio.wait_for(_started(engine), 10)
+    await asyncio.wait_for(engine.asked[0].over.wait(), 10)
+    assert engine.asked[0].cancelled
+    writer.transport.abort()
+
+
+async def _started(engine: ScriptedEngine) -> None:
+    async def asked() -> bool:
+        return bool(engine.asked)
+
+    await until(asked)
+
+
+# Answers in one piece
+
+
+async def test_whole(hosting: Hosting) -> None:
+    """An answer that is not streamed carries the tally of the last chunk, and OpenAI's usage."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    body = signer.body(stream=False, max_tokens=60)
+    async with host.http.post(CHAT, json=body, headers=signer.headers()) as answer:
+        assert answer.status == 200
+        whole = await answer.json()
+    assert whole["object"] == "chat.completion"
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": "x" * 60}
+    assert whole["usage"]["completion_tokens"] == whole["tally"]["tokens"] == 60
+    signer.receive(whole)
+    await host.sign(signer)
+    row = await host.node.ledger.job(signer.job.id)
+    assert row is not None
+    assert row.claimable == Totals(PROMPT, 60)
+
+
+async def test_official_client(hosting: Hosting) -> None:
+    """OpenAI's own client streams from a host-attested job, with the bearer as its key."""
+    host = await hosting.serve()
+    signer = await hosting.signer(max_tokens_per_second=1000)
+    await hosting.devnet.increase_time(60)
+    messages: list[Any] = list(MESSAGES)
+    async with openai.AsyncOpenAI(api_key=signer.bearer(), base_url=f"{host.url}/v1") as client:
+        text = ""
+        async for chunk in await client.chat.completions.create(
+            model="scripted", messages=messages, stream=True
+        ):
+            text += chunk.choices[0].delta.content or ""
+        assert text == "x" * 60
+        whole = await client.chat.completions.create(model="scripted", messages=messages)
+        assert whole.choices[0].message.content == text
+        assert [model.id async for model in client.models.list()] == ["scripted"]
+        with pytest.raises(openai.NotFoundError) as caught:
+            await client.chat.completions.create(model="gpt-5", messages=messages)
+        assert caught.value.code == "model_unknown"
+
+
+# Refusals
+
+
+async def test_unknown_routes_and_methods(hosting: Hosting) -> None:
+    """What is no route, and no method of a route, is a problem like any other."""
+    host = await hosting.serve()
+    assert (await host.problem("GET", "/v1/nothing"))["code"] == "not_found"
+    assert (await host.problem("DELETE", "/v1/host"))["code"] == "not_allowed"
+    async with host.http.get(CHAT) as answer:
+        assert answer.status == 405
+        assert answer.headers["allow"] == "POST"
+        assert (await answer.json())["error"]["code"] == "not_allowed"
+
+
+async def test_malformed(hosting: Hosting) -> None:
+    """A body that cannot be used is refused by its member's name, before anything else is looked at."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    status, error = await host.error(signer, n=2)
+    assert (status, error["code"], error["param"]) == (400, "invalid_request", "n")
+    async with host.http.post(CHAT, data=b"{", headers=signer.headers()) as answer:
+        assert (await answer.json())["error"]["code"] == "invalid_request"
+    async with host.http.post(CHAT, data=io.BytesIO(bytes(wire.MAX_BODY + 1))) as answer:
+        assert answer.status == 413
+        assert (await answer.json())["error"]["code"] == "too_large"
+
+
+async def test_access(hosting: Hosting) -> None:
+    """Without a bearer that holds nothing is served, and 401 says which scheme is wanted."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    async with host.http.post(CHAT, json=signer.body()) as answer:
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert (await answer.json())["error"]["code"] == "access_missing"
+    path = f"/v1/jobs/{signer.job.id}"
+    for headers, code in (
+        ({"Authorization": "Bearer sk-123"}, "access_malformed"),
+        ({"Authorization": "Basic dTpw"}, "access_malformed"),
+        (signer.headers(expires_at=1), "access_expired"),
+        (signer.headers() | {"X-Forwarded-Proto": "http"}, "tls_required"),
+    ):
+        assert (await host.problem("GET", path, headers=headers))["code"] == code
+    other = f"/v1/jobs/{signer.job.id + 1}"
+    assert (await host.problem("GET", other, headers=signer.headers()))["code"] == "job_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "peer", "forwarded", "good"),
+    [
+        ("https", "203.0.113.9", None, True),
+        ("wss", "203.0.113.9", "http", True),
+        ("http", "127.0.0.1", None, True),
+        ("http", "::1", None, True),
+        ("http", "::ffff:127.0.0.1", None, True),
+        ("http", None, None, True),
+        ("http", "127.0.0.1", "https", True),
+        ("http", "127.0.0.1", "http", False),
+        ("http", "203.0.113.9", None, False),
+        ("http", "203.0.113.9", "https", False),
+        ("http", "10.0.0.7", "https", True),
+        ("http", "10.0.0.7", "https, http", False),
+        ("http", "10.0.0.7", None, False),
+        ("http", "10.0.0.8", "https", False),
+    ],
+)
+def test_in_the_clear(scheme: str, peer: str | None, forwarded: str | None, good: bool) -> None:
+    """A bearer is taken over TLS, from this machine, or from a proxy trusted to have ended the TLS."""
+    assert secure(scheme, peer, forwarded, ["10.0.0.7/32"]) is good
+
+
+async def test_fault(hosting: Hosting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the node's own is told as one, without its innards."""
+    host = await hosting.serve()
+    monkeypatch.setattr(host.node, "quote", lambda: 1 / 0)
+    problem = await host.problem("GET", "/v1/host")
+    assert (problem["code"], problem["status"]) == ("node_failed", 500)
+    assert "division" not in str(problem)
+
+
+# Jobs
+
+
+async def test_job(hosting: Hosting) -> None:
+    """The host's view of a job is there before its first request, and follows it to its end."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    path = f"/v1/jobs/{signer.job.id}"
+    async with host.http.get(path, headers=signer.headers()) as answer:
+        view = await answer.json()
+    assert (view["status"], view["deposit"], view["left"], view["receipt"]) == (
+        "open",
+        "2000000",
+        "2000000",
+        None,
+    )
+    await host.ask(signer)
+    async with host.http.post(f"{path}/complete", json={"end": "0x" + signer.end().hex()}) as answer:
+        assert answer.status == 202
+        view = await answer.json()
+    assert (view["ended"], view["counted"], view["receipt"]["tokens"]) == (
+        True,
+        {"prompt_tokens": PROMPT, "tokens": 60},
+        60,
+    )
+
+
+async def test_stored_receipt(hosting: Hosting) -> None:
+    """A receipt that comes again is answered with the stored one; one of another job is refused."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    await host.ask(signer)
+    path = f"/v1/jobs/{signer.job.id}/receipts"
+    assert signer.signs.last is not None
+    last = wire.receipt_out(signer.signs.last)
+    async with host.http.post(path, json=last, headers=signer.headers()) as answer:
+        assert (await answer.json())["stored"] == last
+    problem = await host.problem("POST", "/v1/jobs/999/receipts", json=last, headers=signer.headers())
+    assert problem["code"] == "job_mismatch"
+
+
+async def test_offer(hosting: Hosting) -> None:
+    """The quote and the models say what a job has to look like; the probes say whether it would be served."""
+    host = await hosting.serve()
+    async with host.http.get("/v1/host") as answer:
+        quote = await answer.json()
+    assert quote["host"] == hosting.devnet.accounts.host.address
+    assert quote["paid"]
+    dollar = {"per_million": "900000", "prompt_per_million": "200000"}
+    assert quote["models"] == [{"name": "scripted", "prices": {hosting.devnet.dollar: dollar}}]
+    async with host.http.get("/v1/models") as answer:
+        [model] = (await answer.json())["data"]
+    assert (model["id"], model["object"], model["prices"]) == (
+        "scripted",
+        "model",
+        {hosting.devnet.dollar: dollar},
+    )
+    for probe in ("/healthz", "/readyz"):
+        async with host.http.get(probe) as answer:
+            assert answer.status == 200
+
+
+async def test_stopping(hosting: Hosting) -> None:
+    """A server that stops lets its replies end, with their reason, before it closes their connections."""
+    engine = ScriptedEngine(Script((*say("a"), Hang())))
+    host = await hosting.serve(engine)
+    signer = await hosting.signer()
+    asking = asyncio.create_task(host.ask(signer))
+    await _started(engine)
+    await until(lambda: _delivered(host, signer))
+    await host.node.desk.stop(5.0)
+    *_, last, done = await asking
+    assert (last["tally"]["reason"], done) == ("node_stopping", {"done": True})
+    status, error = await host.error(signer)
+    assert (status, error["code"]) == (503, "node_stopping")
+    async with host.http.get("/readyz") as answer:
+        assert answer.status == 503
+
+
+async def _delivered(host: Host, signer: Signer) -> bool:
+    view = await host.node.desk.view(signer.job.id, signer.access())
+    return bool(view["counted"]["tokens"])

@@ -1,0 +1,263 @@
+"""A payer's WebSocket (protocol §10), over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from tallystick import lookout, wire
+from tallystick.chain import Chain
+from tallystick.config import HostConfig, Secret
+from tallystick.devnet import Devnet
+from tallystick.errors import EngineError
+from tallystick.node import Node
+from tallystick.server import running
+from tallystick.testing import Hang, Script, ScriptedEngine, Step, say
+from tallystick.types import RequestId
+from tests.paying import PROMPT, Signer, open_job, register
+
+Frame = Mapping[str, Any]
+
+
+class Talk:
+    """One WebSocket of a payer."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, signer: Signer) -> None:
+        self.socket = socket
+        self.signer = signer
+
+    async def send(self, kind: str, **members: Any) -> None:
+        await self.socket.send_str(wire.frame(kind, **members))
+
+    async def infer(self, number: int = 1, **members: Any) -> RequestId:
+        """Asks as the brief has it: a prompt, a job id and a bound."""
+        request = RequestId(f"{number:032x}")
+        body = {"prompt": "Why was the stick split?", "max_tokens": 100, **members}
+        self.signer.signs.begin(request, body, body["max_tokens"])
+        await self.send("inference", request={"job_id": self.signer.job.id, "id": request, **body})
+        return request
+
+    async def next(self) -> Frame:
+        message = await self.socket.receive(timeout=20)
+        assert message.type is aiohttp.WSMsgType.TEXT, message
+        frame: Frame = orjson.loads(message.data)
+        return frame
+
+    async def until(self, kind: str, **members: Any) -> list[Frame]:
+        """All frames up to the first of that kind with these members, signing for what is due on the way."""
+        frames: list[Frame] = []
+        while not frames or frames[-1]["type"] != kind or not members.items() <= frames[-1].items():
+            frames.append(await self.next())
+            await self.take(frames[-1])
+        return frames
+
+    async def take(self, frame: Frame) -> None:
+        if frame["type"] == "ack":
+            self.signer.acked(frame)
+        elif frame["type"] in ("token", "done"):
+            text = {"content": frame.get("text", ""), "reasoning": frame.get("reasoning")}
+            choice = {"delta": text, "finish_reason": frame.get("finish_reason")}
+            self.signer.receive({"choices": [choice], "tally": frame["tally"]})
+        if frame["type"] in ("ack", "checkpoint", "done") and (receipt := self.signer.receipt()) is not None:
+            await self.send("receipt", receipt=wire.receipt_out(receipt))
+
+    async def settle_up(self) -> None:
+        """Signs until all that came is acknowledged."""
+        while self.signer.signs.outstanding or self.signer.signs.pending:
+            await self.take(await self.next())
+
+
+class Hosting:
+    """Serves one node for one test."""
+
+    def __init__(self, devnet: Devnet, chain: Chain, data_dir: Path) -> None:
+        self.devnet = devnet
+        self.chain = chain
+        self.data_dir = data_dir
+        self.parts = AsyncExitStack()
+
+    async def serve(self, *reads: Any) -> Node:
+        config = HostConfig(
+            host_private_key=Secret(self.devnet.accounts.host.private_key),
+            rpc_url=self.devnet.rpc_url,
+            data_dir=self.data_dir,
+            receipt_timeout=1,
+        )
+        self.engine = ScriptedEngine(Script(reads or say(*"x" * 60)))
+        node = Node(config, engine=self.engine)
+        self.url = await self.parts.enter_async_context(running(node))
+        self.http = await self.parts.enter_async_context(aiohttp.ClientSession(self.url))
+        return node
+
+    async def talk(self, *, signed: bool = True, **terms: Any) -> Talk:
+        """A socket for a new job, with a bearer in its upgrade or without."""
+        signer = await open_job(self.devnet, self.chain, **terms)
+        headers = signer.headers() if signed else {}
+        socket = await self.http.ws_connect("/v1/session", headers=headers)
+        self.parts.push_async_callback(socket.close)
+        return Talk(socket, signer)
+
+
+@pytest.fixture
+async def hosting(
+    devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Hosting]:
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    await register(devnet, chain)
+    hosting = Hosting(devnet, chain, tmp_path)
+    async with hosting.parts:
+        yield hosting
+
+
+async def test_reply(hosting: Hosting) -> None:
+    """A request is answered by tokens with their counts, checkpoints between them, and `done`."""
+    await hosting.serve(*say(*"x" * 59), Step(delta={"reasoning_content": "Hm."}))
+    talk = await hosting.talk()
+    request = await talk.infer()
+    frames = await talk.until("done")
+    tokens = [frame for frame in frames if frame["type"] == "token"]
+    assert "".join(frame["text"] for frame in tokens) == "x" * 59
+    assert [frame["reasoning"] for frame in tokens if "reasoning" in frame] == ["Hm."]
+    assert {frame["request"] for frame in frames if frame["type"] != "ack"} == {request}
+    assert sum(frame["type"] == "checkpoint" for frame in frames) >= 2
+    done = frames[-1]
+    assert (done["finish_reason"], done["reason"], done["tally"]["due"]) == ("stop", "stop", True)
+    assert done["usage"]["completion_tokens"] == done["tally"]["tokens"] == 60
+
+
+async def test_several_at_once(hosting: Hosting) -> None:
+    """Requests over one socket run beside each other, each with its own frames."""
+    await hosting.serve()
+    talk = await hosting.talk()
+    requests = {await talk.infer(number) for number in (1, 2, 3)}
+    ended: list[Frame] = []
+    while len(ended) < 3:
+        ended.append((await talk.until("done"))[-1])
+    assert {frame["request"] for frame in ended} == requests
+    assert {frame["reason"] for frame in ended} == {"stop"}
+    await talk.settle_up()
+    assert talk.signer.signs.receipted.tokens == 180
+
+
+async def test_cancel(hosting: Hosting) -> None:
+    """A request that is cancelled ends as such, and frees the engine; others go on."""
+    await hosting.serve(*say("a"), Hang())
+    talk = await hosting.talk()
+    request = await talk.infer()
+    await talk.until("token")
+    await talk.send("cancel", request=request)
+    await talk.send("cancel", request="f" * 32)  # one that is over, or never was
+    done = (await talk.until("done"))[-1]
+    assert (done["reason"], done["finish_reason"]) == ("cancelled", "length")
+    assert hosting.engine.asked[0].cancelled
+
+
+async def test_leaving_cancels(hosting: Hosting) -> None:
+    """A socket that closes takes its requests with it."""
+    await hosting.serve(*say("a"), Hang())
+    talk = await hosting.talk()
+    await talk.infer()
+    await talk.until("token")
+    await talk.socket.close()
+    await asyncio.wait_for(hosting.engine.asked[0].over.wait(), 10)
+    assert hosting.engine.asked[0].cancelled
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"type": "dance"}',
+        '{"type": "inference"}',
+        '{"type": "inference", "request": {"prompt": 7}}',
+        '{"type": "receipt", "receipt": {}}',
+        '{"type": "cancel"}',
+        '{"type": "session_end", "job_id": 1}',
+    ],
+)
+async def test_malformed_frames(hosting: Hosting, raw: str) -> None:
+    """A frame that cannot be read is answered with the problem, and the socket stays open."""
+    await hosting.serve()
+    talk = await hosting.talk()
+    await talk.socket.send_str(raw)
+    error = await talk.next()
+    assert (error["type"], error["problem"]["code"]) == ("error", "invalid_request")
+    await talk.infer()
+    assert (await talk.until("done"))[-1]["reason"] == "stop"
+
+
+async def test_access(hosting: Hosting) -> None:
+    """Access comes with the upgrade or with the request; without any, the request is refused by a frame."""
+    await hosting.serve()
+    talk = await hosting.talk(signed=False)
+    request = await talk.infer()
+    refused = await talk.next()
+    assert (refused["type"], refused["request"]) == ("error", request)
+    assert refused["problem"]["code"] == "access_missing"
+    await talk.infer(2, access=talk.signer.bearer())
+    assert (await talk.until("done"))[-1]["reason"] == "stop"
+    await talk.settle_up()
+
+
+async def test_a_bad_upgrade(hosting: Hosting) -> None:
+    """A bearer that does not hold is refused before the upgrade, with the problem as the answer."""
+    await hosting.serve()
+    signer = await open_job(hosting.devnet, hosting.chain)
+    for headers, status in (
+        ({"Authorization": "Bearer sk-1"}, 401),
+        (signer.headers(expires_at=1), 401),
+        (signer.headers() | {"X-Forwarded-Proto": "http"}, 403),
+    ):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await hosting.http.ws_connect("/v1/session", headers=headers)
+        assert caught.value.status == status
+
+
+async def test_engine_failure(hosting: Hosting) -> None:
+    """A reply that breaks off ends in the problem, with the tally to sign for."""
+    await hosting.serve(*say("a", "b"), EngineError("broken"))
+    talk = await hosting.talk()
+    request = await talk.infer()
+    error = (await talk.until("error"))[-1]
+    assert (error["request"], error["problem"]["code"]) == (request, "engine_failed")
+    assert (error["tally"]["tokens"], error["tally"]["due"]) == (2, True)
+
+
+async def test_balance_low(hosting: Hosting) -> None:
+    """At a fifth of the deposit a frame says so, once."""
+    await hosting.serve()
+    talk = await hosting.talk(deposit=60)
+    await talk.infer()
+    frames = await talk.until("done")
+    [low] = [frame for frame in frames if frame["type"] == "balance_low"]
+    assert int(low["tally"]["left"]) <= 12
+
+
+async def test_end_and_settled(hosting: Hosting) -> None:
+    """The end is acknowledged once it is on disk; what the chain then confirms is told, with the refund."""
+    await hosting.serve()
+    talk = await hosting.talk()
+    for number in (1, 2):
+        await talk.infer(number)
+        await talk.until("done")
+        await talk.settle_up()
+    await talk.send("session_end", job_id=talk.signer.job.id, end="0x" + talk.signer.end().hex())
+    frames = await talk.until("settled", completed=True)
+    ended = next(frame for frame in frames if frame["type"] == "session_end")
+    assert (ended["job_id"], ended["job"]["ended"]) == (talk.signer.job.id, True)
+    closed = frames[-1]
+    job = await hosting.chain.job(talk.signer.job.id)
+    assert job is not None
+    assert (closed["prompt_tokens"], closed["tokens"]) == (2 * PROMPT, 120)
+    assert int(closed["refund"]) == job.deposit - job.owed
+    await talk.infer(3)
+    assert (await talk.next())["problem"]["code"] in ("job_ended", "job_closed")
