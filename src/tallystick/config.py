@@ -309,3 +309,18 @@ class PayerConfig:
     def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
         """Read from `env` (None: the process's) and, for what that leaves out, from `dotenv`. ConfigError."""
         return cls(**_settings(cls, env, dotenv))
+
+
+@dataclass(frozen=True, slots=True)
+class TreasuryConfig:
+    """What the treasury sets, to withdraw its fees."""
+
+    treasury_private_key: Annotated[Secret[bytes] | None, Variable("TREASURY_PRIVATE_KEY", _private_key)] = (
+        None
+    )
+    rpc_url: Annotated[str, Variable("RPC_URL", _url)] = field(default="http://127.0.0.1:8545", repr=False)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
+        """Read from `env` (None: the process's) and, for what that leaves out, from `dotenv`. ConfigError."""
+        return cls(**_settings(cls, env, dotenv))

@@ -1,0 +1,406 @@
+"""Why is this host not paid? All that it takes: whether it holds, what was seen, and what mends it.
+
+First the facts are gathered, from settings, chain, running node and ledger; then each check is a pure
+function of them. Changes nothing: the ledger is opened for reading only, so the node may run meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import sqlalchemy as sa
+
+from tallystick import counter, proof, tables
+from tallystick.chain import Chain, deployment_at
+from tallystick.config import HostConfig
+from tallystick.contracts import Deployment
+from tallystick.errors import ChainError, ConfigError, LedgerError
+from tallystick.ledger import DATABASE
+from tallystick.node import COUNTER
+from tallystick.pricing import from_units
+from tallystick.types import Address, JobId, Totals
+
+SETTLEMENT_GAS = 80_000
+"""Gas of the dearest settlement, a last checkpoint with completion and refund (contracts' gas snapshot)."""
+PATIENCE = 5.0
+"""Seconds that a node has to answer in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition. `seen`: what it was judged by; `mend`: what makes it hold, empty where it does."""
+
+    name: str
+    passed: bool
+    seen: str
+    mend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFacts:
+    """What the chain says. `fee` in wei per gas, `balance` in wei."""
+
+    endpoint: str
+    deployment: Deployment
+    code: bool
+    registered: bool = False
+    balance: int = 0
+    fee: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What the running node says."""
+
+    url: str
+    host: Address | None
+    paid: bool
+    models: tuple[str, ...]
+    reasons: tuple[str, ...]
+    """Why it is not ready; none: it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What the host has on disk of one job, in tokens."""
+
+    id: JobId
+    interval: int
+    attested: bool
+    closed: bool
+    counted: Totals
+    receipted: Totals
+    due: Totals
+    confirmed: Totals
+
+    @property
+    def reached(self) -> bool:
+        """A whole interval was counted, or the session ended, and what is due was signed for."""
+        return self.due != Totals() or self.confirmed != Totals()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that could be found out; an error in the place of what could not."""
+
+    config: HostConfig | ConfigError
+    chain: ChainFacts | ChainError | ConfigError | None = None
+    node: NodeFacts | str | None = None
+    jobs: tuple[JobFacts, ...] | LedgerError | None = None
+
+
+# Gathering
+
+
+async def examine() -> list[Check]:
+    """Reads the settings, gathers the facts and judges them."""
+    try:
+        config = HostConfig.from_env()
+    except ConfigError as error:
+        return judge(Facts(error))
+    chain, node, jobs = await asyncio.gather(
+        _ask_chain(config), _ask_node(config), asyncio.to_thread(_read_jobs, config.data_dir)
+    )
+    return judge(Facts(config, chain, node, jobs))
+
+
+async def _ask_chain(config: HostConfig) -> ChainFacts | ChainError | ConfigError:
+    try:
+        deployment = await deployment_at(config.rpc_url)
+        async with Chain(config.rpc_url, deployment) as chain:
+            return await _ask_contracts(chain, config.host)
+    except (ChainError, ConfigError) as error:
+        return error
+
+
+async def _ask_contracts(chain: Chain, host: Address | None) -> ChainFacts:
+    code = await chain.code_ok()
+    if host is None or not code:
+        return ChainFacts(chain.endpoint, chain.deployment, code)
+    fee = 2 * (await chain.block()).base_fee + await chain.priority_fee()
+    return ChainFacts(
+        chain.endpoint,
+        chain.deployment,
+        code,
+        registered=await chain.is_registered(host),
+        balance=await chain.eth_balance(host),
+        fee=fee,
+    )
+
+
+async def _ask_node(config: HostConfig) -> NodeFacts | str:
+    url = node_url(config)
+    try:
+        limit = aiohttp.ClientTimeout(total=PATIENCE)
+        async with aiohttp.ClientSession(timeout=limit) as http:
+            async with http.get(f"{url}/readyz") as answer:
+                ready = await answer.json()
+            async with http.get(f"{url}/v1/host") as answer:
+                quote = await answer.json()
+        return NodeFacts(
+            url,
+            quote["host"],
+            quote["paid"],
+            tuple(model["name"] for model in quote["models"]),
+            tuple(ready["reasons"]),
+        )
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return f"nothing answers at {url}"
+    except (KeyError, TypeError, ValueError):
+        return f"what answers at {url} is no node of this program"
+
+
+def node_url(config: HostConfig) -> str:
+    """Where the node of this config is reached from its own machine."""
+    host, port = config.listen
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _read_jobs(data_dir: Path) -> tuple[JobFacts, ...] | LedgerError:
+    """From the ledger and the counter's file, which a running node writes meanwhile."""
+    path = data_dir / DATABASE
+    if not path.exists():
+        return ()
+    # Read-only for SQLite as well: not even a lock is taken that the node could meet.
+    engine = sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
+    try:
+        slots = {record.job_id: record.totals for record in counter.read(data_dir / COUNTER)}
+        with engine.connect() as connection:
+            rows = connection.execute(sa.select(tables.jobs).order_by(tables.jobs.c.job_id)).mappings()
+            return tuple(_job_facts(row, slots) for row in rows)
+    except sa.exc.SQLAlchemyError as error:
+        return LedgerError(f"the ledger {path} cannot be read: {getattr(error, 'orig', None) or error}")
+    except LedgerError as error:
+        return error
+    finally:
+        engine.dispose()
+
+
+def _job_facts(row: sa.RowMapping, slots: dict[JobId, Totals]) -> JobFacts:
+    job_id, counts = JobId(row["job_id"]), tables.counts_in(row)
+    live = slots.get(job_id, Totals()) - counts.written_off
+    return JobFacts(
+        id=job_id,
+        interval=row["interval"],
+        attested=counts.attested,
+        closed=row["closed"],
+        counted=counts.counted.higher(live),
+        receipted=counts.receipted,
+        due=tables.totals_in(row, "due"),
+        confirmed=tables.totals_in(row, "confirmed"),
+    )
+
+
+# Judging
+
+
+def judge(facts: Facts) -> list[Check]:
+    """Every check, in the order in which to mend what fails."""
+    return [check(facts) for check in CHECKS]
+
+
+def settings(facts: Facts) -> Check:
+    """Environment and `.env` make sense."""
+    if isinstance(facts.config, ConfigError):
+        return Check("settings", False, str(facts.config), "correct it in the environment or in .env")
+    return Check("settings", True, "read from the environment and .env")
+
+
+def private_key(facts: Facts) -> Check:
+    """HOST_PRIVATE_KEY is set: without it the node serves and is never paid."""
+    name = "HOST_PRIVATE_KEY"
+    if isinstance(facts.config, ConfigError):
+        return _unseen(name, facts)
+    key = facts.config.host_private_key
+    if key is None:
+        mend = "set HOST_PRIVATE_KEY in the environment or in .env, and restart the node"
+        return Check(name, False, "not set: the node settles nothing and is not paid", mend)
+    return Check(name, True, f"set; its address is {proof.address(key.reveal())}")
+
+
+def host_address(facts: Facts) -> Check:
+    """The key is HOST_ADDRESS's: only a job's host can submit its checkpoints."""
+    name = "HOST_ADDRESS"
+    config = facts.config
+    if isinstance(config, ConfigError):
+        return _unseen(name, facts)
+    if config.mismatched:
+        seen = f"HOST_ADDRESS is {config.host_address}, and the key's address is {config.host}"
+        mend = f"set HOST_ADDRESS={config.host}, or HOST_PRIVATE_KEY to the key of {config.host_address}"
+        return Check(name, False, seen, mend)
+    if config.host is None:
+        return Check(name, False, "no host: neither key nor address is set", "set HOST_PRIVATE_KEY")
+    return Check(name, True, f"{config.host} is the host")
+
+
+def rpc_url(facts: Facts) -> Check:
+    """RPC_URL answers."""
+    if isinstance(facts.chain, ChainError):
+        mend = "set RPC_URL to an endpoint that answers; `tally devnet` is one"
+        return Check("RPC_URL", False, str(facts.chain), mend)
+    if facts.chain is None:
+        return _unseen("RPC_URL", facts)
+    return Check("RPC_URL", True, "it answers")
+
+
+def right_chain(facts: Facts) -> Check:
+    """The endpoint is on a chain that the contracts are on."""
+    if isinstance(facts.chain, ConfigError):
+        return Check("chain", False, str(facts.chain), "set RPC_URL to an endpoint of one of those chains")
+    if not isinstance(facts.chain, ChainFacts):
+        return _unseen("chain", facts)
+    deployment = facts.chain.deployment
+    return Check("chain", True, f"chain {deployment.chain_id} ({deployment.name}) at {facts.chain.endpoint}")
+
+
+def contracts(facts: Facts) -> Check:
+    """The contracts' code is there."""
+    if not isinstance(facts.chain, ChainFacts):
+        return _unseen("contracts", facts)
+    deployment = facts.chain.deployment
+    where = f"JobMarketplace {deployment.marketplace}, NodeRegistry {deployment.registry}"
+    if not facts.chain.code:
+        mend = "set RPC_URL to the chain that they are on; `tally devnet` has them"
+        return Check("contracts", False, f"no code at {where}", mend)
+    return Check("contracts", True, where)
+
+
+def registered(facts: Facts) -> Check:
+    """The host is in the NodeRegistry: no job can be opened with another."""
+    if isinstance(facts.config, ConfigError) or not _has_contracts(facts) or facts.config.host is None:
+        return _unseen("registered", facts)
+    assert isinstance(facts.chain, ChainFacts)
+    if not facts.chain.registered:
+        return Check("registered", False, f"{facts.config.host} is not registered", "tally host register")
+    return Check("registered", True, f"{facts.config.host} is registered")
+
+
+def gas(facts: Facts) -> Check:
+    """The host has ETH to settle with."""
+    if isinstance(facts.config, ConfigError) or not _has_contracts(facts) or facts.config.host is None:
+        return _unseen("gas", facts)
+    assert isinstance(facts.chain, ChainFacts)
+    settlements = facts.chain.balance // max(1, SETTLEMENT_GAS * facts.chain.fee)
+    seen = f"{from_units(facts.chain.balance, 18)} ETH: enough for {settlements} settlements at present fees"
+    mend = "" if settlements else f"send ETH for gas to {facts.config.host}"
+    return Check("gas", settlements > 0, seen, mend)
+
+
+def node(facts: Facts) -> Check:
+    """The node runs, for this host, and is ready."""
+    if isinstance(facts.config, ConfigError):
+        return _unseen("node", facts)
+    if not isinstance(facts.node, NodeFacts):
+        return Check("node", False, facts.node or "not looked for", "tally host run")
+    if facts.node.host != facts.config.host or facts.node.paid != bool(facts.config.host_private_key):
+        seen = f"the one at {facts.node.url} runs for {facts.node.host} with other settings"
+        return Check("node", False, seen, "stop it, and start it with these: tally host run")
+    if facts.node.reasons:
+        return Check("node", False, "; ".join(facts.node.reasons), "mend that, and see its log")
+    return Check("node", True, f"ready at {facts.node.url}, serving {', '.join(facts.node.models)}")
+
+
+def requests(facts: Facts) -> Check:
+    """Requests arrive that name a job: others are turned down before anything is counted."""
+    if not isinstance(facts.jobs, tuple):
+        return _unseen("requests", facts)
+    if not facts.jobs:
+        seen = "not yet: no request with a job_id was taken"
+        return Check("requests", False, seen, f"send one: tally chat{_at_node(facts)}")
+    newest = facts.jobs[-1].id
+    return Check(
+        "requests", True, f"{_count(len(facts.jobs), 'job')} asked for replies, at last job {newest}"
+    )
+
+
+def tokens(facts: Facts) -> Check:
+    """What is delivered is counted."""
+    if not isinstance(facts.jobs, tuple):
+        return _unseen("tokens", facts)
+    counted = sum((job.counted for job in facts.jobs), Totals())
+    if counted.tokens == 0:
+        seen = "not yet: no token was delivered to a job"
+        return Check("tokens", False, seen, f"ask for some: tally chat{_at_node(facts)}")
+    return Check("tokens", True, f"{counted.tokens} tokens and {counted.prompt_tokens} prompt tokens counted")
+
+
+def threshold(facts: Facts) -> Check:
+    """A job has come to its interval (by default 100 tokens), and its payer has signed for it."""
+    if not isinstance(facts.jobs, tuple):
+        return _unseen("threshold", facts)
+    reached = [job for job in facts.jobs if job.reached]
+    if reached:
+        return Check(
+            "threshold", True, f"reached by {_count(len(reached), 'job')}, at last job {reached[-1].id}"
+        )
+    if not facts.jobs:
+        return Check("threshold", False, "not yet: there is no job", f"tally chat{_at_node(facts)}")
+    best = max(facts.jobs, key=lambda job: job.counted.tokens)
+    if best.counted.tokens >= best.interval and not best.attested:
+        seen = f"job {best.id} had {best.counted.tokens} tokens; its payer signed for {best.receipted.tokens}"
+        return Check("threshold", False, seen, "ask with a client that signs: tally chat, tally proxy")
+    seen = f"not yet: job {best.id} has {best.counted.tokens} of {best.interval} tokens"
+    mend = f"ask for more, or settle what there is: tally job complete {best.id}"
+    return Check("threshold", False, seen, mend)
+
+
+def settled(facts: Facts) -> Check:
+    """What is due is on the chain, confirmed."""
+    if not isinstance(facts.jobs, tuple):
+        return _unseen("settled", facts)
+    owing = [job for job in facts.jobs if not job.closed and not job.confirmed.covers(job.due)]
+    if owing:
+        job = owing[0]
+        seen = f"job {job.id}: {job.due.tokens} tokens are due, {job.confirmed.tokens} are confirmed"
+        mend = "keep the node running; if it stays so, mend gas and RPC_URL: its log says what it waits for"
+        return Check("settled", False, seen, mend)
+    confirmed = sum((job.confirmed for job in facts.jobs), Totals())
+    return Check("settled", True, f"nothing is due; {confirmed.tokens} tokens are confirmed on chain")
+
+
+CHECKS: tuple[Callable[[Facts], Check], ...] = (
+    settings,
+    private_key,
+    host_address,
+    rpc_url,
+    right_chain,
+    contracts,
+    registered,
+    gas,
+    node,
+    requests,
+    tokens,
+    threshold,
+    settled,
+)
+
+
+def _unseen(name: str, facts: Facts) -> Check:
+    """A check that cannot be made before another one holds."""
+    if isinstance(facts.config, ConfigError):
+        return Check(name, False, "cannot be told", "mend the settings first")
+    if isinstance(facts.jobs, LedgerError) and name in ("requests", "tokens", "threshold", "settled"):
+        return Check(name, False, str(facts.jobs), "check HOST_DATA_DIR and its disk")
+    if not _has_contracts(facts):
+        return Check(name, False, "cannot be told", "mend RPC_URL first")
+    return Check(name, False, "cannot be told: there is no host", "set HOST_PRIVATE_KEY")
+
+
+def _has_contracts(facts: Facts) -> bool:
+    return isinstance(facts.chain, ChainFacts) and facts.chain.code
+
+
+def _at_node(facts: Facts) -> str:
+    """The option that leads `tally chat` to this node, if it is known where it is."""
+    if isinstance(facts.config, ConfigError):
+        return ""
+    return f" --host {node_url(facts.config)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

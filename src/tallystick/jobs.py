@@ -1,0 +1,172 @@
+"""`tally job …`: what a payer does with its jobs beside talking. Each function returns what there is to tell.
+
+Works from the payer's store and the chain; the host is asked only where it has a say. Money is in base units.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+
+from tallystick import proof, wallet
+from tallystick.config import BEARER_MAX
+from tallystick.contracts import CompletionRequested
+from tallystick.errors import ConfigError, NotYetReclaimable, SessionError
+from tallystick.session import Session
+from tallystick.store import StoredJob
+from tallystick.types import Completion, Job, JobId, JobStatus, Totals
+from tallystick.wallet import Wallet
+
+HOUR = 3600
+PATIENCE = 5.0
+"""Seconds that a host has to tell its view in."""
+
+
+async def open_(host: str | None, wishes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Opens a job with a host. What to say of it, and its facts."""
+    async with wallet.opened() as purse:
+        host_url = (host or purse.config.host_url).rstrip("/")
+        session = await purse.open(host_url, purse.wishes(**wishes))
+        return wallet.describe(purse, session.job), facts(session.job)
+
+
+async def list_(*, ended: bool) -> list[dict[str, Any]]:
+    """The jobs of the store, oldest first, each with what the chain says of it."""
+    async with wallet.opened() as purse:
+        return [_listed(purse, stored, job) for stored, job in await purse.jobs(ended=ended)]
+
+
+def _listed(purse: Wallet, stored: StoredJob, job: Job | None) -> dict[str, Any]:
+    known = {"job_id": stored.job_id, "host_url": stored.host_url, "model": stored.model}
+    if job is None:
+        return {**known, "status": "not on this chain"}
+    left = wallet.money(purse.chain, job.asset, job.deposit - job.owed)
+    return {**known, "status": job.status.name.lower(), "settled": totals(job.settled), "unsettled": left}
+
+
+async def show(number: int) -> dict[str, Any]:
+    """A job as the chain has it, with what was settled, and as its host has it if that can be asked."""
+    job_id = JobId(number)
+    async with wallet.opened() as purse:
+        job = await _on_chain(purse, job_id)
+        settlements = await purse.chain.settlements(job_id)
+        completion = await purse.chain.completion(job_id)
+        return {
+            **facts(job),
+            "settlements": [
+                {**totals(each.totals), "host": each.host_amount, "treasury": each.fee, "tx": each.tx}
+                for each in settlements
+            ],
+            "completion": completion and _completed(completion),
+            "host_view": await _host_view(purse, job),
+        }
+
+
+async def complete(number: int) -> dict[str, Any]:
+    """Has the host settle the last checkpoint and give the rest back."""
+    async with wallet.opened() as purse, await purse.resume(JobId(number)) as session:
+        return _completed(await session.complete())
+
+
+async def complete_on_chain(number: int) -> dict[str, Any]:
+    """Asks on chain, past a host that does not answer; from `closes_at` on the rest can be reclaimed."""
+    async with wallet.opened() as purse:
+        result = await purse.transact(purse.chain.complete_session(JobId(number)))
+        asked = next(event for event in result.events if isinstance(event, CompletionRequested))
+        return {"job_id": number, "closes_at": asked.closes_at, "tx": result.hash}
+
+
+async def reclaim(number: int) -> dict[str, Any]:
+    """Takes the rest of a job back. NotYetReclaimable before `closes_at`: until then its host may claim."""
+    job_id = JobId(number)
+    async with wallet.opened() as purse:
+        job = await _on_chain(purse, job_id)
+        now = (await purse.chain.block()).timestamp
+        if job.status is not JobStatus.CLOSED and now < job.closes_at:
+            raise NotYetReclaimable("NotYetReclaimable", {"jobId": job_id, "closesAt": job.closes_at})
+        result = await purse.transact(purse.chain.reclaim(job_id))
+        completion = next(event for event in result.events if isinstance(event, Completion))
+        if (stored := purse.stored(job_id)) is not None:
+            await asyncio.to_thread(purse.store.end, stored.signer)
+        return _completed(completion)
+
+
+async def token(number: int, hours: float | None) -> str:
+    """A bearer for a job of the store, good for so many hours of the chain's clock."""
+    async with wallet.opened() as purse:
+        seconds = purse.config.bearer if hours is None else int(hours * HOUR)
+        if not 0 < seconds <= BEARER_MAX:
+            raise ConfigError(f"--hours: a bearer is good for more than 0 and at most {BEARER_MAX // HOUR} h")
+        session = await purse.resume(JobId(number))
+        return await _bearer(purse, session, seconds)
+
+
+def facts(job: Job) -> dict[str, Any]:
+    """A job as the chain has it."""
+    return {
+        "job_id": job.id,
+        "status": job.status.name.lower(),
+        "payer": job.payer,
+        "host": job.host,
+        "signer": job.signer,
+        "asset": job.asset,
+        "deposit": job.deposit,
+        "owed": job.owed,
+        "treasury": job.fee,
+        "unsettled": job.deposit - job.owed,
+        "settled": totals(job.settled),
+        "price_per_million": job.prices.per_million,
+        "prompt_price_per_million": job.prices.prompt_per_million,
+        "interval": job.interval,
+        "max_tokens_per_second": job.max_tokens_per_second,
+        "expires_at": job.expires_at,
+        "closes_at": job.closes_at,
+    }
+
+
+def totals(of: Totals) -> dict[str, int]:
+    """Both totals by name."""
+    return {"prompt_tokens": of.prompt_tokens, "tokens": of.tokens}
+
+
+def _completed(completion: Completion) -> dict[str, Any]:
+    return {
+        "job_id": completion.job_id,
+        "owed": completion.owed,
+        "treasury": completion.fee,
+        "refund": completion.refund,
+        "tx": completion.tx,
+    }
+
+
+async def _on_chain(purse: Wallet, job_id: JobId) -> Job:
+    job = await purse.chain.job(job_id)
+    if job is None:
+        raise SessionError(f"job {job_id} does not exist on chain {purse.deployment.chain_id}: check RPC_URL")
+    return job
+
+
+async def _bearer(purse: Wallet, session: Session, seconds: int) -> str:
+    return session.bearer((await purse.chain.block()).timestamp + seconds)
+
+
+async def _host_view(purse: Wallet, job: Job) -> dict[str, Any] | str:
+    """What the host counts, or why that cannot be told."""
+    stored = purse.stored(job.id)
+    if stored is None or stored.signer != job.signer:
+        return "its session key is not in this store"
+    domain = proof.Domain(stored.chain_id, stored.contract)
+    expires_at = (await purse.chain.block()).timestamp + HOUR
+    headers = {"Authorization": f"Bearer {proof.make_bearer(domain, job.id, expires_at, stored.key)}"}
+    try:
+        limit = aiohttp.ClientTimeout(total=PATIENCE)
+        async with (
+            aiohttp.ClientSession(timeout=limit, headers=headers) as http,
+            http.get(f"{stored.host_url}/v1/jobs/{job.id}") as answer,
+        ):
+            view = await answer.json(content_type=None)
+            return dict(view) if answer.status == 200 else str(view.get("detail"))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, AttributeError) as error:
+        return f"{stored.host_url} does not answer: {error}"

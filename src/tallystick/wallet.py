@@ -1,0 +1,202 @@
+"""The payer at the command line: its settings, key, chain and store, and which of its jobs to go on with.
+
+Knows no terminal but for asking for a keystore's password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from getpass import getpass
+
+from tallystick import opening, proof
+from tallystick.chain import Chain, TxResult, deployment_at
+from tallystick.config import PayerConfig
+from tallystick.contracts import Asset, Call, Deployment
+from tallystick.errors import ConfigError, SessionError
+from tallystick.opening import Wishes
+from tallystick.pricing import MILLION, from_units, to_units
+from tallystick.session import Session
+from tallystick.store import Store, StoredJob
+from tallystick.types import Address, Job, JobId, JobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """What a payer pays with. `opened` gives one."""
+
+    config: PayerConfig
+    chain: Chain
+    store: Store = field(repr=False)
+
+    def key(self) -> bytes:
+        """The payer's key. ConfigError if there is none, or its keystore cannot be opened."""
+        return key_of(self.config)
+
+    def asset(self, named: str | None = None) -> Address:
+        """The asset of that symbol or address; by default PAYER_ASSET or the deployment's dollar."""
+        return (
+            named_asset(self.chain, named) if named else self.config.asset or opening.dollar(self.deployment)
+        )
+
+    @property
+    def deployment(self) -> Deployment:
+        """Where the contracts are."""
+        return self.chain.deployment
+
+    def stored(self, job_id: JobId) -> StoredJob | None:
+        """What the store has of a job."""
+        return self.store.job(self.deployment.chain_id, self.deployment.marketplace, job_id)
+
+    def wishes(
+        self, deposit: str | None, model: str | None, *, asset: str | None = None, rate: int = 0
+    ) -> Wishes:
+        """What the settings and a command's options ask of a job. `deposit` in whole units of the asset."""
+        paid_in = self.asset(asset)
+        known = asset_at(self.chain, paid_in)
+        try:
+            amount = to_units(deposit or self.config.deposit, known.decimals)
+        except ValueError as error:
+            raise ConfigError(f"--deposit or PAYER_DEPOSIT: {error}") from error
+        return Wishes(
+            deposit=amount,
+            model=model,
+            asset=paid_in,
+            interval=self.config.interval,
+            claim_window=self.config.claim_window,
+            # An attested job is short by itself: idle, it is worth rate times time to its host.
+            lifetime=None if rate else self.config.expiry,
+            max_tokens_per_second=rate,
+        )
+
+    async def open(self, host_url: str, wishes: Wishes) -> Session:
+        """Opens a job. Raises what `opening.open_job` raises, and SessionError without ETH for gas."""
+        key = self.key()
+        await self._has_gas(proof.address(key))
+        return await Session.open(self.chain, self.store, key, host_url, wishes, ahead=self.config.ahead)
+
+    async def resume(self, job_id: JobId) -> Session:
+        """A session on a job of the store."""
+        return await Session.resume(self.chain, self.store, job_id, ahead=self.config.ahead)
+
+    async def transact(self, call: Call) -> TxResult:
+        """Sends a transaction of the payer's."""
+        key = self.key()
+        await self._has_gas(proof.address(key))
+        return await self.chain.transact(call, key)
+
+    async def jobs(self, *, ended: bool = False) -> list[tuple[StoredJob, Job | None]]:
+        """The jobs of the store with what the chain says of them; None where it does not have them."""
+        kept = self.store.jobs(self.deployment.chain_id, self.deployment.marketplace, ended=ended)
+        return [(stored, await self._on_chain(stored)) for stored in kept]
+
+    async def latest(self, host_url: str, model: str | None) -> JobId | None:
+        """The newest job on this host (and model) that can be gone on with; None if there is none."""
+        fitting = [
+            job.id
+            for stored, job in await self.jobs()
+            if job is not None
+            and stored.host_url == host_url
+            and model in (None, stored.model)
+            and await self._is_usable(job)
+        ]
+        return fitting[-1] if fitting else None
+
+    async def _on_chain(self, stored: StoredJob) -> Job | None:
+        """A job of a devnet that was started anew has the number of another one, and another signer."""
+        assert stored.job_id is not None
+        job = await self.chain.job(stored.job_id)
+        return job if job is not None and job.signer == stored.signer else None
+
+    async def _is_usable(self, job: Job) -> bool:
+        now = (await self.chain.block()).timestamp
+        return job.status is JobStatus.OPEN and job.expires_at > now and job.owed < job.deposit
+
+    async def _has_gas(self, payer: Address) -> None:
+        if await self.chain.eth_balance(payer) == 0:
+            raise SessionError(
+                f"{payer} has no ETH for gas on chain {self.deployment.chain_id}: send it some"
+            )
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Wallet]:
+    """The wallet of the environment's settings, with jobs found again whose opening was interrupted."""
+    config = PayerConfig.from_env()
+    deployment = await deployment_at(config.rpc_url)
+    async with Chain(config.rpc_url, deployment) as chain:
+        store = await asyncio.to_thread(Store, config.data_dir)
+        try:
+            await opening.find_openings(chain, store)
+            yield Wallet(config, chain, store)
+        finally:
+            store.close()
+
+
+def dollar(chain: Chain) -> Address:
+    """The deployment's dollar."""
+    return opening.dollar(chain.deployment)
+
+
+def named_asset(chain: Chain, named: str) -> Address:
+    """The asset of that symbol or address. ConfigError if the deployment does not have it."""
+    for address in chain.deployment.assets:
+        if named.lower() == address.lower():
+            return address
+    return chain.deployment.asset(named)
+
+
+def asset_at(chain: Chain, address: Address) -> Asset:
+    """Symbol and decimals of an asset. ConfigError if the deployment does not have it."""
+    known = chain.deployment.assets.get(address)
+    if known is None:
+        raise ConfigError(f"{address} is no asset of {chain.deployment.name} that this package knows")
+    return known
+
+
+def money(chain: Chain, asset: Address, units: int) -> str:
+    """An amount for people: "1.5 tUSD"."""
+    known = asset_at(chain, asset)
+    return f"{from_units(units, known.decimals)} {known.symbol}"
+
+
+def describe(purse: Wallet, job: Job) -> str:
+    """What was opened, and what it costs."""
+    deposit, price, prompt_price = (
+        money(purse.chain, job.asset, units)
+        for units in (job.deposit, job.prices.per_million, job.prices.prompt_per_million)
+    )
+    told = (
+        f"opened job {job.id} with {job.host}: {deposit} in escrow, "
+        f"{price} a million tokens, {prompt_price} a million prompt tokens"
+    )
+    if job.receipted:
+        return told
+    rate = job.max_tokens_per_second
+    worth = money(purse.chain, job.asset, min(job.deposit, rate * 3600 * job.prices.per_million // MILLION))
+    return f"{told}. The host's word is paid, up to {rate} tokens a second: {worth} an hour, idle or not"
+
+
+def key_of(config: PayerConfig) -> bytes:
+    """The payer's key. ConfigError if there is none, or its keystore cannot be opened."""
+    if config.payer_private_key is not None:
+        return config.payer_private_key.reveal()
+    if config.keystore is None:
+        raise ConfigError("neither PAYER_PRIVATE_KEY nor PAYER_KEYSTORE is set: nobody pays")
+    return _decrypted(config)
+
+
+def _decrypted(config: PayerConfig) -> bytes:
+    from eth_account import Account
+
+    assert config.keystore is not None
+    password = config.keystore_password
+    try:
+        secret = password.reveal() if password else getpass(f"Password of {config.keystore}: ")
+        return bytes(Account.decrypt(config.keystore.read_text(), secret))
+    except (OSError, EOFError) as error:
+        raise ConfigError(f"PAYER_KEYSTORE {config.keystore} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"PAYER_KEYSTORE {config.keystore} cannot be opened: {error}") from error
