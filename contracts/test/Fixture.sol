@@ -27,12 +27,14 @@ abstract contract Fixture {
     NodeRegistry internal registry;
     JobMarketplace internal market;
     TestDollar internal dollar;
+    bytes32 private _separator;
 
     function setUp() public virtual {
         vm.warp(START);
         registry = new NodeRegistry();
         market = new JobMarketplace(address(registry), treasury);
         dollar = new TestDollar();
+        _separator = market.DOMAIN_SEPARATOR();
 
         _register(host);
         _register(otherHost);
@@ -109,9 +111,15 @@ abstract contract Fixture {
         view
         returns (bytes memory)
     {
-        bytes32 digest = market.receiptDigest(jobId, uint64(promptTokens), uint64(tokens), TRANSCRIPT);
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, _digest(jobId, promptTokens, tokens));
         return abi.encodePacked(r, s, v);
+    }
+
+    /// @dev The digest of a receipt, without a call that an expected revert would be taken for.
+    function _digest(uint256 jobId, uint256 promptTokens, uint256 tokens) internal view returns (bytes32) {
+        bytes32 typehash = keccak256("Receipt(uint256 jobId,uint64 promptTokens,uint64 tokens,bytes32 transcript)");
+        bytes32 receipt = keccak256(abi.encode(typehash, jobId, promptTokens, tokens, TRANSCRIPT));
+        return keccak256(abi.encodePacked(hex"1901", _separator, receipt));
     }
 
     /// @dev A host-attested job's proof.

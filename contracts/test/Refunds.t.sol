@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.34;
+
+import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
+import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
+import {Fixture} from "./Fixture.sol";
+import {vm} from "./Vm.sol";
+import {
+    BombReceiver,
+    CallbackReceiver,
+    GasBurningReceiver,
+    GasMeteringReceiver,
+    Receiver,
+    RevertingReceiver,
+    WillingReceiver
+} from "./mocks/Receivers.sol";
+import {CallbackToken, GiftToken, ListedToken, SilentToken, TollToken} from "./mocks/Tokens.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+
+/// @dev Exits cannot be blocked, and no receiver or token can do more harm than to itself.
+contract RefundsTest is Fixture {
+    uint256 private constant DEPOSIT = 500_000;
+
+    function test_AReceiverThatRevertsIsCreditedAndBlocksNobody() public {
+        Receiver receiver = new RevertingReceiver();
+        uint256 jobId = _openAs(receiver);
+        _claim(jobId, 0, 47_580);
+
+        vm.expectEmit(address(market));
+        emit IProofSystem.RefundCredited(jobId, address(receiver), ETH, 456_988);
+        _complete(host, jobId);
+
+        _assertStatus(jobId, IJobMarketplace.Status.Closed);
+        vm.assertEq(_refunds(address(receiver), ETH), 456_988);
+        vm.prank(host);
+        market.withdraw(ETH, host);
+        vm.assertEq(host.balance, 38_711);
+    }
+
+    function test_ACreditedRefundIsPulledToWhomThePayerLikes() public {
+        Receiver receiver = new RevertingReceiver();
+        _complete(host, _openAs(receiver));
+
+        vm.expectEmit(address(market));
+        emit IJobMarketplace.Withdrawn(address(receiver), ETH, stranger, DEPOSIT, 0);
+        receiver.call(address(market), 0, abi.encodeCall(market.withdraw, (ETH, stranger)));
+
+        vm.assertEq(stranger.balance, DEPOSIT);
+        vm.assertEq(_refunds(address(receiver), ETH), 0);
+    }
+
+    function test_APullThatFailsReverts() public {
+        Receiver receiver = new RevertingReceiver();
+        _complete(host, _openAs(receiver));
+
+        vm.expectRevert("no, thank you");
+        market.withdrawFor(address(receiver), ETH);
+
+        vm.assertEq(_refunds(address(receiver), ETH), DEPOSIT);
+    }
+
+    function test_AReceiverIsGivenAHundredThousandGas() public {
+        GasMeteringReceiver receiver = new GasMeteringReceiver();
+        _complete(host, _openAs(receiver));
+
+        // With the 2 300 that come with value, less what it took to get there.
+        vm.assertLe(100_000, receiver.gasGiven());
+        vm.assertLe(receiver.gasGiven(), 102_300);
+        vm.assertEq(address(receiver).balance, DEPOSIT);
+    }
+
+    function test_AReceiverThatBurnsItsGasIsCredited() public {
+        Receiver receiver = new GasBurningReceiver();
+        uint256 jobId = _openAs(receiver);
+
+        vm.prank(host);
+        market.completeSession{gas: 300_000}(jobId);
+
+        vm.assertEq(_refunds(address(receiver), ETH), DEPOSIT);
+    }
+
+    function test_AReturnBombCostsNobodyButItself() public {
+        Receiver receiver = new BombReceiver();
+        uint256 jobId = _openAs(receiver);
+
+        vm.prank(host);
+        market.completeSession{gas: 300_000}(jobId);
+
+        vm.assertEq(_refunds(address(receiver), ETH), DEPOSIT);
+    }
+
+    /// forge-config: default.fuzz.runs = 3000
+    function testFuzz_NoChoiceOfGasStarvesARefund(uint256 gas) public {
+        gas = _bound(gas, 30_000, 400_000);
+        Receiver receiver = new WillingReceiver();
+        uint256 jobId = _openAs(receiver);
+
+        vm.prank(host);
+        (bool closed, bytes memory reason) =
+            address(market).call{gas: gas}(abi.encodeCall(market.completeSession, (jobId)));
+
+        // Either the receiver has its money, or nothing has happened.
+        if (closed) {
+            vm.assertEq(address(receiver).balance, DEPOSIT);
+        } else {
+            vm.assertTrue(reason.length == 0 || bytes4(reason) == IProofSystem.RefundNeedsGas.selector);
+            _assertStatus(jobId, IJobMarketplace.Status.Open);
+        }
+    }
+
+    function test_TooLittleGasRevertsWithBothFigures() public {
+        Receiver receiver = new WillingReceiver();
+        uint256 jobId = _openAs(receiver);
+
+        vm.prank(host);
+        (bool closed, bytes memory reason) =
+            address(market).call{gas: 150_000}(abi.encodeCall(market.completeSession, (jobId)));
+
+        vm.assertTrue(!closed);
+        vm.assertEq(bytes32(bytes4(reason)), bytes32(IProofSystem.RefundNeedsGas.selector));
+        vm.assertEq(reason.length, 68);
+        (uint256 left, uint256 needed) = _two(reason);
+        vm.assertTrue(left < needed);
+        vm.assertEq(needed, 180_000);
+    }
+
+    function test_ARefundThatFailsInABatchIsCreditedAndTheOthersAreSent() public {
+        uint256 first = _openAs(new RevertingReceiver());
+        uint256 second = _open(_ethTerms());
+        uint256 third = _openAs(new BombReceiver());
+        uint256 fourth = _open();
+        (uint256 wei_, uint256 dollars) = (payer.balance, dollar.balanceOf(payer));
+        IProofSystem.Checkpoint[] memory rows = new IProofSystem.Checkpoint[](4);
+        rows[0] = _row(first, 0, 47_580, true);
+        rows[1] = _row(second, 0, 47_580, true);
+        rows[2] = _row(third, 0, 47_580, true);
+        rows[3] = _row(fourth, 0, 47_580, true);
+
+        _submit(rows);
+
+        vm.assertEq(payer.balance - wei_, 456_988);
+        vm.assertEq(dollar.balanceOf(payer) - dollars, 456_988);
+        vm.assertEq(_refunds(market.getJob(first).payer, ETH), 456_988);
+        vm.assertEq(_refunds(market.getJob(third).payer, ETH), 456_988);
+        vm.assertEq(_earned(host, ETH), 3 * 38_711);
+        vm.assertEq(_earned(host, address(dollar)), 38_711);
+    }
+
+    function test_NothingIsSentWhenNothingIsLeft() public {
+        IJobMarketplace.Terms memory terms = _ethTerms();
+        terms.deposit = 90;
+        terms.pricePerMillion = 900_000;
+        uint256 jobId = _openAs(new RevertingReceiver(), terms);
+        _claim(jobId, 0, 100);
+
+        vm.expectEmit(address(market));
+        emit IProofSystem.SessionCompleted(jobId, 90, 9, 0);
+        _complete(host, jobId);
+
+        vm.assertEq(_refunds(market.getJob(jobId).payer, ETH), 0);
+    }
+
+    function test_AReceiverThatCallsBackFindsEveryEntryGuarded() public {
+        uint256 other = _open(_ethTerms());
+        bytes[] memory entries = _entries(other);
+
+        for (uint256 i; i < entries.length; ++i) {
+            CallbackReceiver receiver = new CallbackReceiver();
+            uint256 jobId = _openAs(receiver);
+            receiver.callBack(address(market), entries[i]);
+
+            _complete(host, jobId);
+
+            vm.assertTrue(receiver.refused());
+            vm.assertEq(
+                bytes32(receiver.answer()), bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector)
+            );
+            vm.assertEq(address(receiver).balance, DEPOSIT);
+        }
+    }
+
+    function test_ATokenThatCallsBackFindsEveryEntryGuarded() public {
+        uint256 other = _open();
+        bytes[] memory entries = _entries(other);
+        CallbackToken token = new CallbackToken();
+        token.mint(payer, DEPOSIT * entries.length);
+        vm.prank(payer);
+        token.approve(address(market), type(uint256).max);
+
+        for (uint256 i; i < entries.length; ++i) {
+            token.callBack(address(market), entries[i]);
+            _open(_termsIn(address(token)));
+
+            vm.assertTrue(token.refused());
+            vm.assertEq(
+                bytes32(bytes4(token.answer())), bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector)
+            );
+        }
+    }
+
+    // Tokens
+
+    function test_ATokenThatReturnsNothingIsAsGood() public {
+        SilentToken token = new SilentToken();
+        token.mint(payer, DEPOSIT);
+        uint256 jobId = _open(_termsIn(address(token)));
+        _claim(jobId, 0, 47_580);
+        _complete(host, jobId);
+        vm.prank(host);
+        market.withdraw(address(token), host);
+
+        vm.assertEq(token.balanceOf(payer), 456_988);
+        vm.assertEq(token.balanceOf(host), 38_711);
+    }
+
+    function test_ATokenThatRefusesThePayerHasItsRefundCredited() public {
+        for (uint256 way; way < 3; ++way) {
+            ListedToken token = new ListedToken();
+            token.mint(payer, DEPOSIT);
+            vm.prank(payer);
+            token.approve(address(market), DEPOSIT);
+            uint256 jobId = _open(_termsIn(address(token)));
+            _claim(jobId, 0, 47_580);
+            token.list(payer, true);
+            token.setWay(ListedToken.Way(way));
+
+            vm.prank(host);
+            market.completeSession{gas: 400_000}(jobId);
+            vm.assertEq(_refunds(payer, address(token)), 456_988);
+            vm.prank(host);
+            market.withdraw(address(token), host);
+            vm.assertEq(token.balanceOf(host), 38_711);
+
+            vm.prank(payer);
+            market.withdraw(address(token), stranger);
+            vm.assertEq(token.balanceOf(stranger), 456_988);
+        }
+    }
+
+    function test_ATokenWithoutCodeHasNothingToGiveBack() public {
+        ListedToken token = new ListedToken();
+        token.mint(payer, DEPOSIT);
+        vm.prank(payer);
+        token.approve(address(market), DEPOSIT);
+        uint256 jobId = _open(_termsIn(address(token)));
+        vm.etch(address(token), "");
+
+        _complete(host, jobId);
+
+        vm.assertEq(_refunds(payer, address(token)), DEPOSIT);
+    }
+
+    function test_ATokenThatTakesATollIsRefused() public {
+        TollToken token = new TollToken();
+        token.mint(payer, DEPOSIT);
+        vm.prank(payer);
+        token.approve(address(market), DEPOSIT);
+
+        _refuses(IJobMarketplace.WrongAmountReceived.selector, DEPOSIT, DEPOSIT - DEPOSIT / 100);
+        _open(_termsIn(address(token)));
+    }
+
+    function test_ATokenThatGivesMoreIsRefused() public {
+        GiftToken token = new GiftToken();
+        token.mint(payer, DEPOSIT);
+        vm.prank(payer);
+        token.approve(address(market), DEPOSIT);
+
+        _refuses(IJobMarketplace.WrongAmountReceived.selector, DEPOSIT, DEPOSIT + 1);
+        _open(_termsIn(address(token)));
+    }
+
+    function test_WithoutAllowanceOrTokenThereIsNoJob() public {
+        ListedToken token = new ListedToken();
+        vm.expectRevert();
+        _open(_termsIn(address(token)));
+        vm.expectRevert();
+        _open(_termsIn(stranger));
+        vm.assertEq(market.jobCount(), 0);
+    }
+
+    function test_OneTokenCannotTouchAnothersBalance() public {
+        ListedToken token = new ListedToken();
+        token.mint(payer, DEPOSIT);
+        vm.prank(payer);
+        token.approve(address(market), DEPOSIT);
+        uint256 bad = _open(_termsIn(address(token)));
+        uint256 good = _open();
+        vm.etch(address(token), "");
+
+        _complete(host, bad);
+        uint256 before = dollar.balanceOf(payer);
+        _complete(host, good);
+
+        vm.assertEq(dollar.balanceOf(payer) - before, DEPOSIT);
+    }
+
+    // Refunds and payout addresses
+
+    function test_ARefundIsNeverAPayoutAddresss() public {
+        Receiver receiver = _hostThatPays();
+
+        vm.prank(stranger);
+        market.withdrawFor(address(receiver), ETH);
+
+        vm.assertEq(stranger.balance, 38_711);
+        vm.assertEq(_refunds(address(receiver), ETH), 456_988);
+        _refuses(IJobMarketplace.NothingToWithdraw.selector, address(receiver), ETH);
+        vm.prank(stranger);
+        market.withdrawFor(address(receiver), ETH);
+    }
+
+    function test_APayoutAddressKeepsNobodyFromItsRefund() public {
+        Receiver receiver = _hostThatPays();
+
+        receiver.call(address(market), 0, abi.encodeCall(market.withdraw, (ETH, payer)));
+
+        vm.assertEq(_refunds(address(receiver), ETH), 0);
+        vm.assertEq(_earned(address(receiver), ETH), 38_711);
+    }
+
+    function test_AHostThatRefusesMoneyKeepsNobodyFromItsEarnings() public {
+        Receiver receiver = _hostThatPays();
+
+        market.withdrawFor(address(receiver), ETH);
+
+        vm.assertEq(stranger.balance, 38_711);
+    }
+
+    function test_RefundAndEarningsOfOneOwnerAreSentTogether() public {
+        Receiver receiver = _hostThatPays();
+        vm.prank(stranger);
+        registry.setPayout(address(receiver), address(receiver));
+
+        receiver.call(address(market), 0, abi.encodeCall(market.withdraw, (ETH, payer)));
+
+        vm.assertEq(_refunds(address(receiver), ETH) + _earned(address(receiver), ETH), 0);
+    }
+
+    /// @dev A host that refuses ETH, is paid at `stranger`, has earned 38 711 and is credited a refund of 456 988.
+    function _hostThatPays() private returns (Receiver receiver) {
+        receiver = new RevertingReceiver();
+        receiver.call(address(registry), 0, abi.encodeCall(registry.registerNode, (address(receiver), "x")));
+        receiver.call(address(registry), 0, abi.encodeCall(registry.setPayout, (address(receiver), stranger)));
+
+        IJobMarketplace.Terms memory terms = _ethTerms();
+        terms.host = address(receiver);
+        uint256 jobId = _openAs(receiver, terms);
+        bytes memory proof = _proof(jobId, 0, 47_580);
+        receiver.call(address(market), 0, abi.encodeCall(market.submitCheckpoint, (jobId, 47_580, proof)));
+        receiver.call(address(market), 0, abi.encodeCall(market.completeSession, (jobId)));
+    }
+
+    function _openAs(Receiver receiver) private returns (uint256) {
+        return _openAs(receiver, _ethTerms());
+    }
+
+    function _openAs(Receiver receiver, IJobMarketplace.Terms memory terms) private returns (uint256) {
+        vm.deal(address(this), terms.deposit);
+        vm.deal(address(receiver), terms.deposit);
+        receiver.call(address(market), terms.deposit, abi.encodeCall(market.createJob, (terms)));
+        return market.jobCount();
+    }
+
+    function _termsIn(address asset) private view returns (IJobMarketplace.Terms memory terms) {
+        terms = _terms();
+        terms.asset = asset;
+    }
+
+    /// @dev A call of every entry that changes anything.
+    function _entries(uint256 jobId) private view returns (bytes[] memory entries) {
+        entries = new bytes[](9);
+        entries[0] = abi.encodeCall(market.createJob, (_terms()));
+        entries[1] = abi.encodeCall(market.topUp, (jobId, 1));
+        entries[2] = abi.encodeCall(market.completeSession, (jobId));
+        entries[3] = abi.encodeCall(market.reclaim, (jobId));
+        entries[4] = abi.encodeCall(market.withdraw, (ETH, stranger));
+        entries[5] = abi.encodeCall(market.withdrawFor, (host, ETH));
+        entries[6] = abi.encodeCall(market.withdrawTreasury, (ETH, stranger));
+        entries[7] = abi.encodeCall(market.submitCheckpoint, (jobId, 0, _attested(0)));
+        entries[8] = abi.encodeCall(market.submitCheckpoints, (new IProofSystem.Checkpoint[](0)));
+    }
+
+    function _two(bytes memory reason) private pure returns (uint256 first, uint256 second) {
+        assembly ("memory-safe") {
+            first := mload(add(reason, 0x24))
+            second := mload(add(reason, 0x44))
+        }
+    }
+}
