@@ -84,6 +84,16 @@ class Bench:
         asked = wire.parse_chat(orjson.dumps(signer.body(number, **members)))
         return await self.desk.admit(asked, signer.access())
 
+    async def in_line(self, signer: Signer, stream: Stream) -> asyncio.Task[Stream]:
+        """A request whose prompt waits for receipts."""
+
+        async def waits() -> bool:
+            return stream.account.waiting == 1
+
+        asking = asyncio.create_task(self.admit(signer, 99))
+        await until(waits)
+        return asking
+
     async def ask(self, signer: Signer, number: int = 1, *, signing: bool = True, **members: Any) -> Stream:
         """A whole reply, signed for as it comes unless told otherwise."""
         async with await self.admit(signer, number, **members) as stream:
@@ -225,6 +235,33 @@ async def test_prompt_beyond_the_credit(bench: Bench) -> None:
     assert chunks[-1].tally["prompt_tokens"] == terms["prompt_tokens"]
 
 
+async def test_prompt_waits_for_receipts(bench: Bench) -> None:
+    """A prompt that lacks only the credit that others have used waits for their receipts, and comes first."""
+    signer = await bench.signer(checkpoint_interval=20)
+    async with await bench.admit(signer) as stream:
+        async for chunks in stream:
+            for chunk in chunks:
+                signer.receive(told(chunk))
+            if chunks[-1].tally.get("waiting"):
+                break
+        asking = await bench.in_line(signer, stream)
+        await bench.sign(signer)
+        async with await asking as second:
+            assert second.account is stream.account
+            assert stream.account.meter.reserved == PROMPT
+
+
+async def test_prompt_waits_no_longer_than_a_stream(bench: Bench) -> None:
+    """A prompt waits for receipts for a bounded time, and not for a session that has ended."""
+    signer = await bench.signer(checkpoint_interval=20)
+    stream = await bench.ask(signer, signing=False)
+    assert await code(bench.admit(signer, 2)) == "prompt_receipt_due"
+    asking = await bench.in_line(signer, stream)
+    await bench.desk.end(signer.job.id, None, signer.end())
+    assert await code(asking) == "job_ended"
+    assert (stream.account.waiting, stream.account.meter.reserved) == (0, 0)
+
+
 async def test_whole_answer_beyond_the_credit(bench: Bench) -> None:
     """An answer in one piece is served if it fits the credit whatever its length, and refused otherwise."""
     signer = await bench.signer()
@@ -278,7 +315,8 @@ async def test_twice_is_harmless(bench: Bench) -> None:
     receipt = signer.receipt()
     assert receipt is not None
     answers = await asyncio.gather(*(bench.desk.receipt(receipt, signer.access()) for _ in range(3)))
-    assert [answer.stored for answer in answers] == [None, receipt, receipt]
+    assert sorted(answer.stored is None for answer in answers) == [False, False, True]
+    assert all(answer.stored in (None, receipt) for answer in answers)
     assert len(await bench.ledger.receipts(signer.job.id)) == 1
 
 
@@ -447,6 +485,35 @@ async def test_signed_within_the_grace(bench: Bench) -> None:
     await bench.sign(signer)
     assert stream.account.open_of(stream.order.request) == Totals()
     assert stream.account.meter.counted == Totals(PROMPT, 60)
+
+
+async def test_a_client_that_left_is_not_in_the_way(bench: Bench) -> None:
+    """What a client that went away left unsigned is written off when the next request needs its credit."""
+    bench.engine = ScriptedEngine(Script((*say(*"x" * 18), Hang())), Script(say(*"y" * 18)))
+    await bench.open()
+    signer = await bench.signer(checkpoint_interval=20)
+    async with await bench.admit(signer) as stream:
+        while stream.delivery.totals.tokens < 17:
+            for chunk in await anext(stream):
+                signer.receive(told(chunk))
+    left = stream.account.meter.counted
+    second = await bench.ask(signer, 2)
+    row = await bench.row(signer)
+    # Both were signed for in the end: what had been given up has arrived after all.
+    assert row.counted == row.acknowledged == left + second.delivery.totals
+    assert row.written_off == Totals()
+
+
+async def test_forgiven_within_one_credit(bench: Bench) -> None:
+    """Law 3: clients that keep leaving are forgiven one credit in a job's life, and then have to sign."""
+    bench.engine = ScriptedEngine(Script((*say(*"x" * 18), Hang())))
+    await bench.open()
+    signer = await bench.signer(checkpoint_interval=20)
+    for number in (1, 2):
+        async with await bench.admit(signer, number) as stream:
+            while stream.delivery.totals.tokens < 17:
+                await anext(stream)
+    assert await code(bench.admit(signer, 3)) == "prompt_receipt_due"
 
 
 async def test_one_credit_in_a_life(bench: Bench) -> None:

@@ -58,6 +58,7 @@ class Clerk:
         self.looks = 0
         self.checkpoints: list[Totals] = []
         self.gone: list[Stream] = []
+        self.forgiving = 0
 
     async def look_for_top_up(self, account: Account) -> None:
         self.looks += 1
@@ -67,6 +68,12 @@ class Clerk:
     async def checkpoint(self, account: Account) -> None:
         account.crossed = False
         self.checkpoints.append(account.meter.counted)
+
+    async def forgive(self, account: Account) -> None:
+        account.forgive()
+
+    async def forgive(self, account: Account) -> None:
+        self.forgiving += 1
 
     def left(self, stream: Stream) -> None:
         self.gone.append(stream)

@@ -8,6 +8,7 @@ desk.py, which holds `receiving` while it does.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import structlog
 
 from tallystick import pricing, proof
 from tallystick.counter import Slot
-from tallystick.meter import JobMeter, Stop, checkpoint
+from tallystick.meter import Fit, JobMeter, Stop, checkpoint
 from tallystick.receipt import Judgement, Known, judge
 from tallystick.transcript import Delivery
 from tallystick.types import Job, Receipt, RequestId, Totals
@@ -65,6 +66,13 @@ class Account:
         """One receipt at a time (protocol §5)."""
         self.receipted_at = float("-inf")
         """When the last receipt was taken, on the event loop's clock."""
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        """Prompts that wait for receipts, the first one first."""
+        self._gone: set[RequestId] = set()
+        """Requests whose client went away, and that nobody has signed for to their end."""
+        self._forgiven: set[RequestId] = set()
+        """Requests whose unsigned tokens were written off."""
+        self._lost_forgiven = False
         self._positions = dict(positions)
         self._deliveries: dict[RequestId, Delivery] = {}
         self._domain = domain
@@ -114,6 +122,33 @@ class Account:
         until = min(self._clock(), *filter(None, (self.job.expires_at, self.job.asked_at)))
         return max(0, int(self.job.max_tokens_per_second * (until - self.job.created_at)))
 
+    # Prompts that wait
+
+    def queue_prompt(self, prompt_tokens: int) -> asyncio.Future[None]:
+        """A place in the line for receipts, done once the prompt is reserved. Cancel it to leave the line."""
+        place = asyncio.get_running_loop().create_future()
+        self._line.append((prompt_tokens, place))
+        return place
+
+    @property
+    def waiting(self) -> int:
+        """How many prompts wait for receipts."""
+        return sum(not place.done() for _, place in self._line)
+
+    def fits_credit(self, prompt_tokens: int) -> bool:
+        """True if a prompt and one token fit the credit, were all that was delivered signed for."""
+        return pricing.value(Totals(prompt_tokens, 1), self.meter.prices) <= self.meter.credit
+
+    def _serve_line(self) -> None:
+        """Prompts come before further tokens of replies, or a busy job would let no other request in."""
+        while self._line:
+            prompt_tokens, place = self._line[0]
+            if not place.done():
+                if self.meter.reserve(prompt_tokens) is not Fit.FITS:
+                    return
+                place.set_result(None)
+            self._line.popleft()
+
     # Streams
 
     def knows(self, request: RequestId) -> bool:
@@ -133,12 +168,15 @@ class Account:
         self.wake()
 
     def cut(self, reason: str) -> None:
-        """Ends all streams, each after what it is sending."""
+        """Ends all streams, each after what it is sending, and lets no prompt wait any longer."""
+        for _, place in self._line:
+            place.cancel()
         for stream in self.streams:
             stream.cut(reason)
 
     def wake(self) -> None:
-        """Something changed that a stream may wait for."""
+        """Something changed that a prompt or a stream may wait for."""
+        self._serve_line()
         for stream in self.streams:
             stream.wake()
 
@@ -198,13 +236,32 @@ class Account:
     def open_of(self, request: RequestId) -> Totals:
         """What one request delivered and nobody has signed for."""
         delivery = self._deliveries.get(request)
-        if delivery is None:
+        if delivery is None or request in self._forgiven:
             return Totals()
         return (delivery.totals - self._acknowledged(request)).lower(self._unsigned)
 
     def open_of_lost(self) -> Totals:
         """What requests from before this process delivered and nobody has signed for."""
-        return self.lost.lower(self._unsigned)
+        return Totals() if self._lost_forgiven else self.lost.lower(self._unsigned)
+
+    def gone(self, request: RequestId) -> None:
+        """The client of a request went away before its reply was over."""
+        self._gone.add(request)
+
+    def abandoned(self) -> Totals:
+        """What requests whose client is gone, in this process or the one before, leave unsigned."""
+        left = sum(map(self.open_of, self._gone), self.open_of_lost())
+        return left.lower(self._unsigned)
+
+    def forgive(self) -> bool:
+        """Writes off what is abandoned, once a request. False: nothing, or not within the one credit."""
+        totals = self.abandoned()
+        if totals == Totals() or not self.write_off(totals):
+            return False
+        self._forgiven |= self._gone
+        self._gone.clear()
+        self._lost_forgiven = True
+        return True
 
     def write_off(self, totals: Totals) -> bool:
         """Takes it off the count. False: that would be more than one credit in the job's life."""

@@ -121,7 +121,7 @@ class Desk:
         if asked.receipt is not None:
             await self._receive(account, asked.receipt)
         order = await self._draw_up(asked, account)
-        self._reserve(order, account, facts)
+        await self._reserve(order, account, facts)
         return Stream(order, account, self._engine, self, self._config.receipt_timeout)
 
     async def identify(self, access: Access) -> JobId:
@@ -214,28 +214,48 @@ class Desk:
             capped=max_tokens < wanted,
         )
 
-    def _reserve(self, order: Order, account: Account, facts: Facts) -> None:
-        """The last checks; what they let in is reserved. Nothing else runs meanwhile, so they hold."""
-        self._refuse_while_stopping()
-        if account.knows(order.request):
-            raise Refusal("invalid_request", "The request id was used before.", param="tally.request")
-        fit = account.meter.reserve(order.prompt_tokens)
-        facts = replace(
-            facts,
-            ended=account.ended,
-            fit=fit,
-            prompt_tokens=order.prompt_tokens,
-            max_tokens=order.max_tokens,
-            room=account.room() if fit is Fit.FITS else 0,
-            streamed=order.streamed,
-            context=self._engine.context,
-            totals=account.meter.to_sign(order.prompt_tokens),
-        )
-        refusal = first_refusal((admission.ended, *admission.COST), facts)
-        if refusal is not None:
+    async def _reserve(self, order: Order, account: Account, facts: Facts) -> None:
+        """The last checks; what they let in is reserved."""
+        fit = await self._reserve_prompt(account, order.prompt_tokens)
+        # From here on nothing else runs until the stream is there, so what is checked holds.
+        try:
+            self._refuse_while_stopping()
+            if account.knows(order.request):
+                raise Refusal("invalid_request", "The request id was used before.", param="tally.request")
+            facts = replace(
+                facts,
+                ended=account.ended,
+                fit=fit,
+                prompt_tokens=order.prompt_tokens,
+                max_tokens=order.max_tokens,
+                room=account.room(),
+                streamed=order.streamed,
+                context=self._engine.context,
+                totals=account.meter.to_sign(order.prompt_tokens),
+            )
+            _require((admission.ended, *admission.COST), facts)
+        except Refusal:
             if fit is Fit.FITS:
                 account.meter.release(order.prompt_tokens)
-            raise refusal
+            raise
+
+    async def _reserve_prompt(self, account: Account, prompt_tokens: int) -> Fit:
+        """A prompt that only lacks what others have used up waits for their receipts, as a stream would."""
+        fit = account.meter.reserve(prompt_tokens)
+        if fit is not Fit.NEEDS_RECEIPT or not account.fits_credit(prompt_tokens):
+            return fit
+        await self.forgive(account)
+        place = account.queue_prompt(prompt_tokens)
+        account.wake()
+        try:
+            await asyncio.wait([place], timeout=self._config.receipt_timeout)
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                account.meter.release(prompt_tokens)
+            raise
+        finally:
+            place.cancel()
+        return fit if place.cancelled() else Fit.FITS
 
     def _default_max_tokens(self, prompt_tokens: int) -> int:
         """For a request that names no number: the host's default, or what the context has left."""
@@ -380,8 +400,18 @@ class Desk:
             await self._ledger.checkpoint(account.job.id, account.meter.gross, due=True)
             self._poke()
 
+    async def forgive(self, account: Account) -> None:
+        async with account.receiving:
+            totals = account.abandoned()
+            if not account.forgive():
+                return
+            await self._ledger.write_off(account.job.id, account.meter.written_off)
+        _tell_written_off("tokens.written_off", account, totals)
+
     def left(self, stream: Stream) -> None:
         account, request = stream.account, stream.order.request
+        if stream.end is None or stream.end.reason == CANCELLED:
+            account.gone(request)
         self._stream_left.set()
         if account.meter.attested:
             self._in_background(self._note_count(account))
@@ -416,7 +446,7 @@ class Desk:
             if within_credit:
                 await self._ledger.write_off(account.job.id, account.meter.written_off)
         event = "tokens.written_off" if within_credit else "tokens.unsigned"
-        log.warning(event, job=account.job.id, tokens=totals.tokens, prompt_tokens=totals.prompt_tokens)
+        _tell_written_off(event, account, totals)
         if not within_credit:
             await self._end(account)
 
@@ -431,6 +461,10 @@ class Desk:
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         self._spawn(work).add_done_callback(_tell_failure)
+
+
+def _tell_written_off(event: str, account: Account, totals: Totals) -> None:
+    log.warning(event, job=account.job.id, tokens=totals.tokens, prompt_tokens=totals.prompt_tokens)
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

@@ -262,8 +262,8 @@ class Node:
             log.warning(
                 "node.unpaid",
                 host=self.offer.host,
-                meaning="the node serves and is not paid: without HOST_PRIVATE_KEY it settles nothing",
-                mend="set HOST_PRIVATE_KEY to this host's key and restart",
+                meaning="this host will not be paid: without HOST_PRIVATE_KEY nothing is settled",
+                mend="set it to this host's key and restart",
             )
         elif self.config.mismatched:
             log.error(

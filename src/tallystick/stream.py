@@ -48,6 +48,9 @@ class Desk(Protocol):
     async def checkpoint(self, account: Account) -> None:
         """A whole interval was counted: what may be settled without a receipt is brought into the ledger."""
 
+    async def forgive(self, account: Account) -> None:
+        """Writes off early what clients that are gone left unsigned, as it stands in a stream's way."""
+
     def left(self, stream: Stream) -> None:
         """A stream is over; what it delivered may not have been signed for."""
 
@@ -269,6 +272,8 @@ class Stream:
         now = asyncio.get_running_loop().time()
         if self._deadline is None:
             self._deadline = now + self._timeout
+            if lack is Stop.CREDIT:
+                await self._desk.forgive(self.account)
             return None if self.account.meter.attested else Chunk(self._tally(due=True, waiting=True))
         # A payer that signs, if not enough yet, is not one that has left.
         self._deadline = max(self._deadline, self.account.receipted_at + self._timeout)

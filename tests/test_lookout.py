@@ -1,0 +1,115 @@
+"""What the host has seen of the chain, and how long it relies on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tallystick import lookout
+from tallystick.chain import Block, Chain
+from tallystick.devnet import Devnet
+from tallystick.errors import ChainError, Refusal
+from tallystick.lookout import Lookout
+from tallystick.types import Job, JobId
+from tests.paying import open_job, register
+
+
+class Watched(Chain):
+    """The real chain, which can be taken away, and counts how often it was asked for a job."""
+
+    away = False
+    asked = 0
+
+    async def job(self, job_id: JobId, depth: int = 0) -> Job | None:
+        self.asked += 1
+        return await super().job(job_id, depth)
+
+    async def block(self, number: int | None = None) -> Block:
+        if self.away:
+            raise ChainError("nobody answers")
+        return await super().block(number)
+
+
+@pytest.fixture
+async def watched(devnet: Devnet, chain: Chain) -> AsyncIterator[Watched]:
+    await register(devnet, chain)
+    watched = Watched(devnet.rpc_url, devnet.deployment)
+    async with watched:
+        yield watched
+
+
+async def test_one_reading_for_many(devnet: Devnet, chain: Chain, watched: Watched) -> None:
+    """Requests at the same time, and a moment later, share one reading: none costs a call of its own."""
+    signer = await open_job(devnet, chain)
+    seen = Lookout(watched, depth=0)
+    sights = await asyncio.gather(*(seen.job(signer.job.id) for _ in range(20)))
+    assert await seen.job(signer.job.id) is sights[0]
+    assert {sight.job for sight in sights} == {signer.job}
+    assert watched.asked == 1
+
+
+async def test_depth(devnet: Devnet, chain: Chain, watched: Watched) -> None:
+    """What is relied on lies deep; what is newest is told beside it."""
+    signer = await open_job(devnet, chain)
+    seen = Lookout(watched, depth=2)
+    sight = await seen.job(signer.job.id)
+    assert (sight.job, sight.newest) == (None, signer.job)
+    await devnet.mine(2)
+    assert (await seen.job(signer.job.id)).job == signer.job
+
+
+async def test_without_the_chain(
+    devnet: Devnet, chain: Chain, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the chain does not answer, known jobs go on and new ones are refused."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    known, new = await open_job(devnet, chain), await open_job(devnet, chain)
+    seen = Lookout(watched, depth=0)
+    sight = await seen.job(known.job.id)
+    watched.away = True
+    assert await seen.job(known.job.id) == sight
+    assert await seen.now() == sight.now
+    assert seen.trouble == "nobody answers"
+    with pytest.raises(Refusal) as caught:
+        await seen.job(new.job.id)
+    assert caught.value.code == "chain_unavailable"
+    watched.away = False
+    assert (await seen.job(new.job.id)).job == new.job
+    assert seen.trouble is None
+
+
+async def test_never_seen(watched: Watched) -> None:
+    """A chain that never answered has no clock to go by."""
+    watched.away = True
+    with pytest.raises(Refusal) as caught:
+        await Lookout(watched, depth=0).now()
+    assert caught.value.code == "chain_unavailable"
+
+
+async def test_half_a_claim_window(devnet: Devnet, chain: Chain, watched: Watched) -> None:
+    """A job is relied on unseen for half its claim window: who completes meanwhile cannot reclaim before."""
+    signer = await open_job(devnet, chain, claim_window=3600)
+    loop = asyncio.get_running_loop()
+    seen = Lookout(watched, depth=0)
+    await seen.job(signer.job.id)
+    watched.away = True
+    later = loop.time() + 1801
+    loop.time = lambda: later  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Refusal) as caught:
+            await seen.job(signer.job.id)
+    finally:
+        del loop.time
+    assert caught.value.code == "chain_unavailable"
+
+
+async def test_clock(devnet: Devnet, watched: Watched) -> None:
+    """The chain's clock is this machine's, or ahead of it as far as the chain was ever seen to be."""
+    seen = Lookout(watched, depth=0)
+    assert abs(seen.clock() - time.time()) < 1
+    await devnet.increase_time(10_000)
+    assert await seen.now() <= seen.clock() < time.time() + 10_001
+    assert seen.clock() > time.time() + 9_000

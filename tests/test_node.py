@@ -1,0 +1,244 @@
+"""One host put together: what it says at start, what it offers, and what it brings to the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from structlog.testing import capture_logs
+
+from tallystick import lookout, wire
+from tallystick.chain import Chain
+from tallystick.config import AssetPrice, HostConfig, Secret
+from tallystick.devnet import Devnet
+from tallystick.errors import ChainError, ConfigError, Refusal
+from tallystick.node import Node, Payout
+from tallystick.testing import Script, ScriptedEngine, say
+from tallystick.types import ETH, Address, JobStatus, Totals
+from tests.paying import PROMPT, Signer, open_job, register, until
+
+Line = Mapping[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test changes the chain and asks at once."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+
+
+@pytest.fixture
+async def config(devnet: Devnet, chain: Chain, tmp_path: Path) -> HostConfig:
+    """A host that is registered and has its key."""
+    await register(devnet, chain)
+    return HostConfig(
+        host_private_key=Secret(devnet.accounts.host.private_key), rpc_url=devnet.rpc_url, data_dir=tmp_path
+    )
+
+
+def changed(config: HostConfig, **settings: Any) -> HostConfig:
+    names = ("host_private_key", "rpc_url", "data_dir")
+    return HostConfig(**{**{name: getattr(config, name) for name in names}, **settings})
+
+
+def node(config: HostConfig, *, tokens: int = 60) -> Node:
+    return Node(config, engine=ScriptedEngine(Script(say(*"x" * tokens))))
+
+
+async def told_at_start(config: HostConfig) -> list[Line]:
+    """What a node logs while it starts."""
+    with capture_logs() as lines:
+        async with node(config):
+            return list(lines)
+
+
+async def ask(host: Node, signer: Signer, number: int = 1) -> None:
+    """A whole reply, and a receipt for all of it."""
+    asked = wire.parse_chat(orjson.dumps(signer.body(number)))
+    async with await host.desk.admit(asked, signer.access()) as stream:
+        async for chunks in stream:
+            for chunk in chunks:
+                choices = chunk.piece.choices if chunk.piece else []
+                signer.receive({"choices": choices, "tally": chunk.tally})
+            if chunks[-1].tally.get("due"):
+                await sign(host, signer)
+    await sign(host, signer)
+
+
+async def sign(host: Node, signer: Signer) -> None:
+    while signer.job.receipted and (receipt := signer.receipt()) is not None:
+        signer.acked((await host.desk.receipt(receipt, signer.access())).out())
+
+
+# What it says
+
+
+async def test_a_good_start(config: HostConfig) -> None:
+    """A host that is set up says who it is and what it sells, and nothing is wrong."""
+    lines = await told_at_start(config)
+    started = next(line for line in lines if line["event"] == "node.started")
+    assert (started["host"], started["models"]) == (config.host, ["scripted"])
+    assert [line for line in lines if line["log_level"] in ("warning", "error")] == []
+
+
+async def test_unpaid(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """Without HOST_PRIVATE_KEY it serves, says in one line that it is not paid and how to change that."""
+    unpaid = changed(config, host_private_key=None, host_address=config.host)
+    lines = await told_at_start(unpaid)
+    [line] = [line for line in lines if line["log_level"] in ("warning", "error")]
+    assert (line["event"], line["host"]) == ("node.unpaid", config.host)
+    assert "HOST_PRIVATE_KEY" in line["meaning"]
+    async with node(unpaid) as host:
+        assert not host.quote()["paid"]
+        signer = await open_job(devnet, chain)
+        for number in (1, 2):
+            await ask(host, signer, number)
+    job = await chain.job(signer.job.id)
+    assert job is not None
+    assert job.settled == Totals()
+
+
+async def test_wrong_key(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """A key that is not HOST_ADDRESS's is told with both addresses; the other host's jobs are refused."""
+    stranger = devnet.accounts.stranger
+    wrong = changed(config, host_private_key=Secret(stranger.private_key), host_address=config.host)
+    lines = {line["event"]: line for line in await told_at_start(wrong)}
+    told = lines["node.wrong_key"]
+    assert (told["key"], told["host_address"]) == (stranger.address, config.host)
+    assert "HOST_ADDRESS" in told["mend"]
+    assert lines["node.not_registered"]["mend"] == "tally host register"
+    assert stranger.private_key.hex() not in str(lines)
+    async with node(wrong) as host:
+        signer = await open_job(devnet, chain)
+        with pytest.raises(Refusal) as caught:
+            await ask(host, signer)
+        assert caught.value.code == "job_of_another_host"
+
+
+async def test_not_set_up(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """With neither key nor address it serves no paid job, and says so at start, to clients and to probes."""
+    nobody = changed(config, host_private_key=None)
+    assert "node.not_set_up" in [line["event"] for line in await told_at_start(nobody)]
+    async with node(nobody) as host:
+        signer = await open_job(devnet, chain)
+        with pytest.raises(Refusal) as caught:
+            await ask(host, signer)
+        assert caught.value.code == "host_not_set_up"
+        assert "HOST_PRIVATE_KEY" in (await host.unready())[0]
+
+
+async def test_unreachable(config: HostConfig) -> None:
+    """A node whose chain cannot be read does not start, and says which endpoint it was."""
+    with pytest.raises(ChainError, match=r"127\.0\.0\.1:9"):
+        await node(changed(config, rpc_url="http://127.0.0.1:9")).start()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"assets": (AssetPrice(Address("0x" + "11" * 20)),)}, "HOST_ASSETS"),
+        ({"price": "0.0000001"}, "decimals"),
+    ],
+)
+async def test_senseless_settings(config: HostConfig, settings: dict[str, Any], told: str) -> None:
+    """Prices and assets that the chain does not know keep a node from starting."""
+    with pytest.raises(ConfigError, match=told):
+        await node(changed(config, **settings)).start()
+
+
+async def test_no_engine(config: HostConfig) -> None:
+    """Without an engine there is nothing to sell."""
+    with pytest.raises(ConfigError, match="MODEL_PATH"):
+        await Node(config).start()
+
+
+# What it offers
+
+
+async def test_prices_by_asset(config: HostConfig, devnet: Devnet) -> None:
+    """An asset has its own prices or the general ones, in its own base units."""
+    own = AssetPrice(ETH, "0.0003", "0.0001")
+    async with node(changed(config, assets=(own, AssetPrice(devnet.dollar)), price="1.5")) as host:
+        [model] = host.quote()["models"]
+        assert model["prices"] == {
+            ETH: {"per_million": str(3 * 10**14), "prompt_per_million": str(10**14)},
+            devnet.dollar: {"per_million": "1500000", "prompt_per_million": "200000"},
+        }
+
+
+async def test_confirmations(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """HOST_CONFIRMATIONS decides how deep a job has to lie."""
+    async with node(changed(config, confirmations=3)) as host:
+        assert host.quote()["confirmations"] == 3
+        signer = await open_job(devnet, chain)
+        with pytest.raises(Refusal) as caught:
+            await ask(host, signer)
+        assert caught.value.code == "job_unconfirmed"
+        await devnet.mine(2)
+        await ask(host, signer)
+
+
+# What reaches the chain
+
+
+async def test_checkpoint_and_completion(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """A whole interval is settled once signed for; the end settles the rest and refunds, to the unit."""
+    payouts: list[Payout] = []
+    with capture_logs() as lines:
+        async with node(config) as host:
+            signer = await open_job(devnet, chain)
+            with host.watch(signer.job.id, payouts.append):
+                for number in (1, 2):
+                    await ask(host, signer, number)
+                await until(lambda: happened(payouts, 1))
+                await host.desk.end(signer.job.id, None, signer.end())
+                await until(lambda: happened(payouts, 2))
+    first, last = payouts
+    assert (first.totals, first.refund) == (Totals(2 * PROMPT, 100), None)
+    assert last.totals == Totals(2 * PROMPT, 120)
+    job = await chain.job(signer.job.id)
+    assert job is not None
+    assert job.status is JobStatus.CLOSED
+    assert (job.settled, job.owed) == (last.totals, 112)  # 120 x 0.9 + 22 x 0.2 = 112.4
+    assert first.host + last.host + first.treasury + last.treasury == job.owed
+    assert first.treasury + last.treasury == job.fee == 11
+    assert last.refund == job.deposit - job.owed
+    told = [line["event"] for line in lines if line.get("tokens") == 100]
+    assert told == [f"checkpoint.{step}" for step in ("due", "receipted", "submitted", "confirmed")]
+
+
+async def happened(payouts: list[Payout], times: int) -> bool:
+    return len(payouts) == times
+
+
+async def test_settles_before_it_stops(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """What is due when a node stops is settled first."""
+    async with node(config) as host:
+        signer = await open_job(devnet, chain, max_tokens_per_second=1000)
+        await devnet.increase_time(60)
+        for number in (1, 2):
+            await ask(host, signer, number)
+    job = await chain.job(signer.job.id)
+    assert job is not None
+    assert job.settled.tokens >= 100
+
+
+async def test_goes_on_after_a_restart(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """Law 8: a session that was ended before a restart is completed after it."""
+    unpaid = changed(config, host_private_key=None, host_address=config.host)
+    async with node(unpaid) as host:
+        signer = await open_job(devnet, chain)
+        await ask(host, signer)
+        await host.desk.end(signer.job.id, None, signer.end())
+    async with node(config):
+        await until(lambda: is_closed(chain, signer))
+    job = await chain.job(signer.job.id)
+    assert job is not None
+    assert job.settled == Totals(PROMPT, 60)
+
+
+async def is_closed(chain: Chain, signer: Signer) -> bool:
+    job = await chain.job(signer.job.id)
+    return job is not None and job.status is JobStatus.CLOSED
