@@ -21,19 +21,18 @@ async def start_host(devnet: Devnet, tmp_path: Path) -> AsyncIterator[HostFactor
     async def start(*, registered: bool = True, **settings: str | None) -> HostProcess:
         if registered:
             await register(devnet)
-        port = free_port()
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         wanted: dict[str, str | None] = {
             "RPC_URL": devnet.rpc_url,
             "HOST_PRIVATE_KEY": devnet.accounts.host.private_key.hex(),
-            "HOST_LISTEN": f"127.0.0.1:{port}",
+            "HOST_LISTEN": f"127.0.0.1:{free_port()}",
             "HOST_DATA_DIR": str(tmp_path / "host"),
             "MODEL_PATH": str(MODEL),
             **settings,
         }
         environment = {**kept, **{name: value for name, value in wanted.items() if value is not None}}
         log = tmp_path / f"host-{len(started)}.log"
-        host = HostProcess(environment, log, f"http://127.0.0.1:{port}")
+        host = HostProcess(environment, log, f"http://{environment['HOST_LISTEN']}")
         started.append(host)
         await host.start()
         return host

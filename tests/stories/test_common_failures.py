@@ -60,7 +60,6 @@ async def test_an_unregistered_key_is_told_and_gets_nothing(
     wrong = await start_host(
         HOST_PRIVATE_KEY=stranger.private_key.hex(), HOST_LISTEN=right.url.removeprefix("http://")
     )
-    wrong.url = right.url
     told = [line for line in wrong.logged().splitlines() if "node.not_registered" in line]
     assert len(told) == 1
     assert stranger.address in told[0]
