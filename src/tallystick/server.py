@@ -321,8 +321,7 @@ class PatientWebSocket(Patient, WebSocketsSansIOProtocol):
 class Server(uvicorn.Server):
     """uvicorn, which lets the replies of its node end before it closes their connections."""
 
-    def __init__(self, node: Node, host: str, port: int, *, signals: bool = True) -> None:
-        """`signals`: end on SIGINT and SIGTERM."""
+    def __init__(self, node: Node, host: str, port: int) -> None:
         super().__init__(
             uvicorn.Config(
                 app(node),
@@ -342,46 +341,32 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=CLOSE_CONNECTIONS,
             )
         )
-        self.listening = asyncio.Event()
         self._node = node
-        self._signals = signals
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        if not self._signals:
-            yield
-            return
-        with super().capture_signals():
-            yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
+        """Leaves signals to whoever runs the event loop: uvicorn would end the process too early."""
+        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._node.desk.stop(STOP_STREAMS)
         await super().shutdown(sockets)
 
 
-async def serve(node: Node) -> None:
-    """Starts a node and serves it where its config says, until SIGINT or SIGTERM; then stops it."""
-    host, port = node.config.listen
-    async with node:
-        await Server(node, host, port).serve()
-
-
 @asynccontextmanager
 async def running(node: Node, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Starts a node and serves it in this event loop: the base URL. Port 0: any free one."""
+    """Starts a node and serves it in this event loop: the base URL. Port 0: any free one.
+
+    Leaving ends the replies under way, settles what is due, and closes all. Raises what `Node.start` raises,
+    and OSError where it cannot listen.
+    """
+    six = ":" in host
     async with node:
-        listener = socket.create_server((host, port))
-        server = Server(node, host, port, signals=False)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if six else socket.AF_INET)
+        server = Server(node, host, port)
         serving = asyncio.create_task(server.serve([listener]))
-        listening = asyncio.create_task(server.listening.wait())
-        await asyncio.wait((serving, listening), return_when=asyncio.FIRST_COMPLETED)
-        listening.cancel()
         try:
-            yield f"http://{host}:{listener.getsockname()[1]}"
+            yield f"http://{f'[{host}]' if six else host}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             await serving

@@ -18,11 +18,12 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import msgspec
+import structlog
 
 from tallystick import reply, wire
 from tallystick.account import Account
 from tallystick.engine import Engine, Piece
-from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, Refusal
+from tallystick.errors import EngineError, EngineRefused, EngineTimeout, Refusal
 from tallystick.meter import Stop
 from tallystick.transcript import Delivery
 from tallystick.types import RequestId, Totals
@@ -37,6 +38,8 @@ DEPOSIT_EXHAUSTED = "deposit_exhausted"
 CANCELLED = "cancelled"
 NODE_STOPPING = "node_stopping"
 ENGINE_FAILED = "engine_failed"
+
+log = structlog.get_logger(__name__)
 
 
 class Desk(Protocol):
@@ -371,24 +374,20 @@ class Stream:
     def _told_failure(self, reason: str) -> Refusal | None:
         """What the client is told beside the reason: nothing, where the reply as it is will do."""
         if reason == ENGINE_FAILED:
-            return _engine_refusal(self._failure(), begun=self._sent != Totals())
+            return engine_refusal(self._failure(), begun=self._sent != Totals())
         if not self.order.streamed and self._finish_reason is None and reason != CANCELLED:
             return Refusal(reason)
         return None
 
 
-def _engine_refusal(error: EngineError | None, *, begun: bool) -> Refusal:
-    if begun:
-        return Refusal("engine_failed", str(error or ""))
-    return engine_refusal(error or EngineUnavailable("The engine ended its reply before it began."))
-
-
-def engine_refusal(error: EngineError) -> Refusal:
-    """A request that the engine did not get to answer, as the client is told."""
+def engine_refusal(error: EngineError | None, *, begun: bool = False) -> Refusal:
+    """What a client is told of an engine that failed: not its own words, which may name where it is."""
+    log.warning("engine.failed", error=str(error or "it ended a reply before it began"))
     if isinstance(error, EngineRefused):
         return Refusal("engine_refused", error.detail)
-    code = "engine_timeout" if isinstance(error, EngineTimeout) else "engine_unavailable"
-    return Refusal(code, str(error))
+    if begun:
+        return Refusal("engine_failed")
+    return Refusal("engine_timeout" if isinstance(error, EngineTimeout) else "engine_unavailable")
 
 
 def _usage(sent: Totals) -> dict[str, int]:
