@@ -16,9 +16,10 @@ from typing import Any
 
 from tallystick import pricing, session, wallet
 from tallystick.countersign import Overcount
+from tallystick.errors import SessionError
 from tallystick.screen import Screen, console, printable
 from tallystick.session import Done, Session, Text
-from tallystick.types import Completion, JobId, Totals
+from tallystick.types import Completion, JobId, JobStatus, Totals
 from tallystick.wallet import Wallet
 
 
@@ -71,6 +72,8 @@ async def begin(purse: Wallet, wanted: Wanted, say: Any) -> Session:
         job_id = await purse.latest(host_url, wanted.model)
     if job_id is not None:
         using = await purse.resume(job_id)
+        if using.job.status is JobStatus.CLOSED:
+            raise SessionError(f"job {job_id} is complete; leave out --job to open another")
         left = using.job.deposit - using.job.owed
         say(f"going on with job {job_id}: {wallet.money(purse.chain, using.job.asset, left)} not settled yet")
         return using

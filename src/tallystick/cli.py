@@ -19,6 +19,8 @@ from typer.core import TyperGroup
 from tallystick.errors import ConfigError, TallystickError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tallystick.chain import TxResult
     from tallystick.config import HostConfig
     from tallystick.contracts import Deployment
@@ -481,20 +483,28 @@ def _show(told: dict[str, Any], as_json: bool) -> None:
     if as_json:
         echo_json(told)
         return
+    for line in _lines(told):
+        typer.echo(line)
+
+
+def _lines(told: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A value a line, the parts of a list one a line, what has parts itself indented."""
     from tallystick.mends import when
 
     for name, value in told.items():
+        label = f"{indent}{name}:".ljust(26)
         if isinstance(value, list):
-            for part in value:
-                typer.echo(f"{name}:  {_line(part)}")
-        elif value is not None:
-            shown = when(value) if name.endswith("_at") else _line(value)
-            typer.echo(f"{name + ':':<26}{shown}")
+            yield from (f"{label}{_inline(part)}" for part in value)
+        elif isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
+            yield f"{indent}{name}:"
+            yield from _lines(value, indent + "  ")
+        elif value is not None and name != "receipt":
+            yield f"{label}{when(value) if name.endswith('_at') else _inline(value)}"
 
 
-def _line(value: Any) -> str:
+def _inline(value: Any) -> str:
     if isinstance(value, dict):
-        return "  ".join(f"{name} {_line(part)}" for name, part in value.items() if name != "receipt")
+        return "  ".join(f"{name} {part}" for name, part in value.items())
     return str(value)
 
 

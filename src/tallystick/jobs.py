@@ -65,9 +65,22 @@ async def show(number: int) -> dict[str, Any]:
 
 
 async def complete(number: int) -> dict[str, Any]:
-    """Has the host settle the last checkpoint and give the rest back."""
-    async with wallet.opened() as purse, await purse.resume(JobId(number)) as session:
-        return _completed(await session.complete())
+    """Has the host settle the last checkpoint and give the rest back; a job that is closed stays as it is."""
+    async with wallet.opened() as purse:
+        session = await purse.resume(JobId(number))
+        completion = await purse.chain.completion(session.job.id)
+        if completion is not None:
+            await asyncio.to_thread(purse.store.end, session.job.signer)
+        return _completed(completion or await _ended(session))
+
+
+async def _ended(session: Session) -> Completion:
+    try:
+        async with session:
+            return await session.complete()
+    except SessionError as error:
+        past = f"tally job complete {session.job.id} --on-chain"
+        raise SessionError(f"{str(error).rstrip('.')}. Past the host: {past}") from error
 
 
 async def complete_on_chain(number: int) -> dict[str, Any]:

@@ -478,5 +478,8 @@ def _text(request: RequestId, frame: _Frame, counts: Totals) -> Text:
 def told(problem: Mapping[str, Any]) -> str:
     """A problem in a line: what is wrong, whose move it is, what mends it."""
     detail = problem.get("detail") or problem.get("title") or "the host gave no reason"
-    mend = problem.get("mend", "")
-    return f"{problem.get('code', 'error')}: {detail} {mend}".strip()
+    told = f"{problem.get('code', 'error')}: {detail}"
+    if "mend" not in problem:
+        return told
+    move = {"payer": "yours", "host": "the host's"}.get(problem.get("move", ""), "nobody's")
+    return f"{told.rstrip('.')}. The move is {move}: {problem['mend']}"

@@ -1,0 +1,352 @@
+"""The command line: every command on a real chain with a real node, every error in one line, never a key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from aiohttp.test_utils import unused_port
+from eth_account import Account as EthAccount
+from typer.testing import CliRunner, Result
+
+from tallystick.chain import Chain
+from tallystick.cli import app
+from tallystick.devnet import Devnet, account
+from tallystick.proof import read_bearer
+from tallystick.types import JobId, JobStatus
+
+HOST, PAYER, TREASURY = account(1), account(2), account(3)
+MODEL = Path(sys.modules["tallystick.cli"].__file__ or "").parent / "models" / "tally-demo.gguf"
+NONE: Mapping[str, str | None] = {}
+COMMAND = [sys.executable, "-m", "tallystick.cli"]
+
+
+def shows_a_key(output: str) -> bool:
+    """True if one of the devnet's keys is in it."""
+    return any(account(index).private_key.hex() in output.lower() for index in range(10))
+
+
+class Tally:
+    """`tally` in this process, with the settings of the devnet's parties."""
+
+    def __init__(self, devnet: Devnet, directory: Path) -> None:
+        self.devnet = devnet
+        self.directory = directory
+        self.listen = f"127.0.0.1:{unused_port()}"
+        self.settings = {
+            "RPC_URL": devnet.rpc_url,
+            "HOST_PRIVATE_KEY": HOST.private_key.hex(),
+            "HOST_DATA_DIR": str(directory / "host"),
+            "HOST_LISTEN": self.listen,
+            "HOST_URL": f"http://{self.listen}",
+            "MODEL_PATH": str(MODEL),
+            "PAYER_PRIVATE_KEY": PAYER.private_key.hex(),
+            "PAYER_DATA_DIR": str(directory / "payer"),
+            "TREASURY_PRIVATE_KEY": TREASURY.private_key.hex(),
+        }
+
+    def __call__(
+        self, *args: str, status: int = 0, typed: str | None = None, settings: Mapping[str, str | None] = NONE
+    ) -> Result:
+        """Runs a command, which has to end with `status`, and never shows a key."""
+        done = CliRunner().invoke(app, args, env={**self.settings, **settings}, input=typed)
+        assert done.exit_code == status, (done.output, done.exception)
+        assert not shows_a_key(done.output)
+        return done
+
+    def json(self, *args: str, **settings: str) -> Any:
+        """What a command prints for machines."""
+        return json.loads(self(*args, "--json", settings=settings).stdout)
+
+    def error(self, *args: str, **settings: str | None) -> str:
+        """The one line of a command that fails. A setting of None is not set."""
+        done = self(*args, status=1, settings=settings)
+        assert done.stdout == ""
+        [line] = done.stderr.splitlines()
+        assert line.startswith("tally: ")
+        return str(line)
+
+    @contextmanager
+    def node(self, *options: str) -> Iterator[Path]:
+        """`tally host run` in a process of its own, which ends in order: its log."""
+        log = self.directory / "host.log"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                [*COMMAND, "host", "run", *options], env=self.environment, stderr=stderr, cwd=self.directory
+            )
+        try:
+            self._wait_until_ready(process)
+            yield log
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
+            assert not shows_a_key(log.read_text())
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process of its own."""
+        return {"PATH": os.environ["PATH"], **self.settings}
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert process.poll() is None
+            try:
+                with urllib.request.urlopen(f"http://{self.listen}/readyz") as answer:
+                    assert answer.status == 200
+                    return
+            except OSError:
+                time.sleep(0.05)
+        pytest.fail("the node was not ready in time")
+
+
+@pytest.fixture
+def tally(devnet: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tally]:
+    """The command line in a directory without a `.env`; what it does to the log is undone."""
+    monkeypatch.chdir(tmp_path)
+    yield Tally(devnet, tmp_path)
+    structlog.reset_defaults()
+
+
+def on_chain(devnet: Devnet, ask: Any) -> Any:
+    """What the chain says to `ask(chain)`."""
+
+    async def asked() -> Any:
+        async with Chain(devnet.rpc_url, devnet.deployment) as chain:
+            return await ask(chain)
+
+    return asyncio.run(asked())
+
+
+def test_help_is_there_at_once_and_names_every_command() -> None:
+    """`tally --help` imports neither web3 nor the node; the commands of the documentation are all in it."""
+    loaded = "import sys, tallystick.cli; print({'web3', 'starlette', 'xllamacpp'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    for group, commands in {
+        (): ("demo", "devnet", "host", "chat", "job", "withdraw", "doctor"),
+        ("host",): ("register", "run"),
+        ("job",): ("open", "list", "show", "complete", "reclaim", "token"),
+    }.items():
+        told = CliRunner().invoke(app, [*group, "--help"]).stdout
+        assert all(re.search(rf"\b{command}\b", told) for command in commands)
+
+
+def test_a_paid_conversation_from_the_command_line(tally: Tally) -> None:
+    """Register, serve, talk in two processes' turns, complete and withdraw: sessions outlive each command."""
+    registered = tally.json("host", "register")
+    assert registered["host"] == HOST.address
+    with tally.node() as log:
+        first = tally.json("chat", "Tell me about the tide.", "--max-tokens", "60")
+        [reply] = first["replies"]
+        assert (reply["tokens"], reply["reason"], first["completed"]) == (60, "length", False)
+        second = tally("chat", "--max-tokens", "60", typed="What is a tally stick?\n\nAnd a ledger?\n")
+        assert "going on with job 1" in second.stdout
+        assert second.stdout.count("[60 tokens") == 2
+        assert "tally job complete 1" in second.stdout
+
+        [listed] = tally.json("job", "list")
+        assert (listed["job_id"], listed["status"]) == (1, "open")
+        shown = tally.json("job", "show", "1")
+        assert shown["host_view"]["acknowledged"]["tokens"] == 180
+        bearer = read_bearer(tally("job", "token", "1", "--hours", "2").stdout.strip())
+        assert bearer.job_id == JobId(1)
+
+        report = tally("doctor")
+        assert "FAIL" not in report.stdout
+
+        completed = tally.json("job", "complete", "1")
+        assert tally.json("job", "complete", "1") == completed
+        again = tally.json("chat", "Hello", "--max-tokens", "5", "--complete")
+        assert (again["job_id"], again["completed"]) == (2, True)
+        assert "checkpoint.confirmed" in log.read_text()
+    earned = tally.json("withdraw")["amount"] + tally.json("withdraw", "--as", "treasury")["amount"]
+    jobs = [tally.json("job", "show", number)["completion"] for number in ("1", "2")]
+    assert earned == sum(job["owed"] for job in jobs)
+    assert all(job["owed"] + job["refund"] == 2_000_000 for job in jobs)
+
+
+def test_a_devnet_says_where_it_is_and_keeps_its_keys_out_of_sight(tmp_path: Path) -> None:
+    """Keys go into a file that its owner alone can read, never over one that is there; Ctrl-C ends it."""
+    command = [*COMMAND, "devnet", "--port", "0", "--env", ".env", "--json"]
+    environment = {"PATH": os.environ["PATH"]}
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        printed = "".join(iter(process.stdout.readline, "}\n")) + "}"
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert rest == ("", "")
+    told = json.loads(printed)
+    assert not shows_a_key(printed)
+    assert told["accounts"]["host"] == HOST.address
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    settings = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines())
+    assert settings["RPC_URL"] == told["rpc_url"]
+    assert settings["HOST_PRIVATE_KEY"] == "0x" + HOST.private_key.hex()
+    again = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert again.returncode == 1
+    assert again.stderr.startswith("tally: .env is there already")
+
+
+def test_a_host_registers_itself_and_brings_its_metadata_up_to_date(tally: Tally) -> None:
+    """The first time it is registerNode(host, metadata), then updateNode; the chain has what was said."""
+    assert "HOST_PRIVATE_KEY is not set" in tally.error("host", "register", HOST_PRIVATE_KEY="")
+    assert "--model" in tally.error("host", "register", MODEL_PATH="")
+    tally("host", "register")
+    told = tally.json("host", "register", "--endpoint", "https://host.example", "--model", "m")["metadata"]
+    kept = on_chain(tally.devnet, lambda chain: chain.metadata(HOST.address))
+    assert json.loads(kept) == told
+    assert told["endpoint"] == "https://host.example"
+    [model] = told["models"]
+    assert model["name"] == "m"
+    assert [price["per_million"] for price in model["prices"].values()] == ["900000"]
+
+
+def test_a_job_without_its_host_comes_back(tally: Tally) -> None:
+    """A host that has gone cannot keep the deposit: ask on chain, wait, reclaim. Before that it says when."""
+    tally("host", "register")
+    with tally.node():
+        opened = tally.json("job", "open", "--deposit", "0.5")
+        assert (opened["deposit"], opened["status"], opened["interval"]) == (500_000, "open", 100)
+    assert "--on-chain" in tally.error("job", "complete", "1")
+    assert "does not answer" in tally.json("job", "show", "1")["host_view"]
+    asked = tally.json("job", "complete", "1", "--on-chain")
+    early = tally.error("job", "reclaim", "1")
+    assert "can be reclaimed from 20" in early
+    assert "tally job reclaim" in early
+    asyncio.run(tally.devnet.increase_time(asked["closes_at"]))
+    assert tally.json("job", "reclaim", "1")["refund"] == 500_000
+    assert tally.json("job", "list") == []
+    assert [each["status"] for each in tally.json("job", "list", "--all")] == ["closed"]
+    job = on_chain(tally.devnet, lambda chain: chain.job(JobId(1)))
+    assert job.status is JobStatus.CLOSED
+
+
+def test_an_attested_job_says_what_it_is_worth_to_its_host(tally: Tally) -> None:
+    """The host's word is paid on it, idle or not: that is said in money before it is used."""
+    tally("host", "register")
+    with tally.node():
+        told = tally("job", "open", "--rate", "50").stdout
+    assert "The host's word is paid, up to 50 tokens a second: 0.162 tUSD an hour, idle or not" in told
+
+
+def test_ctrl_c_ends_a_reply_and_the_job_stays_open(tally: Tally) -> None:
+    """What had come is signed for; the way back to the job is said."""
+    tally("host", "register")
+    command = [*COMMAND, "chat", "Tell me about the tide.", "--max-tokens", "3000"]
+    with (
+        tally.node(),
+        subprocess.Popen(
+            command, env=tally.environment, cwd=tally.directory, stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert "opened job 1" in process.stdout.readline()
+        process.stdout.read(40)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(30) == 0
+        view = tally.json("job", "show", "1")["host_view"]
+    assert "interrupted" in rest
+    assert "job 1 stays open" in rest
+    assert view["counted"] == view["acknowledged"]
+
+
+def test_earnings_go_to_the_payout_address(tally: Tally) -> None:
+    """Who has moved a host's payout elsewhere cannot be robbed with the host's key: --to is refused."""
+    elsewhere = account(4).address
+    tally("host", "register")
+    with tally.node():
+        tally("chat", "Hello", "--max-tokens", "150", "--complete")
+    call = lambda chain: chain.transact(chain.set_payout(HOST.address, elsewhere), HOST.private_key)  # noqa: E731
+    on_chain(tally.devnet, call)
+    assert elsewhere in tally.error("withdraw", "--to", HOST.address)
+    drawn = tally.json("withdraw")
+    assert drawn["to"] == elsewhere
+    asset = tally.devnet.dollar
+    assert on_chain(tally.devnet, lambda chain: chain.token_balance(asset, elsewhere)) == drawn["amount"]
+    assert "nothing" in tally.error("withdraw")
+
+
+def test_a_keystore_pays_as_well(tally: Tally, tmp_path: Path) -> None:
+    """The payer's key may be in an encrypted file; a wrong password is told as one."""
+    keystore = tmp_path / "payer.json"
+    keystore.write_text(json.dumps(EthAccount.encrypt(PAYER.private_key, "right", iterations=2)))
+    in_file = {"PAYER_PRIVATE_KEY": "", "PAYER_KEYSTORE": str(keystore)}
+    wrong = tally.error("withdraw", "--as", "payer", **in_file, PAYER_KEYSTORE_PASSWORD="wrong")
+    assert "cannot be opened" in wrong
+    right = tally.error("withdraw", "--as", "payer", **in_file, PAYER_KEYSTORE_PASSWORD="right")
+    assert f"{PAYER.address} has nothing" in right
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "told"),
+    [
+        ("chat hi", {"HOST_URL": "http://127.0.0.1:9"}, "no host answers at http://127.0.0.1:9"),
+        ("chat hi --deposit two", {}, "--deposit or PAYER_DEPOSIT"),
+        ("chat hi", {"PAYER_PRIVATE_KEY": ""}, "neither PAYER_PRIVATE_KEY nor PAYER_KEYSTORE is set"),
+        ("chat hi", {"PAYER_PRIVATE_KEY": "0x" + "00" * 32}, "PAYER_PRIVATE_KEY: "),
+        ("chat hi --job 9", {}, "the session key of job 9 is not in"),
+        ("job list", {"RPC_URL": "http://127.0.0.1:9"}, "`tally doctor`"),
+        ("job show 9", {}, "job 9 does not exist on chain 31337"),
+        ("job reclaim 9", {}, "job 9 does not exist"),
+        ("job token 9", {}, "the session key of job 9 is not in"),
+        ("job token 9 --hours 1000", {}, "at most 720 h"),
+        ("job open --asset GBP", {}, "it has ETH, tUSD"),
+        ("withdraw --as treasury", {"TREASURY_PRIVATE_KEY": ""}, "TREASURY_PRIVATE_KEY is not set"),
+        ("withdraw --as treasury", {"TREASURY_PRIVATE_KEY": HOST.private_key.hex()}, "only its key"),
+        ("withdraw --to nobody", {}, "--to nobody is not an address"),
+        ("host run --level loud", {}, "--level"),
+        ("host run", {"MODEL_PATH": ""}, "MODEL_PATH"),
+        ("host run", {"MODEL_PATH": "nowhere.gguf"}, "MODEL_PATH"),
+        ("host run", {"RPC_URL": "http://127.0.0.1:9"}, "RPC_URL"),
+    ],
+)
+def test_every_expected_error_is_one_line(
+    tally: Tally, command: str, settings: dict[str, str], told: str
+) -> None:
+    """What is wrong stands on standard error in a line that says what mends it, with status 1."""
+    assert told in tally.error(*command.split(), **settings)
+
+
+def test_an_account_without_eth_is_told_before_anything_is_sent(tally: Tally) -> None:
+    """A payer that cannot pay for gas is not left with a session key for a job that was never opened."""
+    tally("host", "register")
+    asyncio.run(tally.devnet.set_balance(PAYER.address, 0))
+    assert "has no ETH for gas" in tally.error("job", "open")
+
+
+def test_a_port_in_use_is_told_as_one(tally: Tally) -> None:
+    """The node does not come up on a port that is another's; the setting is named."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = tally("host", "run", status=1, settings={"HOST_LISTEN": f"127.0.0.1:{port}"}).stderr
+    assert f"HOST_LISTEN 127.0.0.1:{port} cannot be listened on" in line.splitlines()[-1]
+
+
+def test_a_nodes_log_can_be_read_by_machines(tally: Tally) -> None:
+    """With --json each line of the log is an object with its event."""
+    tally("host", "register")
+    with tally.node("--json") as log:
+        events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert "node.listening" in events
