@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Writes the tree in README.md from the first sentence of each file; `--check` compares it."""
+"""Writes the tree in README.md from the first sentence of each file; `--check` compares it, `--demo` runs the
+demonstration and shows what it printed.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,15 +60,25 @@ def tree() -> str:
     return "\n".join(lines)
 
 
+def demonstration() -> str:
+    """What the demonstration prints, with hashes cut short."""
+    command = [str(Path(sys.executable).parent / "tally"), "demo"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.sub(r"(0x[0-9a-f]{16})[0-9a-f]{48}", r"\1…", printed).strip()
+
+
+def shown(page: str, section: str, text: str) -> str:
+    """The page with `text` as the section of that name."""
+    block = f"<!-- {section} -->\n```\n{text}\n```\n<!-- /{section} -->"
+    return re.sub(rf"<!-- {section} -->.*?<!-- /{section} -->", lambda _: block, page, flags=re.DOTALL)
+
+
 def main() -> int:
     """Writes README.md, or compares it."""
     before = README.read_text()
-    after = re.sub(
-        r"<!-- tree -->.*?<!-- /tree -->",
-        lambda _: f"<!-- tree -->\n```\n{tree()}\n```\n<!-- /tree -->",
-        before,
-        flags=re.DOTALL,
-    )
+    after = shown(before, "tree", tree())
+    if "--demo" in sys.argv[1:]:
+        after = shown(after, "demo", demonstration())
     if "--check" in sys.argv[1:]:
         if before != after:
             print("README.md does not show the tree as it is: run scripts/readme.py")

@@ -159,7 +159,7 @@ async def test_the_end_of_the_deposit_is_told_before_it_comes(bench: Bench) -> N
 
 
 async def test_a_session_goes_on_after_the_host_restarts(bench: Bench) -> None:
-    """A host that goes away ends the stream with an error; resumed, the job goes on and all is settled once."""
+    """A host that goes away ends the stream with an error; resumed, the job goes on, and pays once."""
     first = AsyncExitStack()
     url = await bench.serve(Script((*say(*["a "] * 60), Hang())), parts=first)
     session, _ = await bench.open(url)
