@@ -58,7 +58,6 @@ class Clerk:
         self.looks = 0
         self.checkpoints: list[Totals] = []
         self.gone: list[Stream] = []
-        self.forgiving = 0
 
     async def look_for_top_up(self, account: Account) -> None:
         self.looks += 1
@@ -71,9 +70,6 @@ class Clerk:
 
     async def forgive(self, account: Account) -> None:
         account.forgive()
-
-    async def forgive(self, account: Account) -> None:
-        self.forgiving += 1
 
     def left(self, stream: Stream) -> None:
         self.gone.append(stream)
@@ -343,6 +339,32 @@ async def test_half_an_answer_costs_nothing(counter: Counter) -> None:
     assert stream.end is not None
     assert stream.end.failure is not None
     assert stream.end.failure.code == "engine_unavailable"
+
+
+@pytest.mark.parametrize(("reason", "code"), [("cancelled", "job_ended"), ("node_stopping", "node_stopping")])
+async def test_whole_answer_cut(counter: Counter, reason: str, code: str) -> None:
+    """An answer in one piece that is cut costs nothing, and has a refusal to tell instead."""
+    host = Host(counter, ScriptedEngine(Script((*say("a", "b"), Hang()))))
+    async with host.ask(streamed=False) as stream:
+        stream.cut(reason)
+        assert await anext(stream, None) is None
+    assert stream.end is not None
+    assert stream.end.failure is not None
+    assert stream.end.failure.code == code
+    assert host.counted == Totals()
+
+
+async def test_whole_answer_waits_in_vain(counter: Counter) -> None:
+    """An answer in one piece that finds its credit used by then is refused whole, and costs nothing."""
+    host = Host(counter, ScriptedEngine(Script(say(*"x" * 15))))
+    whole = host.ask(number=1, streamed=False, timeout=0.05)
+    await host.deliver(host.ask(number=2, timeout=0.05), signing=False)
+    before = host.counted
+    await host.deliver(whole, signing=False)
+    assert whole.end is not None
+    assert whole.end.failure is not None
+    assert whole.end.failure.code == "receipt_due"
+    assert host.counted == before
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "node_stopping"])

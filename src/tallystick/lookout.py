@@ -15,6 +15,8 @@ from tallystick.types import Job, JobId
 
 FRESH = 0.5
 """Seconds for which a reading stands for the present: less than a block of the chains in use."""
+READINGS = 16
+"""Readings at a time: anybody may name a job, and the endpoint is not to be flooded for it."""
 KEPT = 10_000
 """Readings that are remembered."""
 
@@ -43,6 +45,7 @@ class Lookout:
         """Why the chain did not answer when it was last asked."""
         self._sights: dict[JobId, Sight] = {}
         self._asking: dict[JobId, asyncio.Task[Sight]] = {}
+        self._turns = asyncio.Semaphore(READINGS)
         self._block: Block | None = None
         self._block_at = float("-inf")
         self._ahead = 0.0
@@ -83,10 +86,14 @@ class Lookout:
         """Requests that come at the same time share one reading."""
         asking = self._asking.get(job_id)
         if asking is None:
-            asking = self._asking[job_id] = asyncio.create_task(self._ask(job_id))
+            asking = self._asking[job_id] = asyncio.create_task(self._ask_in_turn(job_id))
             asking.add_done_callback(lambda _: self._asking.pop(job_id))
         # Whoever goes away does not take the reading from the others.
         return await asyncio.shield(asking)
+
+    async def _ask_in_turn(self, job_id: JobId) -> Sight:
+        async with self._turns:
+            return await self._ask(job_id)
 
     async def _ask(self, job_id: JobId) -> Sight:
         at = asyncio.get_running_loop().time()

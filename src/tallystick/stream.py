@@ -375,9 +375,10 @@ class Stream:
         """What the client is told beside the reason: nothing, where the reply as it is will do."""
         if reason == ENGINE_FAILED:
             return engine_refusal(self._failure(), begun=self._sent != Totals())
-        if not self.order.streamed and self._finish_reason is None and reason != CANCELLED:
-            return Refusal(reason)
-        return None
+        if self.order.streamed or self._finish_reason is not None:
+            return None
+        # Of an answer in one piece nothing was delivered. A client that has left does not read why.
+        return Refusal("job_ended" if reason == CANCELLED else reason)
 
 
 def engine_refusal(error: EngineError | None, *, begun: bool = False) -> Refusal:
