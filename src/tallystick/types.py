@@ -1,7 +1,9 @@
-"""The vocabulary: ids, money and the facts that travel between modules. Knows nothing of the rest of the package.
+"""The vocabulary: ids, money and the facts that travel between modules. Knows nothing of the rest of the
+package.
 
 Units are in the names or beside them: tokens; base units of an asset (the smallest one: 1 USDC is 1 000 000);
-value, in micro base units (base units times a million, exact before rounding); seconds of the chain's clock; wei.
+value, in micro base units (base units times a million, exact before rounding); seconds of the chain's clock;
+wei.
 """
 
 from __future__ import annotations
@@ -165,7 +167,9 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The host's word that a receipt is on its disk: its signature over the same digest, none from a host without a key."""
+    """The host's word that a receipt is on its disk: its signature over the same digest, none from a host
+    without a key.
+    """
 
     job_id: JobId
     totals: Totals
