@@ -249,7 +249,7 @@ def test_an_attested_job_says_what_it_is_worth_to_its_host(tally: Tally) -> None
 
 
 def test_ctrl_c_ends_a_reply_and_the_job_stays_open(tally: Tally) -> None:
-    """What had come is signed for; the way back to the job is said."""
+    """What had come is signed for, and what was on its way is less than an interval; the way back is said."""
     tally("host", "register")
     command = [*COMMAND, "chat", "Tell me about the tide.", "--max-tokens", "3000"]
     with (
@@ -267,7 +267,8 @@ def test_ctrl_c_ends_a_reply_and_the_job_stays_open(tally: Tally) -> None:
         view = tally.json("job", "show", "1")["host_view"]
     assert "interrupted" in rest
     assert "job 1 stays open" in rest
-    assert view["counted"] == view["acknowledged"]
+    signed, counted = view["acknowledged"]["tokens"], view["counted"]["tokens"]
+    assert 0 < signed <= counted < signed + 100
 
 
 def test_earnings_go_to_the_payout_address(tally: Tally) -> None:

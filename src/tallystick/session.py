@@ -261,8 +261,10 @@ class Session:
         frames = self._streams[request]
         await self._send("inference", request={"job_id": self.job.id, "id": request, **body})
         while True:
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with a frame.
             try:
-                frame = await asyncio.wait_for(frames.get(), SILENCE)
+                async with asyncio.timeout(SILENCE):
+                    frame = await frames.get()
             except TimeoutError:
                 raise SessionError(f"the host was silent for {SILENCE:.0f} s") from None
             if frame["type"] != "error":
@@ -411,7 +413,8 @@ class Session:
         for _ in range(ACK_TRIES):
             await self._send("receipt", receipt=wire.receipt_out(receipt))
             try:
-                answer = await asyncio.wait_for(self._answers.get(), ACK_TIMEOUT)
+                async with asyncio.timeout(ACK_TIMEOUT):
+                    answer = await self._answers.get()
             except TimeoutError:
                 continue
             await self._answered(receipt, answer)
