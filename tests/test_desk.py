@@ -11,15 +11,16 @@ from typing import Any
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from tallystick import lookout, pricing, proof, wire
 from tallystick.admission import Offer
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
 from tallystick.counter import Counter
-from tallystick.desk import Answer, Desk
+from tallystick.desk import Answer, Desk, refusal_of
 from tallystick.devnet import Devnet
-from tallystick.errors import Refusal
+from tallystick.errors import ChainError, EngineUnavailable, LedgerError, Refusal
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.stream import Chunk, Stream
@@ -548,3 +549,17 @@ async def test_restart_writes_off(bench: Bench) -> None:
     async with await bench.admit(signer, 2) as stream:
         await bench.written_off(signer, Totals(PROMPT, 60))
         assert stream.account.meter.counted == Totals()
+
+
+def test_errors_keep_to_themselves() -> None:
+    """What went wrong inside is logged; a client is told whose move it is, and no path or place."""
+    for error, told in (
+        (LedgerError("/srv/host/ledger.db is full"), "ledger_unavailable"),
+        (ChainError("rpc.example:8545 did not answer"), "chain_unavailable"),
+        (EngineUnavailable("http://10.0.0.3:8000 refused"), "engine_unavailable"),
+    ):
+        with capture_logs() as lines:
+            refusal = refusal_of(error)
+        assert refusal.code == told
+        assert str(error) not in str(refusal.problem())
+        assert lines[0]["error"] == str(error)

@@ -64,15 +64,16 @@ class Access:
 
 
 def refusal_of(error: TallystickError) -> Refusal:
-    """An error as whoever asked is told it. What no client can do anything about is raised again."""
+    """An error as whoever asked is told it: its own words may name paths and places, and are the host's."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, EngineError):
         return engine_refusal(error)
+    log.error("desk.failed", error=str(error))
     if isinstance(error, LedgerError):
-        return Refusal("ledger_unavailable", f"The node cannot write its ledger: {error}.")
+        return Refusal("ledger_unavailable")
     if isinstance(error, ChainError):
-        return Refusal("chain_unavailable", f"The node cannot read the chain: {error}.")
+        return Refusal("chain_unavailable")
     raise error
 
 

@@ -63,7 +63,7 @@ class Lookout:
             except ChainError as error:
                 self.trouble = str(error)
                 if self._block is None:
-                    raise _unavailable(error) from error
+                    raise Refusal("chain_unavailable") from error
         assert self._block is not None
         return self._block.timestamp
 
@@ -78,9 +78,10 @@ class Lookout:
         try:
             return await self._ask_once(job_id)
         except ChainError as error:
+            self.trouble = str(error)
             if sight is not None and self._is_bearable(sight):
                 return sight
-            raise _unavailable(error) from error
+            raise Refusal("chain_unavailable") from error
 
     async def _ask_once(self, job_id: JobId) -> Sight:
         """Requests that come at the same time share one reading."""
@@ -126,7 +127,3 @@ class Lookout:
         if sight.job is None:
             return False
         return asyncio.get_running_loop().time() - sight.at < sight.job.claim_window / 2
-
-
-def _unavailable(error: ChainError) -> Refusal:
-    return Refusal("chain_unavailable", f"The node cannot read the chain: {error}.")
