@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write the contracts' ABI and bytecode into the package, or check that they are what the sources give.
 
-    scripts/abi.py            build, then write src/tallystick/abi/*.json
-    scripts/abi.py --check    build, then exit 1 if a file there is not what the build gives
+scripts/abi.py            build, then write src/tallystick/abi/*.json
+scripts/abi.py --check    build, then exit 1 if a file there is not what the build gives
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = ROOT / "contracts"
@@ -26,7 +27,7 @@ def forge() -> str:
     return found
 
 
-def signature(entry: dict) -> tuple[str, str, str]:
+def signature(entry: dict[str, Any]) -> tuple[str, str, str]:
     """What an ABI entry is sorted by."""
     return entry["type"], entry.get("name", ""), ",".join(i["type"] for i in entry.get("inputs", []))
 

@@ -114,10 +114,13 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
 
     /// @dev A job that exists and is not closed, or a revert.
     function _notClosed(uint256 jobId) internal view returns (JobRecord storage job) {
+        job = _existing(jobId);
+        if (job.tally.closed()) revert JobClosed(jobId);
+    }
+
+    function _existing(uint256 jobId) private view returns (JobRecord storage job) {
         job = _jobs[jobId];
-        Tally tally = job.tally;
-        if (tally.deposit() == 0) revert NoSuchJob(jobId);
-        if (tally.closed()) revert JobClosed(jobId);
+        if (job.tally.deposit() == 0) revert NoSuchJob(jobId);
     }
 
     function _run() private view returns (Run memory run) {
@@ -223,10 +226,10 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
         return false;
     }
 
-    /// @dev Reverts a single claim that was refused. That the sender is not the host goes before anything but there being no
-    /// job to be the host of.
+    /// @dev Reverts a single claim that was refused. First come the reasons that do not lie in the claim.
     function _revert(Run memory run, uint256 jobId, uint256 tokens, bytes calldata proof) private view {
-        require(_notClosed(jobId).prices.hostId() == run.hostId, ONLY_HOST);
+        require(_existing(jobId).prices.hostId() == run.hostId, ONLY_HOST);
+        _notClosed(jobId);
         if (run.reason == StaleCheckpoint.selector) {
             revert StaleCheckpoint(run.first, run.second, proof.claimedPromptTokens(), tokens);
         }

@@ -52,6 +52,11 @@ contract ProofSystemTest is Fixture {
         vm.expectRevert(ONLY_HOST);
         vm.prank(stranger);
         market.submitCheckpoint(jobId, 100, _attested(5));
+
+        _complete(host, jobId);
+        vm.expectRevert(ONLY_HOST);
+        vm.prank(stranger);
+        market.submitCheckpoint(jobId, 200, _attested(5));
     }
 
     function test_AJobThatIsNotThereIsNotClaimed() public {
