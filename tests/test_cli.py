@@ -271,6 +271,33 @@ def test_ctrl_c_ends_a_reply_and_the_job_stays_open(tally: Tally) -> None:
     assert 0 < signed <= counted < signed + 100
 
 
+def test_ctrl_c_between_replies_ends_the_conversation(tally: Tally) -> None:
+    """Nobody has to press return as well, and the process ends in order."""
+    tally("host", "register")
+    command = [*COMMAND, "chat", "--max-tokens", "5"]
+    with (
+        tally.node(),
+        subprocess.Popen(
+            command,
+            env=tally.environment,
+            cwd=tally.directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("Hello\n")
+        process.stdin.flush()
+        while "[5 tokens" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert "job 1 stays open" in process.stdout.read()
+
+
 def test_earnings_go_to_the_payout_address(tally: Tally) -> None:
     """Who has moved a host's payout elsewhere cannot be robbed with the host's key: --to is refused."""
     elsewhere = account(4).address

@@ -6,6 +6,7 @@ Ctrl-C ends a reply, and between replies the conversation; the job stays open un
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import threading
@@ -93,6 +94,7 @@ class Talk:
         self._messages: list[dict[str, str]] = []
         self._waiting: asyncio.Future[Any] | None = None
         """What Ctrl-C ends: the wait for a prompt, or a reply."""
+        self._leaving = False
         using.on(self._heard)
 
     async def replies(self, prompt: str | None) -> AsyncIterator[Reply]:
@@ -100,7 +102,7 @@ class Talk:
         if prompt is not None:
             yield await self._ask(prompt)
             return
-        while (typed := await self._typed()) is not None:
+        while not self._leaving and (typed := await self._typed()) is not None:
             if typed.strip():
                 yield await self._ask(typed.strip())
 
@@ -115,8 +117,8 @@ class Talk:
             loop.remove_signal_handler(signal.SIGINT)
 
     def _interrupt(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self._waiting is None or not self._waiting.cancel():
+            self._leaving = True
 
     async def _ask(self, prompt: str) -> Reply:
         self._messages.append({"role": "user", "content": prompt})
@@ -143,10 +145,14 @@ class Talk:
         """The next line of standard input; None at its end, or at Ctrl-C."""
         if sys.stdin.isatty():
             print("> ", end="", flush=True)  # noqa: T201 - a prompt, not a line
-        self._waiting = line = asyncio.get_running_loop().create_future()
+        line: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._waiting = line
         threading.Thread(target=_read_line, args=(asyncio.get_running_loop(), line), daemon=True).start()
         await asyncio.wait([line])
-        return None if line.cancelled() else line.result()
+        typed = None if line.cancelled() else line.result()
+        if typed is None and sys.stdin.isatty():
+            self._screen.note("")  # off the prompt's line
+        return typed
 
     def _cost(self, totals: Totals, left: int) -> str:
         cost = self._money(pricing.owed(totals, self._session.job.prices))
@@ -178,9 +184,21 @@ def _read_line(loop: asyncio.AbstractEventLoop, line: asyncio.Future[str | None]
         if not line.done():
             line.set_result(read.removesuffix("\n") if read else None)
 
-    read = sys.stdin.readline()
+    read = _line_of_stdin()
     if not loop.is_closed():
         loop.call_soon_threadsafe(hand_over)
+
+
+def _line_of_stdin() -> str:
+    """Without sys.stdin's lock where there is a file: held here, it would abort the interpreter's end."""
+    try:
+        file = sys.stdin.fileno()
+    except OSError:
+        return sys.stdin.readline()
+    line = bytearray()
+    while not line.endswith(b"\n") and (byte := os.read(file, 1)):
+        line += byte
+    return line.decode(errors="replace")
 
 
 def _reply(parts: list[Text | Done], using: Session) -> Reply:
