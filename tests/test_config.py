@@ -123,7 +123,6 @@ def test_every_variable_of_a_host_is_read() -> None:
         "HOST_RECEIPT_TIMEOUT": "20",
         "HOST_GRACE": "90",
         "HOST_CONFIRMATIONS": "5",
-        "HOST_POLICY": "economic",
     }
     ours = host(**env)
     assert ours == HostConfig(
@@ -144,7 +143,6 @@ def test_every_variable_of_a_host_is_read() -> None:
         receipt_timeout=20,
         grace=90,
         confirmations=5,
-        policy="economic",
     )
     assert host(MODEL_PATH="/models/a.gguf").model_path == Path("/models/a.gguf")
     assert set(env) | {"MODEL_PATH"} == set(variables(HostConfig).values())
@@ -252,7 +250,6 @@ def test_a_home_directory_is_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("HOST_RECEIPT_TIMEOUT", "301", "from 1 to 300"),
         ("HOST_GRACE", "0", "from 1 to 3600"),
         ("HOST_CONFIRMATIONS", "0", "from 1 to 100"),
-        ("HOST_POLICY", "yearly", "none of checkpoint, economic"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_by_name(name: str, text: str, said: str) -> None:

@@ -277,3 +277,16 @@ def test_positions_are_of_requests_that_moved() -> None:
     receive(signs, SECOND, range(1, 6))
     positions: tuple[Position, ...] = sign(signs).positions
     assert [p.request for p in positions] == [SECOND]
+
+
+def test_prompts_under_way_are_signed_for_together() -> None:
+    """What the host wants signed for a prompt includes the prompts before it, and never more than was sent."""
+    signs = countersigner()
+    signs.begin(SECOND, BODY, 500)
+    signs.sign_prompt_ahead(FIRST, 90, 90)
+    signs.sign_prompt_ahead(SECOND, 90, 180)
+    assert sign(signs).totals == Totals(180, 0)
+    third = RequestId("00" * 15 + "03")
+    signs.begin(third, BODY, 500)
+    with pytest.raises(ReceiptError, match="more than it was sent"):
+        signs.sign_prompt_ahead(third, 90, 10_000)

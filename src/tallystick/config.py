@@ -166,15 +166,6 @@ def _number(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-def _choice(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
-        return text
-
-    return read
-
-
 @dataclass(frozen=True, slots=True)
 class Variable:
     """Where a setting comes from: the variable, and what reads it (ValueError: it makes no sense)."""
@@ -247,8 +238,6 @@ class HostConfig:
     """How long delivered tokens that nobody acknowledged stay in the count."""
     confirmations: Annotated[int | None, Variable("HOST_CONFIRMATIONS", _number(1, 100))] = None
     """Blocks. None: the deployment's."""
-    policy: Annotated[str, Variable("HOST_POLICY", _choice("checkpoint", "economic"))] = "checkpoint"
-    """`checkpoint` settles each one; `economic` when it is worth its gas."""
 
     def __post_init__(self) -> None:
         _expand(self)

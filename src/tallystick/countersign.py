@@ -165,11 +165,12 @@ class Countersigner:
         self.disputes.append(over)
         return over
 
-    def sign_prompt_ahead(self, request: RequestId, prompt_tokens: int) -> None:
-        """The next receipt also covers the prompt of `request`, which does not fit the credit; once a
-        request.
+    def sign_prompt_ahead(self, request: RequestId, prompt_tokens: int, least: int = 0) -> None:
+        """The next receipt also covers the prompt of `request`, which does not fit the credit.
 
-        ReceiptError if it was signed for already, or is longer than its bytes can be.
+        `least` is the total of prompt tokens that the host wants signed: prompts of other requests under way
+        are in it. ReceiptError if this one was signed for already, or is longer than its bytes can be, or if
+        `least` is more than all prompts under way can have.
         """
         incoming = self._requests[request]
         if incoming.prompt_signed or prompt_tokens > incoming.prompt_bound:
@@ -177,8 +178,11 @@ class Countersigner:
                 f"the host wants {prompt_tokens} prompt tokens signed for, "
                 f"of a prompt that can have {incoming.prompt_bound} at most"
             )
+        under_way = sum(each.prompt_bound for each in self._requests.values() if each.within is None)
+        if least > self._received.prompt_tokens + under_way:
+            raise ReceiptError(f"the host wants {least} prompt tokens signed for, more than it was sent")
         incoming.prompt_signed = True
-        self._prompts_ahead = self._received.prompt_tokens + prompt_tokens
+        self._prompts_ahead = max(least, self._received.prompt_tokens + prompt_tokens)
 
     def next(self) -> Receipt | None:
         """The receipt to send now: none while one is under way, or while there is nothing new to sign."""

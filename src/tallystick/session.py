@@ -276,12 +276,10 @@ class Session:
                 raise SessionError(told(frame["problem"]))
 
     async def _sign_prompt(self, request: RequestId, problem: Mapping[str, Any]) -> None:
-        """Signs for a prompt that does not fit the credit, once a request; SessionError if it is not worth
-        that much.
-        """
+        """Signs for a prompt that does not fit the credit, once a request. Raises ReceiptError."""
         prompt_tokens = int(problem["prompt_tokens"])
         cost = pricing.owed(Totals(prompt_tokens, 0), self.job.prices)
-        self._signs.sign_prompt_ahead(request, prompt_tokens)
+        self._signs.sign_prompt_ahead(request, prompt_tokens, int(problem["terms"]["prompt_tokens"]))
         self._tell(PromptAhead(prompt_tokens, cost))
         await self.flush()
 
