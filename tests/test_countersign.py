@@ -280,7 +280,7 @@ def test_positions_are_of_requests_that_moved() -> None:
 
 
 def test_prompts_under_way_are_signed_for_together() -> None:
-    """What the host wants signed for a prompt includes the prompts before it, and never more than was sent."""
+    """What is signed for a prompt includes the prompts before it, and never more than was sent."""
     signs = countersigner()
     signs.begin(SECOND, BODY, 500)
     signs.sign_prompt_ahead(FIRST, 90, 90)
