@@ -36,7 +36,7 @@ was way we weather what when where which who why will with word work world would
 """.split()
 """Words of everyday requests, none of which names a topic."""
 
-SCRIPTS = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x400), (0x400, 0x500), (0x590, 0x6FF), (0x3040, 0x30FF)]
+SCRIPTS = [(0x00, 0x7F), (0xA0, 0x250), (0x370, 0x400), (0x400, 0x500), (0x590, 0x6FF), (0x3040, 0x30FF)]
 SCRIPTS += [(0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1F650), (0x2190, 0x2600)]
 """Ranges of code points to draw nonsense from."""
 
@@ -86,7 +86,7 @@ def _digits(rng: random.Random) -> str:
 
 
 def _repeated(rng: random.Random) -> str:
-    return rng.choice([*PLAIN, " ", "\n", "!", "ha", "🙂", "€"]) * _length(rng)
+    return rng.choice([rng.choice(PLAIN), rng.choice(string.printable), "🙂", "€"]) * 3 * _length(rng)
 
 
 def _program(rng: random.Random) -> str:
