@@ -1,6 +1,7 @@
 """The payer's store on disk."""
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_the_last_receipt_survives(tmp_path: Path) -> None:
     last = Store(tmp_path).last(SIGNER)
     assert last is not None
     assert (last.receipt, last.acknowledged, last.ack) == (receipt(50), Totals(12, 50), None)
+
+
+def test_a_job_of_a_devnet_that_is_gone_gives_its_id_away(tmp_path: Path) -> None:
+    """A contract gives an id once: a second job with it replaces one of a chain that was begun anew."""
+    store = Store(tmp_path)
+    store.opening(OPENING)
+    store.opened(SIGNER, JobId(7))
+    again = replace(OPENING, signer=Address("0x" + "55" * 20), key=b"n" * 32)
+    store.opening(again)
+    store.opened(again.signer, JobId(7))
+    assert [job.signer for job in store.jobs(31337, CONTRACT, ended=True)] == [again.signer]
+    assert store.openings(31337, CONTRACT) == []
 
 
 def test_an_ended_job_stays_as_evidence(tmp_path: Path) -> None:

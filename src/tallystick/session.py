@@ -162,6 +162,8 @@ class Session:
         job = await chain.job(job_id)
         if job is None:
             raise SessionError(f"job {job_id} does not exist on chain {deployment.chain_id}")
+        if job.signer != stored.signer:
+            raise SessionError(f"job {job_id} of {store.path} was on a chain that is gone: open a new one")
         return cls(chain, store, stored, job, ahead=ahead)
 
     async def __aenter__(self) -> Self:

@@ -96,8 +96,17 @@ class Store:
         self._write(jobs.insert().values(**{c.name: getattr(job, c.name) for c in jobs.columns}))
 
     def opened(self, signer: Address, job_id: JobId) -> None:
-        """The chain has given the job its id."""
-        self._write(jobs.update().where(jobs.c.signer == signer).values(job_id=job_id))
+        """The chain has given the job its id.
+
+        A contract gives an id once, so a job that had it here was on a devnet that is gone: it has none now.
+        """
+        of_signer = jobs.c.signer == signer
+        place = sa.select(jobs.c.chain_id, jobs.c.contract).where(of_signer)
+        here = sa.tuple_(jobs.c.chain_id, jobs.c.contract).in_(place)
+        self._write(
+            jobs.update().where(here, jobs.c.job_id == job_id, ~of_signer).values(job_id=None, ended=True),
+            jobs.update().where(of_signer).values(job_id=job_id),
+        )
 
     def end(self, signer: Address) -> None:
         """The job takes no more requests; it stays in the store as evidence."""
@@ -114,11 +123,9 @@ class Store:
         return [_stored_job(row) for row in self._read(query if ended else query.where(~jobs.c.ended))]
 
     def openings(self, chain_id: int, contract: Address) -> list[StoredJob]:
-        """Jobs whose key was written and whose id is not known."""
-        return [
-            _stored_job(row)
-            for row in self._read(_jobs_of(chain_id, contract).where(jobs.c.job_id.is_(None)))
-        ]
+        """Jobs that were not ended, whose key was written and whose id is not known."""
+        query = _jobs_of(chain_id, contract).where(jobs.c.job_id.is_(None), ~jobs.c.ended)
+        return [_stored_job(row) for row in self._read(query)]
 
     def signed(self, signer: Address, receipt: Receipt, acknowledged: Totals) -> None:
         """Writes a receipt before it is sent."""
@@ -151,9 +158,10 @@ class Store:
         found = self._read(query)
         return _stored_receipt(found[0]) if found else None
 
-    def _write(self, statement: sa.Executable) -> None:
+    def _write(self, *statements: sa.Executable) -> None:
         with told(self.path), self._engine.begin() as connection:
-            connection.execute(statement)
+            for statement in statements:
+                connection.execute(statement)
 
     def _read(self, query: sa.Select[Any]) -> list[Any]:
         with told(self.path), self._engine.connect() as connection:
