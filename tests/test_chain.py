@@ -269,12 +269,28 @@ async def test_a_batch_pays_the_good_rows_and_tells_of_the_bad(market: Market) -
     assert set(by_kind) == {Settlement, contracts.Skipped, Completion}
     skipped = by_kind[contracts.Skipped]
     assert (skipped.job_id, type(skipped.error)) == (second, errors.AboveReceipt)
-    assert skipped.error.values["signedTokens"] == 100
+    assert skipped.error.values == {"claimed": 200, "signed": 100}
     assert by_kind[Completion] == Completion(first, 43_012, 4_301, 456_988, result.hash, result.block)
     assert [event.job_id for event in result.events if isinstance(event, Settlement)] == [first, third]
     assert await market.chain.token_balance(market.dollar, market.payer.address) == before + 456_988
     assert await market.chain.completion(first) == by_kind[Completion]
     assert await market.chain.completion(second) is None
+
+
+async def test_a_stale_row_and_a_row_of_another_host_say_so(market: Market) -> None:
+    """A skipped row's error is the one that it would have reverted with by itself, with its values."""
+    first, second = await market.open(), await market.open()
+    totals = Totals(0, 300)
+    claim = market.chain.submit_checkpoint(first, 300, market.proof(first, totals))
+    await market.send(claim, market.host)
+    stale = Claim(first, 200, market.proof(first, Totals(0, 200)))
+    good = Claim(second, 300, market.proof(second, totals))
+    result = await market.send(market.chain.submit_checkpoints([stale, good]), market.host)
+    [skipped] = [event for event in result.events if isinstance(event, contracts.Skipped)]
+    assert (skipped.job_id, type(skipped.error)) == (first, errors.StaleCheckpoint)
+    assert skipped.error.values["settledTokens"] == 300
+    result = await market.send(market.chain.submit_checkpoints([good]), market.stranger)
+    assert type(only(result, contracts.Skipped).error) is errors.NotTheHost
 
 
 async def test_a_host_attested_job_is_claimed_without_a_receipt(market: Market) -> None:
@@ -301,12 +317,7 @@ async def test_a_revert_is_a_typed_error_with_values_and_nothing_is_sent(market:
     )
     with pytest.raises(errors.AboveReceipt) as caught:
         await market.send(call, market.host)
-    assert caught.value.values == {
-        "signedPromptTokens": 7,
-        "signedTokens": 100,
-        "promptTokens": 7,
-        "tokens": 200,
-    }
+    assert caught.value.values == {"claimed": 200, "signed": 100}
     with pytest.raises(errors.AboveReceipt):
         await market.chain.simulate(call, market.host.address)
     with pytest.raises(errors.AboveReceipt):

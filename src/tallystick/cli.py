@@ -148,6 +148,7 @@ async def _devnet(port: int, env: Path | None, as_json: bool) -> None:
     from tallystick.devnet import Devnet
 
     async with Devnet(port) as chain:
+        asked_to_end = _interrupt()
         if env is not None:
             _write_env(env, await _env(chain))
         if as_json:
@@ -155,7 +156,7 @@ async def _devnet(port: int, env: Path | None, as_json: bool) -> None:
         else:
             typer.echo(_devnet_told(chain, env))
         sys.stdout.flush()
-        await _interrupted()
+        await asked_to_end.wait()
 
 
 def _devnet_facts(chain: Devnet) -> dict[str, Any]:
@@ -226,14 +227,14 @@ def _write_env(path: Path, content: str) -> None:
         out.write(content)
 
 
-async def _interrupted() -> None:
-    """Waits for Ctrl-C or SIGTERM."""
+def _interrupt() -> asyncio.Event:
+    """Set from now on by Ctrl-C or SIGTERM."""
     import signal
 
     asked = asyncio.Event()
     for each in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(each, asked.set)
-    await asked.wait()
+    return asked
 
 
 # The host
@@ -318,8 +319,9 @@ async def _run(config: HostConfig) -> None:
     address, port = config.listen
     try:
         async with running(Node(config), address, port) as url:
+            asked_to_end = _interrupt()
             structlog.get_logger(__name__).info("node.listening", url=url)
-            await _interrupted()
+            await asked_to_end.wait()
     except OSError as error:
         raise ConfigError(f"HOST_LISTEN {address}:{port} cannot be listened on: {error.strerror}") from error
 
