@@ -10,6 +10,7 @@ import {
     CallbackReceiver,
     GasBurningReceiver,
     GasMeteringReceiver,
+    HungryReceiver,
     Receiver,
     RevertingReceiver,
     WillingReceiver
@@ -92,7 +93,7 @@ contract RefundsTest is Fixture {
     /// forge-config: default.fuzz.runs = 3000
     function testFuzz_NoChoiceOfGasStarvesARefund(uint256 gas) public {
         gas = _bound(gas, 30_000, 400_000);
-        Receiver receiver = new WillingReceiver();
+        Receiver receiver = new HungryReceiver();
         uint256 jobId = _openAs(receiver);
 
         vm.prank(host);

@@ -20,6 +20,13 @@ contract WillingReceiver is Receiver {
     receive() external payable override {}
 }
 
+/// @dev Declines at once if it is given noticeably less gas than a refund comes with.
+contract HungryReceiver is Receiver {
+    receive() external payable override {
+        require(gasleft() > 100_000, "hungry");
+    }
+}
+
 contract RevertingReceiver is Receiver {
     receive() external payable override {
         revert("no, thank you");
