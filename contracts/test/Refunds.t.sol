@@ -50,6 +50,16 @@ contract RefundsTest is Fixture {
         vm.assertEq(_refunds(address(receiver), ETH), 0);
     }
 
+    function test_CreditedRefundsOfSeveralJobsAddUp() public {
+        Receiver receiver = new RevertingReceiver();
+        (uint256 first, uint256 second) = (_openAs(receiver), _openAs(receiver));
+
+        _complete(host, first);
+        _complete(host, second);
+
+        vm.assertEq(_refunds(address(receiver), ETH), 2 * DEPOSIT);
+    }
+
     function test_APullThatFailsReverts() public {
         Receiver receiver = new RevertingReceiver();
         _complete(host, _openAs(receiver));
@@ -298,7 +308,7 @@ contract RefundsTest is Fixture {
 
     // Refunds and payout addresses
 
-    function test_ARefundIsNeverAPayoutAddresss() public {
+    function test_ThePayoutAddressHasNoPartInRefunds() public {
         Receiver receiver = _hostThatPays();
 
         vm.prank(stranger);
