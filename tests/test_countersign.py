@@ -3,7 +3,7 @@
 import pytest
 
 from tallystick import proof
-from tallystick.countersign import PROMPT_MARGIN, Countersigner, credit_at_risk
+from tallystick.countersign import PROMPT_MARGIN, STILL_CHUNKS, Countersigner, credit_at_risk
 from tallystick.errors import ReceiptError
 from tallystick.keccak import keccak
 from tallystick.transcript import Delivery, prompt_form, prompt_hash, transcript
@@ -290,3 +290,63 @@ def test_prompts_under_way_are_signed_for_together() -> None:
     signs.begin(third, BODY, 500)
     with pytest.raises(ReceiptError, match="more than it was sent"):
         signs.sign_prompt_ahead(third, 90, 10_000)
+
+
+def test_adopting_does_not_sign_ahead_twice() -> None:
+    """Law 3: two sessions of one job that adopt each other's receipts sign one `ahead` between them."""
+    here, there = (Countersigner(JOB, PRICES, 100, DOMAIN, KEY, ahead=100) for _ in range(2))
+    here.begin(FIRST, BODY, 500)
+    there.begin(SECOND, BODY, 500)
+    acknowledged: dict[bytes, Totals] = {}
+    for last in range(10, 60, 10):
+        for signs, other, request in ((here, there, FIRST), (there, here, SECOND)):
+            receive(signs, request, range(last - 9, last + 1))
+            receipt = sign(signs)
+            acknowledged[receipt.transcript] = signs.acknowledged
+            other.adopt(receipt, acknowledged[receipt.transcript])
+    assert here.receipted == there.receipted == Totals(24, 100 + 100)
+
+
+def test_without_its_store_a_payer_signs_nothing_ahead_of_what_it_adopts() -> None:
+    """Law 3: where nobody knows what an adopted receipt acknowledged, no `ahead` is added to it again."""
+    signs = countersigner(ahead=100)
+    receive(signs, FIRST, range(1, 11))
+    stored = sign(signs)
+    after = Countersigner(JOB, PRICES, 100, DOMAIN, KEY, ahead=100)
+    after.adopt(stored)
+    after.begin(SECOND, BODY, 500)
+    receive(after, SECOND, range(1, 11))
+    assert sign(after).totals == Totals(24, 120)
+
+
+def test_a_host_that_answers_with_an_older_receipt_gets_no_more() -> None:
+    """Law 3: a receipt that is ahead has to be taken; the one before it is no answer, and adds nothing."""
+    signs = countersigner(ahead=100)
+    receive(signs, FIRST, range(1, 11))
+    older = sign(signs)
+    receive(signs, FIRST, range(11, 21))
+    assert signs.next() is not None
+    with pytest.raises(ReceiptError, match="not ahead"):
+        signs.adopt(older)
+    assert signs.receipted == older.totals
+
+
+def test_a_pending_receipt_that_the_host_holds_is_acknowledged() -> None:
+    """A receipt whose answer was lost is found at the host again; its positions are not signed for twice."""
+    signs = countersigner()
+    receive(signs, FIRST, range(1, 11))
+    pending = signs.next()
+    assert pending is not None
+    signs.adopt(pending)
+    receive(signs, FIRST, range(11, 16))
+    assert sign(signs).totals == Totals(12, 15)
+
+
+def test_a_host_that_sends_without_counting_is_stopped() -> None:
+    """Chunks without a token do not fill the payer's memory for ever."""
+    signs = countersigner()
+    receive(signs, FIRST, range(1, 2))
+    for _ in range(STILL_CHUNKS):
+        signs.receive(FIRST, Totals(12, 1), "word ")
+    with pytest.raises(ReceiptError, match="without counting"):
+        signs.receive(FIRST, Totals(12, 1), "word ")

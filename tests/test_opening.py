@@ -77,8 +77,22 @@ def test_what_does_not_meet_is_refused_before_money_moves(
 @pytest.mark.parametrize("body", [{}, {"host": "0x"}, {"host": "0x", "chain_id": "many"}, []])
 def test_what_is_no_quote_is_refused(body: object) -> None:
     """A quote of another form is an error, and not a guess."""
-    with pytest.raises(SessionError, match="cannot be read"):
-        quote_in(body)  # type: ignore[arg-type]
+    with pytest.raises(SessionError, match="no host, or of another version"):
+        quote_in(body)
+
+
+def test_a_node_that_serves_no_host_is_told_before_money_moves() -> None:
+    """A quote without a host is of a node that was not set up: nobody could settle a job there."""
+    body = {
+        "host": None,
+        "chain_id": DEVNET,
+        "contract": HERE.marketplace,
+        "models": [],
+        "interval": {"min": 4, "max": 1_000},
+        "claim_window_min": 3_600,
+    }
+    with pytest.raises(SessionError, match="HOST_PRIVATE_KEY"):
+        quote_in(body)
 
 
 async def test_a_host_that_does_not_answer_is_named() -> None:

@@ -33,6 +33,8 @@ from tallystick.types import (
 
 PROMPT_MARGIN = 64
 """Tokens that a chat template may add to a prompt, beyond the bytes of its RFC 8785 form (protocol §6)."""
+STILL_CHUNKS = 1_000
+"""Chunks that may come without a token counted; a host that goes on beyond that only fills memory."""
 RECEIPT_POSITIONS = 256
 """The most positions in one receipt (protocol §13)."""
 
@@ -56,6 +58,8 @@ class _Incoming:
     prompt_bound: int
     max_tokens: int
     bytes_received: int = 0
+    still: int = 0
+    """Chunks since the count moved."""
     ended: bool = False
     prompt_signed: bool = False
     within: Position | None = None
@@ -141,6 +145,9 @@ class Countersigner:
         ReceiptError if a count goes down; what is above the payer's bound becomes an Overcount in `disputes`.
         """
         incoming = self._requests[request]
+        incoming.still = incoming.still + 1 if counts == incoming.delivery.totals else 0
+        if incoming.still > STILL_CHUNKS:
+            raise ReceiptError(f"the host sent {STILL_CHUNKS} chunks without counting a token")
         incoming.delivery.add(counts.prompt_tokens, counts.tokens, text)
         incoming.bytes_received += len(text.encode())
         bound = self._bound(incoming, finish_reason)
@@ -173,7 +180,9 @@ class Countersigner:
         `least` is more than all prompts under way can have.
         """
         incoming = self._requests[request]
-        if incoming.prompt_signed or prompt_tokens > incoming.prompt_bound:
+        if incoming.prompt_signed:
+            raise ReceiptError(f"the {prompt_tokens} prompt tokens were signed for, and the host asks again")
+        if prompt_tokens > incoming.prompt_bound:
             raise ReceiptError(
                 f"the host wants {prompt_tokens} prompt tokens signed for, "
                 f"of a prompt that can have {incoming.prompt_bound} at most"
@@ -214,33 +223,41 @@ class Countersigner:
                 del self._requests[position.request]
         self.last, self.acknowledged, self._pending = receipt, self._pending_acknowledged, None
 
-    def adopt(self, stored: Receipt) -> None:
-        """Takes the host's stored receipt for the last one: this payer signed it and has forgotten (protocol
+    def adopt(self, stored: Receipt, acknowledged: Totals | None = None) -> None:
+        """Takes the host's stored receipt for the last one: this payer signed it, and did not know (protocol
         §5).
 
-        ReceiptError if it is not this signer's, or is behind what this payer knows to be acknowledged.
+        `acknowledged` is what it acknowledged, as the payer's store has it. Without that its totals stand for
+        it, and nothing is signed ahead on this job any more: what was is in them. ReceiptError if it is not
+        this signer's, or not ahead of what this payer knows to be acknowledged: then the host refused what it
+        may not refuse.
         """
         self._check_mine(stored)
-        if stored.totals.against(self.receipted) is Standing.STALE:
-            raise ReceiptError(
-                f"the host offers {stored.totals}, behind the {self.receipted} that it acknowledged"
-            )
         if self._pending and stored.transcript == self._pending.transcript:
             self.acked(Ack(self.job_id, stored.totals, stored.transcript, None))
             return
-        self._received = self._received + stored.totals - self.acknowledged
-        self.last, self.acknowledged, self._pending = stored, stored.totals, None
+        if stored.totals.against(self.receipted) is not Standing.AHEAD:
+            raise ReceiptError(
+                f"the host offers a receipt of {_told(stored.totals)}, "
+                f"not ahead of the {_told(self.receipted)} that it acknowledged"
+            )
+        self._go_on_from(stored, acknowledged)
 
-    def rebase(self, stored: Receipt | None) -> None:
-        """Goes on from the receipt that the host holds, which is behind the last one: the host never took
-        that one.
+    def rebase(self, stored: Receipt | None, acknowledged: Totals | None = None) -> None:
+        """Goes on from the receipt that the host holds, which is behind the last one: it never took that one.
 
-        ReceiptError if the stored one is not this signer's.
+        `acknowledged` as for `adopt`. ReceiptError if the stored one is not this signer's.
         """
         if stored is not None:
             self._check_mine(stored)
-        self.last, self.acknowledged = stored, stored.totals if stored else Totals()
-        self._received, self._pending = self.acknowledged, None
+        self._go_on_from(stored, acknowledged)
+
+    def _go_on_from(self, stored: Receipt | None, acknowledged: Totals | None) -> None:
+        totals = stored.totals if stored else Totals()
+        if acknowledged is None:
+            acknowledged, self._ahead, self._prompts_ahead = totals, Totals(), 0
+        self._received = self._received + acknowledged - self.acknowledged
+        self.last, self.acknowledged, self._pending = stored, acknowledged, None
 
     def _check_mine(self, stored: Receipt) -> None:
         digest = self._domain.receipt(self.job_id, stored.totals, stored.transcript)
@@ -293,6 +310,10 @@ class Countersigner:
                 incoming.delivery.request, "prompt_tokens", counts.prompt_tokens, bound.prompt_tokens
             )
         return Overcount(incoming.delivery.request, "tokens", counts.tokens, self._within(incoming).tokens)
+
+
+def _told(totals: Totals) -> str:
+    return f"{totals.prompt_tokens} prompt and {totals.tokens} generated tokens"
 
 
 def credit_at_risk(interval: int, ahead: int, prices: Prices) -> int:

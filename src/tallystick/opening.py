@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import msgspec
+import orjson
+from eth_utils.address import to_checksum_address
 
 from tallystick import pricing, proof
 from tallystick.chain import Chain
@@ -38,6 +41,8 @@ class Quote:
     interval_min: int
     interval_max: int
     claim_window_min: int
+    paid: bool = True
+    """False: the host has no key, so nothing will be settled, and all comes back after the claim window."""
 
     def prices(self, model: str, asset: Address) -> Prices:
         """What the model costs in this asset. SessionError if the host does not sell it."""
@@ -53,34 +58,67 @@ async def fetch_quote(host_url: str) -> Quote:
     limit = aiohttp.ClientTimeout(total=QUOTE_TIMEOUT)
     try:
         async with aiohttp.ClientSession(timeout=limit) as http, http.get(f"{host_url}/v1/host") as answer:
-            return quote_in(await answer.json(content_type=None))
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return quote_in(orjson.loads(await answer.read()))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise SessionError(
             f"no host answers at {host_url} ({error}); is `tally host run` running there?"
         ) from error
 
 
-def quote_in(body: Mapping[str, Any]) -> Quote:
-    """Reads a quote. SessionError if it is not one."""
+class _PriceForm(msgspec.Struct):
+    per_million: str
+    prompt_per_million: str
+
+
+class _ModelForm(msgspec.Struct):
+    name: str
+    prices: dict[str, _PriceForm]
+
+
+class _IntervalForm(msgspec.Struct):
+    min: int
+    max: int
+
+
+class _QuoteForm(msgspec.Struct):
+    host: str | None
+    chain_id: int
+    contract: str
+    models: list[_ModelForm]
+    interval: _IntervalForm
+    claim_window_min: int
+    paid: bool = True
+
+
+def quote_in(body: Any) -> Quote:
+    """Reads a quote. SessionError if it is not one, or is of a node that serves no host."""
     try:
+        form = msgspec.convert(body, _QuoteForm)
+        if form.host is None:
+            raise SessionError("the node there serves no paid job: its operator has to set HOST_PRIVATE_KEY")
         return Quote(
-            host=Address(body["host"]),
-            chain_id=int(body["chain_id"]),
-            contract=Address(body["contract"]),
-            models={model["name"]: _prices_in(model["prices"]) for model in body["models"]},
-            interval_min=int(body["interval"]["min"]),
-            interval_max=int(body["interval"]["max"]),
-            claim_window_min=int(body["claim_window_min"]),
+            host=_address(form.host),
+            chain_id=form.chain_id,
+            contract=_address(form.contract),
+            models={model.name: _prices(model) for model in form.models},
+            interval_min=form.interval.min,
+            interval_max=form.interval.max,
+            claim_window_min=form.claim_window_min,
+            paid=form.paid,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SessionError(f"the host's quote cannot be read: {error!r}") from error
+    except (msgspec.ValidationError, ValueError) as error:
+        raise SessionError(f"what answers there is no host, or of another version: {error}") from error
 
 
-def _prices_in(prices: Mapping[str, Any]) -> dict[Address, Prices]:
+def _prices(model: _ModelForm) -> dict[Address, Prices]:
     return {
-        Address(asset): Prices(int(each["per_million"]), int(each["prompt_per_million"]))
-        for asset, each in prices.items()
+        _address(asset): Prices(int(each.per_million), int(each.prompt_per_million))
+        for asset, each in model.prices.items()
     }
+
+
+def _address(text: str) -> Address:
+    return Address(to_checksum_address(text))
 
 
 @dataclass(frozen=True, slots=True)

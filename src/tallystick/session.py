@@ -22,11 +22,24 @@ from typing import Any, Self
 
 import aiohttp
 
-from tallystick import opening, pricing, proof, transcript, wire
+from tallystick import frames, opening, pricing, proof, wire
 from tallystick.chain import Chain
 from tallystick.config import BEARER
 from tallystick.countersign import Countersigner, Overcount
 from tallystick.errors import SessionError, TallystickError
+from tallystick.frames import (
+    Answer,
+    Checkpoint,
+    Ended,
+    Failed,
+    Finished,
+    Frame,
+    Low,
+    OfRequest,
+    Paid,
+    Problem,
+    Token,
+)
 from tallystick.store import Store, StoredJob
 from tallystick.types import Completion, Job, JobId, JobStatus, Receipt, RequestId, Standing, Totals
 
@@ -44,6 +57,8 @@ class Text:
     request: RequestId
     text: str
     reasoning: str
+    tool_calls: tuple[dict[str, Any], ...]
+    """As OpenAI's deltas have them."""
     totals: Totals
     job: Totals
     left: int
@@ -96,9 +111,15 @@ class PromptAhead:
     cost: int
 
 
-Event = Signed | Settled | BalanceLow | PromptAhead | Overcount
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The session cannot go on, for the reason given. What was signed stays signed; nothing more will be."""
+
+    reason: str
+
+
+Event = Signed | Settled | BalanceLow | PromptAhead | Overcount | Stopped
 Listener = Callable[[Event], None]
-_Frame = dict[str, Any]
 
 
 class Session:
@@ -122,10 +143,13 @@ class Session:
             acknowledged=last.acknowledged if last else None,
         )
         self._listeners: list[Listener] = []
-        self._streams: dict[RequestId, asyncio.Queue[_Frame]] = {}
-        self._answers: asyncio.Queue[_Frame] = asyncio.Queue()
+        self._streams: dict[str, asyncio.Queue[OfRequest | None]] = {}
+        """What came for each request; None: look at `_failure`."""
+        self._answers: asyncio.Queue[Answer | Failed | None] = asyncio.Queue()
         self._due = asyncio.Event()
         self._quiet = asyncio.Event()
+        self._failure: str | None = None
+        """Why this connection cannot go on."""
         self._ending = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -196,25 +220,27 @@ class Session:
     async def connect(self) -> None:
         """Connects to the host, and agrees with it on the last receipt. SessionError if that fails."""
         access = self.bearer((await self._chain.block()).timestamp + BEARER)
-        headers = {"Authorization": f"Bearer {access}"}
-        self._http = aiohttp.ClientSession(headers=headers)
+        self._http = aiohttp.ClientSession(headers={"Authorization": f"Bearer {access}"})
         try:
             await self._agree()
             self._socket = await self._http.ws_connect(
                 f"{self._stored.host_url}/v1/session", max_msg_size=wire.MAX_BODY, heartbeat=30.0
             )
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             await self._http.close()
             raise SessionError(f"the host at {self._stored.host_url} cannot be reached: {error}") from error
-        except SessionError:
+        except TallystickError:
             await self._http.close()
             raise
+        self._answers = asyncio.Queue()
+        self._failure, self._ending = None, False
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._countersign())]
+        self._due.set()
 
     async def close(self) -> None:
         """Signs what was received and is not signed yet, then closes the connection. The job stays open."""
         if self._socket is not None and not self._socket.closed:
-            # If the host is gone, the receipts that it has are what it may claim: nothing more is owed to it.
+            # What keeps it from being signed was told as Stopped; nothing more is owed than what was signed.
             with contextlib.suppress(SessionError):
                 await self.flush()
             await self._socket.close()
@@ -239,14 +265,17 @@ class Session:
         self._signs.begin(request, body, max_tokens)
         self._streams[request] = asyncio.Queue()
         counts = Totals()
+        end: Finished | None = None
         try:
             async for frame in self._frames(request, body):
-                counts = _counts(frame)
-                self._count(request, frame, counts)
-                if frame["type"] == "done":
+                told = frames.tally(frame.tally)
+                self._count(request, frame, told)
+                counts = told.totals
+                if isinstance(frame, Finished):
+                    end = frame
                     break
-                if frame["type"] == "token":
-                    yield _text(request, frame, counts)
+                if isinstance(frame, Token):
+                    yield _text(request, frame, told)
         except BaseException:
             await self._cancel(request)
             raise
@@ -256,46 +285,53 @@ class Session:
             self._due.set()
         if over is not None:
             self._tell(over)
-        yield Done(request, frame["finish_reason"], frame["reason"], counts, over)
+        assert end is not None
+        yield Done(request, end.finish_reason, end.reason, counts, over)
 
-    async def _frames(self, request: RequestId, body: Mapping[str, Any]) -> AsyncIterator[_Frame]:
+    async def _frames(
+        self, request: RequestId, body: Mapping[str, Any]
+    ) -> AsyncIterator[Token | Checkpoint | Finished]:
         """The frames of one request; signs for its prompt and asks again where the host wants that first."""
-        frames = self._streams[request]
-        await self._send("inference", request={"job_id": self.job.id, "id": request, **body})
+        asking = {"job_id": self.job.id, "id": request, **body}
+        await self._send("inference", request=asking)
+        prompt_signed = False
         while True:
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with a frame.
-            try:
-                async with asyncio.timeout(SILENCE):
-                    frame = await frames.get()
-            except TimeoutError:
-                raise SessionError(f"the host was silent for {SILENCE:.0f} s") from None
-            if frame["type"] != "error":
+            frame = await self._next_frame(self._streams[request])
+            if not isinstance(frame, Failed):
                 yield frame
-            elif frame["problem"]["code"] == "prompt_receipt_due":
-                await self._sign_prompt(request, frame["problem"])
-                await self._send("inference", request={"job_id": self.job.id, "id": request, **body})
+            elif frame.problem.code == "prompt_receipt_due" and not prompt_signed:
+                await self._sign_prompt(request, frame.problem)
+                prompt_signed = True
+                await self._send("inference", request=asking)
             else:
-                raise SessionError(told(frame["problem"]))
+                raise SessionError(str(frame.problem))
 
-    async def _sign_prompt(self, request: RequestId, problem: Mapping[str, Any]) -> None:
+    async def _next_frame(self, queue: asyncio.Queue[OfRequest | None]) -> OfRequest:
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with a frame.
+        try:
+            async with asyncio.timeout(SILENCE):
+                frame = await queue.get()
+        except TimeoutError:
+            raise SessionError(f"the host was silent for {SILENCE:.0f} s") from None
+        if frame is None:
+            raise SessionError(str(self._failure))
+        return frame
+
+    async def _sign_prompt(self, request: RequestId, problem: Problem) -> None:
         """Signs for a prompt that does not fit the credit, once a request. Raises ReceiptError."""
-        prompt_tokens = int(problem["prompt_tokens"])
-        cost = pricing.owed(Totals(prompt_tokens, 0), self.job.prices)
-        self._signs.sign_prompt_ahead(request, prompt_tokens, int(problem["terms"]["prompt_tokens"]))
-        self._tell(PromptAhead(prompt_tokens, cost))
+        cost = pricing.owed(Totals(problem.prompt_tokens, 0), self.job.prices)
+        self._signs.sign_prompt_ahead(request, problem.prompt_tokens, problem.least_prompt_tokens)
+        self._tell(PromptAhead(problem.prompt_tokens, cost))
         await self.flush()
 
     async def flush(self) -> None:
         """Waits until the host has acknowledged all that was received. SessionError if it does not."""
         self._due.set()
         while self.job.receipted and (self._signs.outstanding or self._signs.pending):
+            if self._failure is not None:
+                raise SessionError(self._failure)
             self._quiet.clear()
-            signing = self._tasks[1]
-            waiting = asyncio.create_task(self._quiet.wait())
-            await asyncio.wait({signing, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if signing.done():
-                raise SessionError("the host acknowledges no receipt any more") from signing.exception()
+            await self._quiet.wait()
 
     async def complete(self, *, seconds: float = 60.0) -> Completion:
         """Ends the session: the host settles the last checkpoint and the rest comes back, in one transaction.
@@ -303,13 +339,10 @@ class Session:
         Returns what the chain says of it. SessionError if that has not happened within `seconds`: the payer
         can then ask on chain (`tally job complete --on-chain`), and reclaim after the claim window.
         """
-        await self.flush()
-        end = proof.sign(self._domain.end(self.job.id), self._stored.key)
-        self._ending = True
-        await self._send("session_end", job_id=self.job.id, end="0x" + end.hex())
         try:
             async with asyncio.timeout(seconds):
-                await self._ended
+                await self.flush()
+                await self._end()
                 completion = await self._completion()
         except TimeoutError:
             raise SessionError(
@@ -319,23 +352,32 @@ class Session:
         await asyncio.to_thread(self._store.end, self._stored.signer)
         return completion
 
+    async def _end(self) -> None:
+        """Tells the host, and waits until it has that on its disk."""
+        self._ended = asyncio.get_running_loop().create_future()
+        self._ending = True
+        signature = proof.sign(self._domain.end(self.job.id), self._stored.key)
+        await self._send("session_end", job_id=self.job.id, end="0x" + signature.hex())
+        await self._ended
+
     async def _completion(self) -> Completion:
         """Waits for the job to be closed on chain, woken by the host's word or by a look now and then."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._closed), timeout=1.0)
+                async with asyncio.timeout(1.0):
+                    await asyncio.shield(self._closed)
             job = await self._chain.job(self.job.id)
             if job is not None and job.status is JobStatus.CLOSED:
                 completion = await self._chain.completion(self.job.id)
                 if completion is not None:
                     return completion
 
-    def _count(self, request: RequestId, frame: _Frame, counts: Totals) -> None:
-        """Counts what a frame brought, and has it signed for if that is due."""
-        tally = frame["tally"]
-        text = transcript.delta_text({**frame, "content": frame.get("text")})
-        due = self._signs.receive(request, counts, text, frame.get("finish_reason"))
-        if due or tally.get("due") or tally.get("waiting"):
+    def _count(self, request: RequestId, frame: Token | Checkpoint | Finished, told: wire.Tally) -> None:
+        """Counts what a frame brought, and has it signed for if that is due. Raises ReceiptError."""
+        text = frame.delta if isinstance(frame, Token) else ""
+        finish_reason = frame.finish_reason if isinstance(frame, Finished) else None
+        due = self._signs.receive(request, told.totals, text, finish_reason)
+        if due or told.due or told.waiting:
             self._due.set()
 
     async def _cancel(self, request: RequestId) -> None:
@@ -344,49 +386,73 @@ class Session:
 
     async def _send(self, kind: str, **members: Any) -> None:
         if self._socket is None or self._socket.closed:
-            raise SessionError("there is no connection to the host; connect again")
+            raise SessionError(self._failure or "there is no connection to the host; connect again")
         try:
             await self._socket.send_str(wire.frame(kind, **members))
         except ConnectionError as error:
             raise SessionError(f"the connection to the host broke: {error}") from error
 
+    # What comes
+
     async def _read(self) -> None:
-        """Hands each frame to whom it concerns, until the connection ends; then ends every stream."""
+        """Hands each frame to whom it concerns, until the connection ends or brings what cannot be read."""
         assert self._socket is not None
-        async for message in self._socket:
-            if message.type is aiohttp.WSMsgType.TEXT:
-                self._hand_over(wire.parse_frame(message.data))
-        self._end_streams("connection_lost", "the connection to the host ended")
-        self._answers.put_nowait({"type": "error", "problem": {"code": "connection_lost"}})
+        reason = "connection_lost: the connection to the host ended; the job stays open, connect again"
+        try:
+            async for message in self._socket:
+                if message.type is aiohttp.WSMsgType.TEXT and (frame := frames.read(message.data)):
+                    self._hand_over(frame)
+        except TallystickError as error:
+            reason = str(error)
+            await self._socket.close()
+        self._fail(reason)
 
-    def _hand_over(self, frame: _Frame) -> None:
-        kind = frame["type"]
-        if kind == "settled":
-            self._settled(frame)
-        elif kind == "balance_low":
-            self._tell(BalanceLow(int(frame["tally"]["left"])))
-        elif frame.get("request") in self._streams:
-            self._streams[frame["request"]].put_nowait(frame)
-        elif kind == "session_end":
-            self._ended.set_result(None)
-        elif kind == "error" and self._ending:
-            self._ended.set_exception(SessionError(told(frame["problem"])))
-        elif kind in ("ack", "error"):
-            self._answers.put_nowait(frame)
+    def _hand_over(self, frame: Frame) -> None:
+        match frame:
+            case Paid():
+                self._settled(frame)
+            case Low():
+                self._tell(BalanceLow(frames.tally(frame.tally).left))
+            case Ended() if not self._ended.done():
+                self._ended.set_result(None)
+            case Failed(request=None) if self._ending and not self._ended.done():
+                self._ended.set_exception(SessionError(str(frame.problem)))
+            case Answer() | Failed(request=None):
+                self._answers.put_nowait(frame)
+            case Token() | Checkpoint() | Finished() | Failed() if frame.request in self._streams:
+                self._streams[frame.request].put_nowait(frame)
 
-    def _settled(self, frame: _Frame) -> None:
-        refund = int(frame["refund"]) if frame.get("completed") else None
-        totals = Totals(frame["prompt_tokens"], frame["tokens"])
-        self._tell(Settled(totals, int(frame["host"]), int(frame["treasury"]), frame["tx"], refund))
-        if frame.get("completed") and not self._closed.done():
-            self._closed.set_result(frame["tx"])
+    def _settled(self, frame: Paid) -> None:
+        try:
+            paid = (int(frame.host), int(frame.treasury))
+            refund = int(frame.refund or 0) if frame.completed else None
+        except ValueError as error:
+            raise SessionError(f"the host sent a frame that cannot be read: {error}") from error
+        self._tell(Settled(Totals(frame.prompt_tokens, frame.tokens), *paid, frame.tx, refund))
+        if frame.completed and not self._closed.done():
+            self._closed.set_result(frame.tx)
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
 
+    def _fail(self, reason: str) -> None:
+        """This connection cannot go on: whoever waits for something learns why."""
+        if self._failure is not None:
+            return
+        self._failure = reason
+        for queue in self._streams.values():
+            queue.put_nowait(None)
+        self._answers.put_nowait(None)
+        if self._ending and not self._ended.done():
+            self._ended.set_exception(SessionError(reason))
+        self._quiet.set()
+        self._tell(Stopped(reason))
+
+    # Receipts
+
     async def _countersign(self) -> None:
-        """Signs whenever something is due; when it cannot go on, neither can the streams."""
+        """Signs whenever something is due; when it cannot go on, neither can the session."""
         try:
             while True:
                 await self._due.wait()
@@ -394,19 +460,20 @@ class Session:
                 await self._sign_due()
                 self._quiet.set()
         except TallystickError as error:
-            self._end_streams("receipts_stopped", str(error))
-            raise
+            self._fail(str(error))
 
     async def _sign_due(self) -> None:
-        """One receipt at a time, each in the store before it is sent."""
-        while self.job.receipted and (receipt := self._signs.next()) is not None:
-            acknowledged = self._signs.pending_acknowledged
-            await asyncio.to_thread(self._store.signed, self._stored.signer, receipt, acknowledged)
+        """One receipt at a time; one that a lost connection left unanswered comes first."""
+        while self.job.receipted and (receipt := self._signs.pending or await self._make()) is not None:
             await self._deliver(receipt)
 
-    def _end_streams(self, code: str, detail: str) -> None:
-        for frames in self._streams.values():
-            frames.put_nowait({"type": "error", "problem": {"code": code, "detail": detail}})
+    async def _make(self) -> Receipt | None:
+        """The next receipt, in the store before it is sent."""
+        receipt = self._signs.next()
+        if receipt is not None:
+            acknowledged = self._signs.pending_acknowledged
+            await asyncio.to_thread(self._store.signed, self._stored.signer, receipt, acknowledged)
+        return receipt
 
     async def _deliver(self, receipt: Receipt) -> None:
         """Sends a receipt until the host has answered it: twice is harmless, an equal one is acknowledged."""
@@ -414,75 +481,76 @@ class Session:
             await self._send("receipt", receipt=wire.receipt_out(receipt))
             try:
                 async with asyncio.timeout(ACK_TIMEOUT):
-                    answer = await self._answers.get()
+                    while not await self._answered(receipt, await self._answers.get()):
+                        pass
+                return
             except TimeoutError:
                 continue
-            await self._answered(receipt, answer)
-            return
         raise SessionError(
             f"the host has not acknowledged a receipt in {ACK_TRIES} tries of {ACK_TIMEOUT:.0f} s"
         )
 
-    async def _answered(self, receipt: Receipt, answer: _Frame) -> None:
-        stored = answer.get("stored") or answer.get("problem", {}).get("stored")
-        if stored is not None:
-            self._signs.adopt(wire.receipt_in(stored))
-            return
-        if answer["type"] == "error":
-            raise SessionError(told(answer["problem"]))
-        ack = wire.ack_in(answer["ack"])
+    async def _answered(self, receipt: Receipt, answer: Answer | Failed | None) -> bool:
+        """Takes the host's answer. False for a second one to a receipt that was acknowledged before."""
+        if answer is None:
+            raise SessionError(str(self._failure))
+        if isinstance(answer, Failed):
+            if answer.problem.code != "receipt_out_of_order" or answer.problem.stored is None:
+                raise SessionError(str(answer.problem))
+            await self._adopt(frames.receipt(answer.problem.stored))
+            return True
+        ack = frames.ack(answer.ack)
+        last = self._signs.last
+        if last is not None and ack.transcript == last.transcript:
+            return False
+        if answer.stored is not None and ack.transcript != receipt.transcript:
+            await self._adopt(frames.receipt(answer.stored))
+            return True
         self._signs.acked(ack, self.job.host)
         await asyncio.to_thread(self._store.acked, self._stored.signer, ack)
         self._tell(Signed(receipt))
+        return True
+
+    async def _adopt(self, stored: Receipt) -> None:
+        """Takes the host's receipt for the last one; what it acknowledged is in the store, if it was signed
+        here.
+        """
+        known = await asyncio.to_thread(self._store.acknowledged, self._stored.signer, stored.transcript)
+        self._signs.adopt(stored, known)
 
     async def _agree(self) -> None:
-        """Takes the host's stored receipt, if this payer signed it and has lost it, or sends its own once
-        more.
-        """
+        """Takes the host's stored receipt, if this payer has lost it, or brings its own once more."""
+        stored = await self._stored_at_host()
+        mine = self._signs.last
+        if mine is not None and (stored is None or stored.totals.against(mine.totals) is Standing.STALE):
+            if not await self._bring(mine):
+                self._signs.rebase(stored, await self._acknowledged(stored))
+        elif stored is not None and stored.totals != self._signs.receipted:
+            self._signs.adopt(stored, await self._acknowledged(stored))
+
+    async def _acknowledged(self, stored: Receipt | None) -> Totals | None:
+        if stored is None:
+            return Totals()
+        return await asyncio.to_thread(self._store.acknowledged, self._stored.signer, stored.transcript)
+
+    async def _stored_at_host(self) -> Receipt | None:
         assert self._http is not None
         async with self._http.get(f"{self._stored.host_url}/v1/jobs/{self.job.id}") as answer:
             view = await answer.json(content_type=None)
             if answer.status != 200:
-                raise SessionError(told(view))
-        stored = wire.receipt_in(view["receipt"]) if view.get("receipt") else None
-        mine = self._signs.last
-        if mine is not None and (stored is None or stored.totals.against(mine.totals) is Standing.STALE):
-            if not await self._bring(mine):
-                self._signs.rebase(stored)
-        elif stored is not None and stored.totals != self._signs.receipted:
-            self._signs.adopt(stored)
+                raise SessionError(str(frames.problem(view)))
+        if not isinstance(view, dict) or "receipt" not in view:
+            raise SessionError(f"{self._stored.host_url} gave no view of the job: is it a host's base URL?")
+        return None if view["receipt"] is None else frames.receipt(view["receipt"])
 
     async def _bring(self, receipt: Receipt) -> bool:
-        """Sends the last receipt of the store, which the host has not seen. False if it does not take it any
-        more.
-        """
+        """Sends the last receipt of the store. False if the host does not take it any more."""
         assert self._http is not None
         url = f"{self._stored.host_url}/v1/jobs/{self.job.id}/receipts"
         async with self._http.post(url, json=wire.receipt_out(receipt)) as answer:
             return answer.status == 200
 
 
-def _counts(frame: _Frame) -> Totals:
-    return Totals(frame["tally"]["prompt_tokens"], frame["tally"]["tokens"])
-
-
-def _text(request: RequestId, frame: _Frame, counts: Totals) -> Text:
-    job = frame["tally"]["job"]
-    return Text(
-        request,
-        frame.get("text", ""),
-        frame.get("reasoning", ""),
-        counts,
-        Totals(job["prompt_tokens"], job["tokens"]),
-        int(frame["tally"]["left"]),
-    )
-
-
-def told(problem: Mapping[str, Any]) -> str:
-    """A problem in a line: what is wrong, whose move it is, what mends it."""
-    detail = problem.get("detail") or problem.get("title") or "the host gave no reason"
-    told = f"{problem.get('code', 'error')}: {detail}"
-    if "mend" not in problem:
-        return told
-    move = {"payer": "yours", "host": "the host's"}.get(problem.get("move", ""), "nobody's")
-    return f"{told.rstrip('.')}. The move is {move}: {problem['mend']}"
+def _text(request: RequestId, frame: Token, told: wire.Tally) -> Text:
+    calls = tuple(frame.tool_calls)
+    return Text(request, frame.text, frame.reasoning, calls, told.totals, told.job, told.left)

@@ -158,6 +158,15 @@ class Store:
         found = self._read(query)
         return _stored_receipt(found[0]) if found else None
 
+    def acknowledged(self, signer: Address, transcript: bytes) -> Totals | None:
+        """What the receipt with this transcript acknowledged; None if it was not signed from this store."""
+        query = receipts.select().where(receipts.c.signer == signer).order_by(receipts.c.number.desc())
+        for row in self._read(query):
+            stored = _stored_receipt(row)
+            if stored.receipt.transcript == transcript:
+                return stored.acknowledged
+        return None
+
     def _write(self, *statements: sa.Executable) -> None:
         with told(self.path), self._engine.begin() as connection:
             for statement in statements:

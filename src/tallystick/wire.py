@@ -220,7 +220,9 @@ class _Totals(msgspec.Struct):
     tokens: _Count
 
 
-class _Tally(msgspec.Struct):
+class TallyForm(msgspec.Struct):
+    """A `tally` as it lies in a frame that the payer reads."""
+
     request: _Request
     prompt_tokens: _Count
     tokens: _Count
@@ -264,7 +266,11 @@ def tally(
 
 def tally_in(obj: Any) -> Tally:
     """The `tally` of one chunk, as the payer reads it. Refusal `invalid_request`."""
-    form = _read(obj, _Tally)
+    return tally_of(_read(obj, TallyForm))
+
+
+def tally_of(form: TallyForm) -> Tally:
+    """A `tally` that was read with its frame. Refusal `invalid_request`."""
     if int(form.left) > MAX_DEPOSIT:
         raise Refusal("invalid_request", "`left`: more than a deposit can hold.", param="left")
     return Tally(
