@@ -139,7 +139,7 @@ def test_help_is_there_at_once_and_names_every_command() -> None:
     for group, commands in {
         (): ("demo", "devnet", "host", "chat", "job", "withdraw", "doctor"),
         ("host",): ("register", "run"),
-        ("job",): ("open", "list", "show", "complete", "reclaim", "token"),
+        ("job",): ("open", "list", "show", "top-up", "complete", "reclaim", "token"),
     }.items():
         told = CliRunner().invoke(app, [*group, "--help"]).stdout
         assert all(re.search(rf"\b{command}\b", told) for command in commands)
@@ -231,7 +231,9 @@ def test_a_job_without_its_host_comes_back(tally: Tally) -> None:
     asked = tally.json("job", "complete", "1", "--on-chain")
     early = tally.error("job", "reclaim", "1")
     assert "can be reclaimed from 20" in early
-    assert "tally job reclaim" in early
+    assert "tally job reclaim 1." in early
+    again = tally.error("job", "complete", "1", "--on-chain")
+    assert "on. The move is yours: from then on: tally job reclaim 1." in again
     asyncio.run(tally.devnet.increase_time(asked["closes_at"]))
     assert tally.json("job", "reclaim", "1")["refund"] == 500_000
     assert tally.json("job", "list") == []
@@ -332,12 +334,20 @@ def test_a_keystore_pays_as_well(tally: Tally, tmp_path: Path) -> None:
         ("chat hi --deposit two", {}, "--deposit or PAYER_DEPOSIT"),
         ("chat hi", {"PAYER_PRIVATE_KEY": ""}, "neither PAYER_PRIVATE_KEY nor PAYER_KEYSTORE is set"),
         ("chat hi", {"PAYER_PRIVATE_KEY": "0x" + "00" * 32}, "PAYER_PRIVATE_KEY: "),
-        ("chat hi --job 9", {}, "the session key of job 9 is not in"),
+        ("chat hi --job 9", {}, "job 9 does not exist on chain 31337"),
+        ("chat hi --job 9 --deposit 1", {}, "tally job top-up 9 1"),
+        ("chat hi --host notaurl", {}, "--host notaurl: it is not of the form http://HOST:PORT"),
+        ("chat hi --host http://127.0.0.1:99999", {}, "it is not of the form"),
+        ("chat hi", {"HOST_URL": "http://127.0.0.1:99999"}, "HOST_URL: it is not of the form"),
+        ("job open --deposit 0", {}, "--deposit or PAYER_DEPOSIT: 0 is not above 0"),
+        ("job top-up 9 1", {}, "job 9 does not exist on chain 31337"),
         ("job list", {"RPC_URL": "http://127.0.0.1:9"}, "`tally doctor`"),
         ("job show 9", {}, "job 9 does not exist on chain 31337"),
         ("job reclaim 9", {}, "job 9 does not exist"),
-        ("job token 9", {}, "the session key of job 9 is not in"),
-        ("job token 9 --hours 1000", {}, "at most 720 h"),
+        ("job token 9", {}, "job 9 does not exist on chain 31337"),
+        ("job token 9 --hours 1000", {}, "to 720 h"),
+        ("job token 9 --hours nan", {}, "to 720 h"),
+        ("job token 9 --hours inf", {}, "to 720 h"),
         ("job open --asset GBP", {}, "it has ETH, tUSD"),
         ("withdraw --as treasury", {"TREASURY_PRIVATE_KEY": ""}, "TREASURY_PRIVATE_KEY is not set"),
         ("withdraw --as treasury", {"TREASURY_PRIVATE_KEY": HOST.private_key.hex()}, "only its key"),
@@ -355,6 +365,86 @@ def test_every_expected_error_is_one_line(
     assert told in tally.error(*command.split(), **settings)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "job show 0",
+        "job token 9007199254740992",
+        "chat hi --job -1",
+        "chat hi --job 9007199254740992",
+        "job open --rate 99999999999999",
+        "devnet --port 65536",
+    ],
+)
+def test_numbers_out_of_range_are_refused_where_they_are_typed(tally: Tally, command: str) -> None:
+    """Usage is status 2, before any setting is read."""
+    assert "Invalid value" in tally(*command.split(), status=2).stderr
+
+
+def test_an_exhausted_job_is_left_for_another_or_topped_up(tally: Tally) -> None:
+    """What is signed for counts, settled or not; --deposit opens a new job; attested jobs are no chat's."""
+    tally("host", "register")
+    with tally.node():
+        tally("job", "open", "--deposit", "0.000001")
+        tally("job", "open", "--rate", "5")
+        first = tally.json("chat", "Hello", "--deposit", "0.0002", "--max-tokens", "150")
+        assert first["job_id"] == 3
+        assert 0 < first["replies"][0]["left"] < 90
+        assert tally.json("chat", "Hello", "--max-tokens", "5")["job_id"] == 4
+        assert tally.json("chat", "Hello", "--max-tokens", "5", "--deposit", "1")["job_id"] == 5
+        short = tally("chat", "Hello", "--job", "1", status=1).stderr
+        assert "deposit_exhausted" in short
+        assert "tally job top-up 1 AMOUNT" in short
+        topped = tally.json("job", "top-up", "3", "0.5")
+        assert (topped["amount"], topped["deposit"]) == (500_000, 500_200)
+        assert tally.json("chat", "Hello", "--max-tokens", "5", "--job", "3")["job_id"] == 3
+
+
+def test_what_is_no_host_is_told_as_that(tally: Tally) -> None:
+    """An endpoint of the chain and a path too much are named as what they are."""
+    assert "is not a host's base URL" in tally.error("chat", "hi", "--host", tally.devnet.rpc_url)
+    with tally.node():
+        line = tally.error("chat", "hi", "--host", f"http://{tally.listen}/v1")
+    assert "is not a host's base URL" in line
+
+
+def test_an_unpaid_host_is_known_before_the_money_moves(tally: Tally) -> None:
+    """A host without a key cannot complete a job: that is said first, and the payer may go on."""
+    tally("host", "register")
+    keyless = {"HOST_PRIVATE_KEY": "", "HOST_ADDRESS": HOST.address}
+    tally.settings |= keyless
+    with tally.node():
+        done = tally("job", "open")
+    assert "settles nothing" in done.stderr
+    assert "opened job 1" in done.stdout
+
+
+def test_a_job_that_was_ended_meanwhile_is_told_as_closed(tally: Tally) -> None:
+    """The last word of a conversation is what the chain says of its job."""
+    tally("host", "register")
+    with (
+        tally.node(),
+        subprocess.Popen(
+            [*COMMAND, "chat", "--max-tokens", "5"],
+            env=tally.environment,
+            cwd=tally.directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert "opened job 1" in process.stdout.readline()
+        assert tally.json("job", "complete", "1")["owed"] == 0
+        process.stdin.close()
+        assert process.wait(30) in (0, 1)
+        rest = process.stdout.read()
+    assert "job 1 was closed" in rest
+    assert "stays open" not in rest
+
+
 def test_an_account_without_eth_is_told_before_anything_is_sent(tally: Tally) -> None:
     """A payer that cannot pay for gas is not left with a session key for a job that was never opened."""
     tally("host", "register")
@@ -370,6 +460,12 @@ def test_a_port_in_use_is_told_as_one(tally: Tally) -> None:
         port = taken.getsockname()[1]
         line = tally("host", "run", status=1, settings={"HOST_LISTEN": f"127.0.0.1:{port}"}).stderr
     assert f"HOST_LISTEN 127.0.0.1:{port} cannot be listened on" in line.splitlines()[-1]
+
+
+def test_a_devnet_does_not_take_a_port_in_use(tally: Tally) -> None:
+    """The port is named with the option that changes it, in one line."""
+    taken = tally.devnet.rpc_url.rsplit(":", 1)[1]
+    assert tally.error("devnet", "--port", taken).startswith(f"tally: port {taken} is in use: choose")
 
 
 def test_a_nodes_log_can_be_read_by_machines(tally: Tally) -> None:

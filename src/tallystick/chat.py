@@ -17,11 +17,11 @@ from typing import Any
 
 from tallystick import pricing, session, wallet
 from tallystick.countersign import Overcount
-from tallystick.errors import SessionError
+from tallystick.errors import ChainError, ConfigError, SessionError
 from tallystick.screen import Screen, console, printable
 from tallystick.session import Done, Session, Text
 from tallystick.types import Completion, JobId, JobStatus, Totals
-from tallystick.wallet import Wallet
+from tallystick.wallet import Say, Wallet
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +56,38 @@ async def converse(wanted: Wanted, *, as_json: bool = False) -> dict[str, Any]:
         using = await begin(purse, wanted, out.print)
         talk = Talk(purse, using, wanted.max_tokens, Screen(out, wrap=False))
         completion = None
-        async with using:
-            with talk.interrupts():
-                replies = [reply async for reply in talk.replies(wanted.prompt)]
-            if wanted.complete:
-                completion = await using.complete()
-        out.print(_farewell(purse, using, completion))
+        try:
+            async with using:
+                with talk.interrupts():
+                    replies = [reply async for reply in talk.replies(wanted.prompt)]
+                if wanted.complete:
+                    completion = await using.complete()
+        except SessionError as error:
+            raise SessionError(f"{str(error).rstrip('. ')}. {await _outlook(purse, using)}") from error
+        out.print(_paid(purse, using, completion) if completion else await _outlook(purse, using))
         return _told(using, replies, completion)
 
 
-async def begin(purse: Wallet, wanted: Wanted, say: Any) -> Session:
-    """A session on the job that was asked for, on one that can be gone on with, or on a new one."""
-    host_url = (wanted.host or purse.config.host_url).rstrip("/")
+async def begin(purse: Wallet, wanted: Wanted, say: Say) -> Session:
+    """A session on the job that was asked for, on one that can be gone on with, or on a new one.
+
+    A deposit that is named is a new job's.
+    """
+    host_url = purse.host_url(wanted.host)
     job_id = JobId(wanted.job) if wanted.job is not None else None
-    if job_id is None:
+    if job_id is not None and wanted.deposit is not None:
+        more = f"tally job top-up {job_id} {wanted.deposit}"
+        raise ConfigError(f"--deposit is of a new job, leave out --job; or add to the one there is: {more}")
+    if job_id is None and wanted.deposit is None:
         job_id = await purse.latest(host_url, wanted.model)
     if job_id is not None:
         using = await purse.resume(job_id)
         if using.job.status is JobStatus.CLOSED:
             raise SessionError(f"job {job_id} is complete; leave out --job to open another")
-        left = using.job.deposit - using.job.owed
-        say(f"going on with job {job_id}: {wallet.money(purse.chain, using.job.asset, left)} not settled yet")
+        left = wallet.money(purse.chain, using.job.asset, purse.left(using.job))
+        say(f"going on with job {job_id}: {left} left of its deposit")
         return using
-    using = await purse.open(host_url, purse.wishes(wanted.deposit, wanted.model))
+    using = await purse.open(host_url, purse.wishes(wanted.deposit, wanted.model), say)
     say(wallet.describe(purse, using.job))
     return using
 
@@ -108,13 +117,19 @@ class Talk:
 
     @contextmanager
     def interrupts(self) -> Iterator[None]:
-        """Ctrl-C ends what is waited for, and the conversation goes on or ends in order."""
+        """Ctrl-C ends what is waited for, and the conversation goes on or ends in order; SIGTERM ends it."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        loop.add_signal_handler(signal.SIGTERM, self._leave)
         try:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGINT)
+            loop.remove_signal_handler(signal.SIGTERM)
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._interrupt()
 
     def _interrupt(self) -> None:
         if self._waiting is None or not self._waiting.cancel():
@@ -219,12 +234,25 @@ def _ending(reply: Reply) -> str:
     return "" if reply.done.reason == "stop" else f" · {printable(reply.done.reason)}"
 
 
-def _farewell(purse: Wallet, using: Session, completion: Completion | None) -> str:
+def _paid(purse: Wallet, using: Session, completion: Completion) -> str:
     job = using.job
-    if completion is not None:
-        paid, refund = (wallet.money(purse.chain, job.asset, x) for x in (completion.owed, completion.refund))
-        return f"job {job.id} is complete: {paid} paid, {refund} back, transaction {completion.tx}"
-    return f"job {job.id} stays open. Go on: tally chat --job {job.id}. End: tally job complete {job.id}"
+    paid, refund = (wallet.money(purse.chain, job.asset, x) for x in (completion.owed, completion.refund))
+    return f"job {job.id} is complete: {paid} paid, {refund} back, transaction {completion.tx}"
+
+
+async def _outlook(purse: Wallet, using: Session) -> str:
+    """What can be done with the job now: its host may have ended it meanwhile."""
+    number = using.job.id
+    try:
+        job = await purse.job(number)
+    except ChainError as error:
+        return f"Job {number} cannot be looked up now ({error}); later: tally job show {number}"
+    if job.status is JobStatus.CLOSED:
+        return f"job {number} was closed; what it cost: tally job show {number}"
+    return (
+        f"job {number} stays open. Go on: tally chat --job {number}. Add to its deposit: "
+        f"tally job top-up {number} AMOUNT. End: tally job complete {number}"
+    )
 
 
 def _told(using: Session, replies: list[Reply], completion: Completion | None) -> dict[str, Any]:

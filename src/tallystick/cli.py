@@ -49,9 +49,12 @@ app = typer.Typer(
     help="Language-model tokens, counted by both sides and paid from an escrow on an EVM chain.",
 )
 host = typer.Typer(no_args_is_help=True, help="Sell inference: register a host, run its node.")
-job = typer.Typer(no_args_is_help=True, help="A payer's jobs: open, look, complete, reclaim.")
+job = typer.Typer(no_args_is_help=True, help="A payer's jobs: open, look, add to, complete, reclaim.")
 app.add_typer(host, name="host")
 app.add_typer(job, name="job")
+
+JOB_MAX = 2**53 - 1
+"""The largest job id (protocol §2), as in proof.py, which takes its time to import."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
@@ -59,6 +62,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines."
 def echo_json(content: Any) -> None:
     """Prints an answer for machines."""
     typer.echo(json.dumps(content, indent=2, default=str))
+
+
+def echo_note(note: str) -> None:
+    """Says something on the way, beside what the command prints."""
+    typer.echo(note, err=True)
 
 
 def keep_logs(*, level: str = "info", as_json: bool = False) -> None:
@@ -134,7 +142,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def devnet(
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.")] = 8545,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0: a free one.")] = 8545,
     env: Annotated[
         Path | None, typer.Option(help="Write settings with the keys of host and payer to this new file.")
     ] = None,
@@ -339,13 +347,16 @@ def chat(
     prompt: Annotated[str | None, typer.Argument(help="Without it: asked for one after another.")] = None,
     host: Host = None,
     deposit: Deposit = None,
-    job: Annotated[int | None, typer.Option(help="Go on with this job.")] = None,
+    job: Annotated[int | None, typer.Option(help="Go on with this job.", min=1, max=JOB_MAX)] = None,
     model: ModelName = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of each reply.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=1, max=2**31, help="Of each reply.")] = 512,
     complete: Annotated[bool, typer.Option("--complete", help="Complete the job at the end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Talk to a host's model, paid from a job that is opened for it, or gone on with."""
+    """Talk to a host's model, paid from a job that is opened for it, or gone on with.
+
+    Without --job and --deposit, the newest job with this host goes on whose deposit has enough left.
+    """
     from tallystick.chat import Wanted, converse
 
     keep_logs(level="error")
@@ -382,7 +393,7 @@ async def _withdraw(party: Party, symbol: str | None, to: str | None, as_json: b
 # The payer's jobs
 
 
-JobNumber = Annotated[int, typer.Argument(help="The job's number.", min=1)]
+JobNumber = Annotated[int, typer.Argument(help="The job's number.", min=1, max=JOB_MAX)]
 
 
 @job.command("open")
@@ -395,6 +406,7 @@ def job_open(
         int,
         typer.Option(
             min=0,
+            max=2**32 - 1,
             help="Above 0: a host-attested job for a client that cannot sign. The host's word is paid, "
             "up to so many tokens a second, for an hour at most.",
         ),
@@ -405,7 +417,7 @@ def job_open(
     from tallystick import jobs
 
     wishes = {"deposit": deposit, "model": model, "asset": asset, "rate": rate}
-    said, opened = asyncio.run(jobs.open_(host, wishes))
+    said, opened = asyncio.run(jobs.open_(host, wishes, echo_note))
     if as_json:
         echo_json(opened)
         return
@@ -454,11 +466,22 @@ def job_complete(
     """Complete a job: the host settles what is signed for, and the rest comes back."""
     from tallystick import jobs
 
-    do = jobs.complete_on_chain if on_chain else jobs.complete
-    done = asyncio.run(do(job_id))
+    done = asyncio.run(jobs.complete_on_chain(job_id) if on_chain else jobs.complete(job_id, echo_note))
     _show(done, as_json)
     if on_chain and not as_json:
         typer.echo(f"from closes_at on, if the host has not completed it: tally job reclaim {job_id}")
+
+
+@job.command("top-up")
+def job_top_up(
+    job_id: JobNumber,
+    amount: Annotated[str, typer.Argument(help="In whole units of the job's asset.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add to a job's deposit."""
+    from tallystick import jobs
+
+    _show(asyncio.run(jobs.top_up(job_id, amount)), as_json)
 
 
 @job.command("reclaim")

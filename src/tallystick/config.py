@@ -131,10 +131,15 @@ def _amount(text: str) -> str:
     return text
 
 
-def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("it is not of the form http://… or https://…")
+def http_url(text: str) -> str:
+    """A URL without a slash at its end. ValueError, which never says what it read: it may hold a key."""
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port above 65535, half an IPv6 address
+        sound = False
+    if not sound:
+        raise ValueError("it is not of the form http://HOST:PORT or https://HOST:PORT")
     return text.rstrip("/")
 
 
@@ -209,10 +214,12 @@ class HostConfig:
     """None: the node serves for `host_address` and is not paid."""
     host_address: Annotated[Address | None, Variable("HOST_ADDRESS", _address)] = None
     """What the operator expects the key's to be; without a key, the host that is served unpaid."""
-    rpc_url: Annotated[str, Variable("RPC_URL", _url)] = field(default="http://127.0.0.1:8545", repr=False)
+    rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
+        default="http://127.0.0.1:8545", repr=False
+    )
     model_path: Annotated[Path | None, Variable("MODEL_PATH", _path)] = None
     """A GGUF file for llama.cpp in the process."""
-    engine_url: Annotated[str | None, Variable("ENGINE_URL", _url)] = None
+    engine_url: Annotated[str | None, Variable("ENGINE_URL", http_url)] = None
     """An OpenAI-compatible server in its place."""
     engine_api_key: Annotated[Secret[str] | None, Variable("ENGINE_API_KEY", _secret)] = None
     listen: Annotated[tuple[str, int], Variable("HOST_LISTEN", _listen)] = ("127.0.0.1", 8402)
@@ -269,8 +276,10 @@ class PayerConfig:
     keystore: Annotated[Path | None, Variable("PAYER_KEYSTORE", _path)] = None
     """An encrypted key file in its place."""
     keystore_password: Annotated[Secret[str] | None, Variable("PAYER_KEYSTORE_PASSWORD", _secret)] = None
-    rpc_url: Annotated[str, Variable("RPC_URL", _url)] = field(default="http://127.0.0.1:8545", repr=False)
-    host_url: Annotated[str, Variable("HOST_URL", _url)] = "http://127.0.0.1:8402"
+    rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
+        default="http://127.0.0.1:8545", repr=False
+    )
+    host_url: Annotated[str, Variable("HOST_URL", http_url)] = "http://127.0.0.1:8402"
     data_dir: Annotated[Path, Variable("PAYER_DATA_DIR", _path)] = Path("~/.tally/payer")
     """Session keys and receipts."""
     deposit: Annotated[str, Variable("PAYER_DEPOSIT", _amount)] = "2"
@@ -307,7 +316,9 @@ class TreasuryConfig:
     treasury_private_key: Annotated[Secret[bytes] | None, Variable("TREASURY_PRIVATE_KEY", _private_key)] = (
         None
     )
-    rpc_url: Annotated[str, Variable("RPC_URL", _url)] = field(default="http://127.0.0.1:8545", repr=False)
+    rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
+        default="http://127.0.0.1:8545", repr=False
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:

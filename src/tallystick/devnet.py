@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import shutil
 import signal
+import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from dataclasses import dataclass, field
@@ -102,7 +104,11 @@ class Devnet:
         await self.close()
 
     async def start(self) -> None:
-        """Returns when the contracts answer. ConfigError: there is no anvil. ChainError: it did not start."""
+        """Returns when the contracts answer.
+
+        ConfigError: there is no anvil, or the port is another's. ChainError: it did not start.
+        """
+        _check_free(self._port)
         # In a session of its own: the terminal's Ctrl-C is for what uses it, which then closes it.
         self._process = await asyncio.create_subprocess_exec(
             find_anvil(),
@@ -189,6 +195,7 @@ class Devnet:
     async def _complaint(self, process: Process) -> str:
         assert process.stderr is not None
         lines = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
+        await process.wait()
         return lines[-1] if lines else "it said nothing"
 
     async def _set_up(self) -> None:
@@ -209,6 +216,20 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def _end_with_parent() -> None:
     """Has the kernel end this process when its parent is killed and cannot do so itself."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _check_free(port: int) -> None:
+    """Before anvil is asked: it would answer with a backtrace."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(
+                    f"port {port} is in use: choose another with --port (0: a free one)"
+                ) from None
+            raise ConfigError(f"port {port} cannot be listened on: {error.strerror}; see --port") from None
 
 
 def find_anvil() -> str:

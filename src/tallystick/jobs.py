@@ -12,23 +12,22 @@ import aiohttp
 
 from tallystick import proof, wallet
 from tallystick.config import BEARER_MAX
-from tallystick.contracts import CompletionRequested
+from tallystick.contracts import CompletionRequested, ToppedUp
 from tallystick.errors import ConfigError, NotYetReclaimable, SessionError
 from tallystick.session import Session
 from tallystick.store import StoredJob
 from tallystick.types import Completion, Job, JobId, JobStatus, Totals
-from tallystick.wallet import Wallet
+from tallystick.wallet import Say, Wallet
 
 HOUR = 3600
 PATIENCE = 5.0
 """Seconds that a host has to tell its view in."""
 
 
-async def open_(host: str | None, wishes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Opens a job with a host. What to say of it, and its facts."""
+async def open_(host: str | None, wishes: dict[str, Any], say: Say) -> tuple[str, dict[str, Any]]:
+    """Opens a job with a host. What to say of it, and its facts; `say` is told what comes before."""
     async with wallet.opened() as purse:
-        host_url = (host or purse.config.host_url).rstrip("/")
-        session = await purse.open(host_url, purse.wishes(**wishes))
+        session = await purse.open(purse.host_url(host), purse.wishes(**wishes), say)
         return wallet.describe(purse, session.job), facts(session.job)
 
 
@@ -50,7 +49,7 @@ async def show(number: int) -> dict[str, Any]:
     """A job as the chain has it, with what was settled, and as its host has it if that can be asked."""
     job_id = JobId(number)
     async with wallet.opened() as purse:
-        job = await _on_chain(purse, job_id)
+        job = await purse.job(job_id)
         settlements = await purse.chain.settlements(job_id)
         completion = await purse.chain.completion(job_id)
         return {
@@ -64,22 +63,44 @@ async def show(number: int) -> dict[str, Any]:
         }
 
 
-async def complete(number: int) -> dict[str, Any]:
+async def top_up(number: int, amount: str) -> dict[str, Any]:
+    """Adds to a job's deposit: `amount` in whole units of its asset."""
+    async with wallet.opened() as purse:
+        job = await purse.job(JobId(number))
+        if job.status is JobStatus.CLOSED:
+            raise SessionError(f"job {number} is closed: open another with `tally job open`")
+        result = await purse.top_up(job, purse.units(amount, job.asset, "AMOUNT"))
+        topped = next(event for event in result.events if isinstance(event, ToppedUp))
+        return {
+            "job_id": number,
+            "asset": job.asset,
+            "amount": topped.amount,
+            "deposit": topped.deposit,
+            "tx": result.hash,
+        }
+
+
+async def complete(number: int, say: Say) -> dict[str, Any]:
     """Has the host settle the last checkpoint and give the rest back; a job that is closed stays as it is."""
     async with wallet.opened() as purse:
         session = await purse.resume(JobId(number))
         completion = await purse.chain.completion(session.job.id)
         if completion is not None:
             await asyncio.to_thread(purse.store.end, session.job.signer)
-        return _completed(completion or await _ended(session))
+        return _completed(completion or await _ended(session, say))
 
 
-async def _ended(session: Session) -> Completion:
+async def _ended(session: Session, say: Say) -> Completion:
+    past = f"tally job complete {session.job.id} --on-chain"
     try:
         async with session:
+            say(
+                f"waiting for {session.host_url} to settle the last tokens and see that confirmed; up to 60 s"
+            )
             return await session.complete()
     except SessionError as error:
-        past = f"tally job complete {session.job.id} --on-chain"
+        if past in str(error):
+            raise
         raise SessionError(f"{str(error).rstrip('.')}. Past the host: {past}") from error
 
 
@@ -95,7 +116,7 @@ async def reclaim(number: int) -> dict[str, Any]:
     """Takes the rest of a job back. NotYetReclaimable before `closes_at`: until then its host may claim."""
     job_id = JobId(number)
     async with wallet.opened() as purse:
-        job = await _on_chain(purse, job_id)
+        job = await purse.job(job_id)
         now = (await purse.chain.block()).timestamp
         if job.status is not JobStatus.CLOSED and now < job.closes_at:
             raise NotYetReclaimable("NotYetReclaimable", {"jobId": job_id, "closesAt": job.closes_at})
@@ -109,11 +130,11 @@ async def reclaim(number: int) -> dict[str, Any]:
 async def token(number: int, hours: float | None) -> str:
     """A bearer for a job of the store, good for so many hours of the chain's clock."""
     async with wallet.opened() as purse:
-        seconds = purse.config.bearer if hours is None else int(hours * HOUR)
-        if not 0 < seconds <= BEARER_MAX:
-            raise ConfigError(f"--hours: a bearer is good for more than 0 and at most {BEARER_MAX // HOUR} h")
+        wanted = purse.config.bearer if hours is None else hours * HOUR
+        if not 1 <= wanted <= BEARER_MAX:  # nor is it, if it is no number
+            raise ConfigError(f"--hours: a bearer is good for a second to {BEARER_MAX // HOUR} h")
         session = await purse.resume(JobId(number))
-        return await _bearer(purse, session, seconds)
+        return await _bearer(purse, session, int(wanted))
 
 
 def facts(job: Job) -> dict[str, Any]:
@@ -152,13 +173,6 @@ def _completed(completion: Completion) -> dict[str, Any]:
         "refund": completion.refund,
         "tx": completion.tx,
     }
-
-
-async def _on_chain(purse: Wallet, job_id: JobId) -> Job:
-    job = await purse.chain.job(job_id)
-    if job is None:
-        raise SessionError(f"job {job_id} does not exist on chain {purse.deployment.chain_id}: check RPC_URL")
-    return job
 
 
 async def _bearer(purse: Wallet, session: Session, seconds: int) -> str:

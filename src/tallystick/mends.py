@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from tallystick import errors
-from tallystick.errors import ContractError, Refusal, RpcError, TallystickError
+from tallystick.errors import ConfigError, ContractError, LedgerError, Refusal, RpcError, TallystickError
 
 
 class Mend(NamedTuple):
@@ -32,14 +32,18 @@ _ALL: dict[type[TallystickError], Mend | None] = {
         "nobody's", "go no further with this host; what was signed is in PAYER_DATA_DIR"
     ),
     errors.SessionError: None,
+    errors.ContractError: Mend("nobody's", "the contract does not take this"),
     errors.HostNotRegistered: Mend("the host's", "tally host register"),
     errors.ERC20InsufficientBalance: Mend("yours", "put more on the account, or deposit less with --deposit"),
     errors.InsufficientBalance: Mend("yours", "put more on the account, or deposit less with --deposit"),
+    errors.ZeroAmount: Mend("yours", "deposit more than nothing"),
+    errors.DoesNotFit: Mend("yours", "name a smaller number"),
+    errors.AboveDeposit: Mend("the payer's", "tally job top-up JOB AMOUNT"),
     errors.NoSuchJob: Mend("yours", "check the number and RPC_URL; `tally job list` has your jobs"),
-    errors.JobClosed: Mend("nobody's", "`tally job show` tells how it was closed"),
-    errors.AlreadyCompleting: Mend("the host's", "from then on: tally job reclaim"),
-    errors.JobExpired: Mend("the host's", "`tally job show` tells from when on it can be reclaimed"),
-    errors.NotYetReclaimable: Mend("the host's", "from then on: tally job reclaim"),
+    errors.JobClosed: Mend("nobody's", "`tally job show {jobId}` tells how it was closed"),
+    errors.AlreadyCompleting: Mend("yours", "from then on: tally job reclaim {jobId}"),
+    errors.JobExpired: Mend("the host's", "`tally job show {jobId}` tells from when on it can be reclaimed"),
+    errors.NotYetReclaimable: Mend("the host's", "from then on: tally job reclaim {jobId}"),
     errors.NotAParty: Mend("yours", "use the key that opened the job"),
     errors.NotThePayer: Mend("yours", "use the key that opened the job"),
     errors.NothingToWithdraw: Mend("nobody's", "it grows with the next settlement"),
@@ -47,14 +51,20 @@ _ALL: dict[type[TallystickError], Mend | None] = {
     errors.InvalidReceiver: Mend("yours", "name another receiver with --to"),
 }
 
+_SETTING = re.compile(r"\b[A-Z]+_[A-Z_]+\b")
+_HELD = re.compile(r"process (\d+) has the ledger in .* open")
 _TIMES = {"closesAt", "expiresAt", "present", "latest"}
 
 
 def complaint(error: TallystickError) -> str:
     """The error in one line: what is wrong, whose move it is, what mends it."""
-    what = " ".join(_told(error).split()).rstrip(".")
+    what = _sentence(" ".join(_told(error).split()))
     mend = _mend(error)
-    return f"{what}." if mend is None else f"{what}. The move is {mend.move}: {mend.what.rstrip('.')}."
+    return what if mend is None else f"{what} The move is {mend.move}: {_sentence(mend.what)}"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(("?", "!")) else f"{text.rstrip('.')}."
 
 
 def _told(error: TallystickError) -> str:
@@ -81,7 +91,14 @@ def _mend(error: TallystickError) -> Mend | None:
         return Mend({"nobody": "nobody's"}.get(error.row.move, f"the {error.row.move}'s"), error.row.mend)
     if isinstance(error, RpcError) and _is_poor(error):
         return Mend("yours", "send the account ETH for gas")
-    return next((_ALL[kind] for kind in type(error).__mro__ if kind in _ALL), None)
+    if isinstance(error, ConfigError) and not _SETTING.search(str(error)):
+        return None  # an option's value
+    if isinstance(error, LedgerError) and (held := _HELD.search(str(error))):
+        return Mend("yours", f"the node of pid {held[1]} is running: stop it, or let it run")
+    mend = next((_ALL[kind] for kind in type(error).__mro__ if kind in _ALL), None)
+    if mend is None or not isinstance(error, ContractError):
+        return mend
+    return mend._replace(what=mend.what.format_map({"jobId": "JOB", **error.values}))
 
 
 def _is_poor(error: RpcError) -> bool:

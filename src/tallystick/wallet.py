@@ -6,21 +6,27 @@ Knows no terminal but for asking for a keystore's password.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from getpass import getpass
+from typing import Any
 
-from tallystick import opening, proof
+import aiohttp
+import orjson
+
+from tallystick import opening, pricing, proof
 from tallystick.chain import Chain, TxResult, deployment_at
-from tallystick.config import PayerConfig
+from tallystick.config import PayerConfig, http_url
 from tallystick.contracts import Asset, Call, Deployment
 from tallystick.errors import ConfigError, SessionError
 from tallystick.opening import Wishes
-from tallystick.pricing import MILLION, from_units, to_units
+from tallystick.pricing import MAX_DEPOSIT, MILLION, from_units, to_units
 from tallystick.session import Session
 from tallystick.store import Store, StoredJob
-from tallystick.types import Address, Job, JobId, JobStatus
+from tallystick.types import ETH, Address, Job, JobId, JobStatus, Totals
+
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +61,8 @@ class Wallet:
     ) -> Wishes:
         """What the settings and a command's options ask of a job. `deposit` in whole units of the asset."""
         paid_in = self.asset(asset)
-        known = asset_at(self.chain, paid_in)
-        try:
-            amount = to_units(deposit or self.config.deposit, known.decimals)
-        except ValueError as error:
-            raise ConfigError(f"--deposit or PAYER_DEPOSIT: {error}") from error
         return Wishes(
-            deposit=amount,
+            deposit=self.units(deposit or self.config.deposit, paid_in, "--deposit or PAYER_DEPOSIT"),
             model=model,
             asset=paid_in,
             interval=self.config.interval,
@@ -71,14 +72,42 @@ class Wallet:
             max_tokens_per_second=rate,
         )
 
-    async def open(self, host_url: str, wishes: Wishes) -> Session:
-        """Opens a job. Raises what `opening.open_job` raises, and SessionError without ETH for gas."""
+    def host_url(self, named: str | None = None) -> str:
+        """The host of that URL, by default HOST_URL's. ConfigError if it is none."""
+        try:
+            return http_url(named) if named else self.config.host_url
+        except ValueError as error:
+            raise ConfigError(f"--host {named}: {error}") from None
+
+    def units(self, amount: str, asset: Address, name: str) -> int:
+        """An amount in base units. ConfigError, which says `name`, for none that can be escrowed."""
+        try:
+            units = to_units(amount, asset_at(self.chain, asset).decimals)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        if not 0 < units <= MAX_DEPOSIT:
+            most = money(self.chain, asset, MAX_DEPOSIT)
+            raise ConfigError(f"{name}: {amount} is not above 0 and at most {most}")
+        return units
+
+    async def open(self, host_url: str, wishes: Wishes, say: Say) -> Session:
+        """Opens a job, and says before that what the payer should know of the host.
+
+        Raises what `opening.open_job` raises, and SessionError without ETH for gas.
+        """
         key = self.key()
         await self._has_gas(proof.address(key))
+        if (await quoted(host_url)).get("paid") is False:
+            say(
+                f"{host_url} has no key to be paid with and settles nothing: the deposit comes back whole, "
+                "but only by `tally job complete JOB --on-chain` and, later, `tally job reclaim JOB`"
+            )
         return await Session.open(self.chain, self.store, key, host_url, wishes, ahead=self.config.ahead)
 
     async def resume(self, job_id: JobId) -> Session:
-        """A session on a job of the store."""
+        """A session on a job of the store. SessionError if it is not there, or not on this chain."""
+        if self.stored(job_id) is None:
+            await self.job(job_id)
         return await Session.resume(self.chain, self.store, job_id, ahead=self.config.ahead)
 
     async def transact(self, call: Call) -> TxResult:
@@ -86,6 +115,25 @@ class Wallet:
         key = self.key()
         await self._has_gas(proof.address(key))
         return await self.chain.transact(call, key)
+
+    async def job(self, job_id: JobId) -> Job:
+        """A job of anybody's, as the chain has it. SessionError if it has none of that number."""
+        job = await self.chain.job(job_id)
+        if job is None:
+            where = f"chain {self.deployment.chain_id}"
+            raise SessionError(
+                f"job {job_id} does not exist on {where}: check RPC_URL; `tally job list` has yours"
+            )
+        return job
+
+    async def top_up(self, job: Job, units: int) -> TxResult:
+        """Adds to a job's deposit."""
+        key = self.key()
+        payer = proof.address(key)
+        await self._has_gas(payer)
+        if job.asset != ETH and await self.chain.allowance(job.asset, payer) < units:
+            await self.chain.transact(self.chain.approve(job.asset, units), key)
+        return await self.chain.transact(self.chain.top_up(job.id, units, job.asset), key)
 
     async def jobs(self, *, ended: bool = False) -> list[tuple[StoredJob, Job | None]]:
         """The jobs of the store with what the chain says of them; None where it does not have them."""
@@ -110,9 +158,18 @@ class Wallet:
         job = await self.chain.job(stored.job_id)
         return job if job is not None and job.signer == stored.signer else None
 
+    def left(self, job: Job) -> int:
+        """What of a deposit is neither settled nor signed for, in base units."""
+        stored = self.stored(job.id)
+        last = self.store.last(stored.signer) if stored is not None else None
+        signed = pricing.owed(last.receipt.totals if last else Totals(), job.prices)
+        return job.deposit - max(job.owed, signed)
+
     async def _is_usable(self, job: Job) -> bool:
+        """A job that signs, is not over, and has more left than one interval costs."""
         now = (await self.chain.block()).timestamp
-        return job.status is JobStatus.OPEN and job.expires_at > now and job.owed < job.deposit
+        rest = self.left(job) * MILLION > pricing.credit(job.interval, job.prices)
+        return job.status is JobStatus.OPEN and job.receipted and job.expires_at > now and rest
 
     async def _has_gas(self, payer: Address) -> None:
         if await self.chain.eth_balance(payer) == 0:
@@ -133,6 +190,25 @@ async def opened() -> AsyncIterator[Wallet]:
             yield Wallet(config, chain, store)
         finally:
             store.close()
+
+
+async def quoted(host_url: str) -> Mapping[str, Any]:
+    """A host's quote as it came. SessionError if nothing answers there, or what does is no host."""
+    limit = aiohttp.ClientTimeout(total=opening.QUOTE_TIMEOUT)
+    try:
+        async with aiohttp.ClientSession(timeout=limit) as http, http.get(f"{host_url}/v1/host") as answer:
+            status, body = answer.status, await answer.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise SessionError(f"no host answers at {host_url}; is `tally host run` running there?") from error
+    try:
+        quote = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        quote = None
+    if not isinstance(quote, Mapping) or "host" not in quote:
+        raise SessionError(
+            f"{host_url} is not a host's base URL: {host_url}/v1/host answers {status}, without a quote"
+        )
+    return quote
 
 
 def dollar(chain: Chain) -> Address:
