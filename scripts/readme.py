@@ -20,7 +20,7 @@ ORDER = """
     types errors config
     keccak pricing meter transcript proof receipt countersign admission fees wire reply
     engine counter tables writer rows outbox ledger store contracts endpoint chain sender
-    account stream lookout desk settlement node peer server websocket opening session
+    account stream lookout desk settlement node peer server websocket opening frames session
     devnet testing mends doctor screen demo cli
 """.split()
 PLACES = {

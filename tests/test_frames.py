@@ -106,7 +106,7 @@ class Liar:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         try:
-            yield str(site.name).rstrip("/") if ":0" not in site.name else f"http://127.0.0.1:{_port(runner)}"
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
         finally:
             await runner.cleanup()
 
@@ -137,11 +137,6 @@ class Liar:
     def _made_out(frame: dict[str, Any] | str, request: str) -> str:
         text = frame if isinstance(frame, str) else orjson.dumps(frame).decode()
         return text.replace(REQUEST, request)
-
-
-def _port(runner: web.AppRunner) -> int:
-    port: int = runner.addresses[0][1]
-    return port
 
 
 def token(n: int, text: str = "word ") -> dict[str, Any]:
@@ -230,7 +225,7 @@ async def test_a_second_answer_to_a_receipt_is_harmless(liar: Liar, tmp_path: Pa
 
 
 async def test_an_acknowledgement_by_another_key_is_told(liar: Liar, tmp_path: Path) -> None:
-    """Law 10: an acknowledgement that the host did not sign stops the session, and the listener hears of it."""
+    """Law 10: an acknowledgement that the host did not sign stops the session, and the listener hears it."""
 
     def forged(receipt: Receipt) -> list[dict[str, Any]]:
         [answer] = liar.honest(receipt)
@@ -243,9 +238,8 @@ async def test_an_acknowledgement_by_another_key_is_told(liar: Liar, tmp_path: P
         await ask(using)
         with pytest.raises(SessionError, match="not signed by its host"):
             await using.flush()
-    assert ["not signed by its host" in event.reason for event in events if isinstance(event, Stopped)] == [
-        True
-    ]
+    [stopped] = [event for event in events if isinstance(event, Stopped)]
+    assert "not signed by its host" in stopped.reason
 
 
 async def test_a_receipt_without_an_answer_is_sent_again_after_connecting(liar: Liar, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_what_is_no_quote_is_refused(body: object) -> None:
 
 def test_a_node_that_serves_no_host_is_told_before_money_moves() -> None:
     """A quote without a host is of a node that was not set up: nobody could settle a job there."""
-    body = {
+    body: dict[str, object] = {
         "host": None,
         "chain_id": DEVNET,
         "contract": HERE.marketplace,
