@@ -507,7 +507,7 @@ class FailedCall(ContractError):
 
 
 class InsufficientBalance(ContractError):
-    """The contract holds `balance` wei where it `needed` more."""
+    """The contract holds `balance` wei and needs `needed`."""
 
 
 class InvalidShortString(ContractError):
@@ -519,11 +519,11 @@ class StringTooLong(ContractError):
 
 
 class ERC20InsufficientAllowance(ContractError):
-    """`spender` may take `allowance` base units where it `needed` more."""
+    """`spender` may take `allowance` base units and needs `needed`."""
 
 
 class ERC20InsufficientBalance(ContractError):
-    """`sender` has `balance` base units where it `needed` more."""
+    """`sender` has `balance` base units and needs `needed`."""
 
 
 class ERC20InvalidApprover(ContractError):
