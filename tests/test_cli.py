@@ -26,6 +26,7 @@ from tallystick.chain import Chain
 from tallystick.cli import app
 from tallystick.devnet import Devnet, account
 from tallystick.proof import read_bearer
+from tallystick.testing import Script, ScriptedEngine, oai_server, say
 from tallystick.types import JobId, JobStatus
 
 HOST, PAYER, TREASURY = account(1), account(2), account(3)
@@ -218,6 +219,19 @@ def test_a_host_registers_itself_and_brings_its_metadata_up_to_date(tally: Tally
     [model] = told["models"]
     assert model["name"] == "m"
     assert [price["per_million"] for price in model["prices"].values()] == ["900000"]
+
+
+def test_a_host_registers_what_its_engine_serves(tally: Tally) -> None:
+    """With ENGINE_URL alone the models are the ones that the server there lists, and no node has to run."""
+    engine = ScriptedEngine(Script(say("One", " stick.")))
+
+    async def registered() -> Any:
+        async with oai_server(engine) as url:
+            settings = {"MODEL_PATH": "", "ENGINE_URL": url}
+            return await asyncio.to_thread(tally.json, "host", "register", **settings)
+
+    models = asyncio.run(registered())["metadata"]["models"]
+    assert [model["name"] for model in models] == engine.models
 
 
 def test_a_job_without_its_host_comes_back(tally: Tally) -> None:

@@ -90,6 +90,10 @@ def test_in_a_pipe_the_story_reads_line_by_line() -> None:
     host, treasury, refund, deposit = map(float, re.findall(r"\d+\.\d{6}", lines[-1]))
     assert lines[-2] == "host + treasury + refund = deposit"
     assert round(host + treasury + refund, 6) == deposit == 2.0
+    hashes = re.findall(r"^(\S+(?: \w+)?) +\d+ gas  (0x[0-9a-f]{64})$", done.stdout, re.MULTILINE)
+    deployed = {f"deploy {name}" for name in ("NodeRegistry", "JobMarketplace", "TestDollar")}
+    assert deployed < {what for what, _ in hashes}
+    assert len({tx for _, tx in hashes}) == len(hashes) == 11
     for function in ("registerNode", "createJob", "submitCheckpoint", "withdraw", "withdrawTreasury"):
         assert re.search(rf"^{function} +\d+ gas  0x[0-9a-f]{{64}}$", done.stdout, re.MULTILINE)
 

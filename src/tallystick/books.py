@@ -14,14 +14,12 @@ from eth_utils.abi import filter_abi_by_type, function_abi_to_4byte_selector
 from eth_utils.conversions import to_hex
 
 from tallystick.chain import Chain
-from tallystick.contracts import CREATE2_PROXY, Asset, TreasuryWithdrawn, Withdrawn, artifact
+from tallystick.contracts import SALT, Asset, TreasuryWithdrawn, Withdrawn, artifact
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError
 from tallystick.types import Address, Completion, Job, JobId, Settlement
 
 CONTRACTS = ("NodeRegistry", "JobMarketplace", "TestDollar")
-DEPLOY = "deploy"
-"""What a transaction is called that creates a contract."""
 
 Wallets = Mapping[str, int]
 """What each party holds itself, by its name on the devnet."""
@@ -29,7 +27,7 @@ Wallets = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One transaction of the chain: what it called, who sent it, what it used."""
+    """One transaction of the chain: what it called or deployed, who sent it, what it used."""
 
     what: str
     sender: str
@@ -106,6 +104,10 @@ class Books:
             "job_id": self.job.id,
             "chain_id": self.chain_id,
             "contracts": dict(self.contracts),
+            "transactions": [
+                {"what": each.what, "from": each.sender, "tx": each.hash, "gas": each.gas}
+                for each in self.transactions
+            ],
         }
 
     def _checkpoint(self, settlement: Settlement) -> dict[str, Any]:
@@ -132,10 +134,9 @@ async def read_books(chain: Chain, devnet: Devnet, job_id: JobId, before: Wallet
     if job is None or completion is None:
         raise ChainError(f"job {job_id} is not complete")
     deployment = chain.deployment
-    addresses = (deployment.registry, deployment.marketplace, devnet.dollar)
     return Books(
         chain_id=deployment.chain_id,
-        contracts=dict(zip(CONTRACTS, addresses, strict=True)),
+        contracts=_contracts(devnet),
         asset=deployment.assets[job.asset],
         job=job,
         settlements=tuple(await chain.settlements(job_id)),
@@ -163,6 +164,7 @@ async def _transactions(devnet: Devnet) -> list[Transaction]:
         getattr(devnet.accounts, name).address.lower(): name
         for name in ("deployer", "host", "payer", "treasury")
     }
+    deployed = _deployments(devnet)
     last = int(await devnet.ask("eth_blockNumber"), 16)
     found = []
     for number in range(1, last + 1):
@@ -170,13 +172,25 @@ async def _transactions(devnet: Devnet) -> list[Transaction]:
         receipts = await devnet.ask("eth_getBlockReceipts", hex(number))
         for sent, receipt in zip(block["transactions"], receipts, strict=True):
             sender = names.get(sent["from"].lower(), sent["from"])
-            found.append(Transaction(_called(sent), sender, sent["hash"], int(receipt["gasUsed"], 16)))
+            what = deployed.get(sent["input"]) or _called(sent)
+            found.append(Transaction(what, sender, sent["hash"], int(receipt["gasUsed"], 16)))
     return found
 
 
+def _deployments(devnet: Devnet) -> dict[str, str]:
+    """By what CREATE2's proxy is sent: which contract it deploys."""
+    addresses = _contracts(devnet)
+    codes = devnet.deployment.init_codes
+    return {to_hex(SALT + codes[address]): f"deploy {name}" for name, address in addresses.items()}
+
+
+def _contracts(devnet: Devnet) -> dict[str, Address]:
+    deployment = devnet.deployment
+    addresses = (deployment.registry, deployment.marketplace, devnet.dollar)
+    return dict(zip(CONTRACTS, addresses, strict=True))
+
+
 def _called(sent: Mapping[str, Any]) -> str:
-    if str(sent["to"]).lower() == CREATE2_PROXY.lower():
-        return DEPLOY
     selector = str(sent["input"])[:10]
     return _functions().get(selector, selector)
 

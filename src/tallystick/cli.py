@@ -254,11 +254,14 @@ def register(
         str | None, typer.Option(help="Where payers reach the node; by default HOST_LISTEN.")
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model that it serves; by default the running node's.")
+        list[str] | None, typer.Option(help="A model that it serves; by default what the engine has.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register the host of HOST_PRIVATE_KEY by registerNode(host, metadata), or update its metadata."""
+    """Register the host of HOST_PRIVATE_KEY by registerNode(host, metadata), or update its metadata.
+
+    Models are named by MODEL_PATH's file, or by the server at ENGINE_URL, which has to run.
+    """
     asyncio.run(_register(endpoint, model, as_json))
 
 
@@ -270,7 +273,7 @@ async def _register(endpoint: str | None, models: list[str] | None, as_json: boo
     if config.host_private_key is None or config.host is None:
         raise ConfigError("HOST_PRIVATE_KEY is not set: a host registers itself, with its own key")
     deployment = await deployment_at(config.rpc_url)
-    metadata = _metadata(config, deployment, endpoint, models)
+    metadata = _metadata(config, deployment, endpoint, models or await _served(config))
     async with Chain(config.rpc_url, deployment) as chain:
         known = await chain.is_registered(config.host)
         call = chain.update(metadata) if known else chain.register(config.host, metadata)
@@ -283,19 +286,27 @@ async def _register(endpoint: str | None, models: list[str] | None, as_json: boo
     typer.echo(f"transaction  {result.hash}, {result.gas_used} gas")
 
 
-def _metadata(
-    config: HostConfig, deployment: Deployment, endpoint: str | None, models: list[str] | None
-) -> str:
+def _metadata(config: HostConfig, deployment: Deployment, endpoint: str | None, models: list[str]) -> str:
     """What the registry tells of a host: where it is, what it serves, and for how much."""
     from tallystick.doctor import node_url
     from tallystick.node import offer_of
 
-    if not models and config.model_path is None:
-        raise ConfigError("name the models that are served with --model, or set MODEL_PATH")
-    served = models or [Path(config.model_path or "").stem]
-    terms = offer_of(config, deployment, served).terms()
+    terms = offer_of(config, deployment, models).terms()
     told = {"endpoint": endpoint or node_url(config), "models": terms["models"], "assets": terms["assets"]}
     return json.dumps(told, separators=(",", ":"))
+
+
+async def _served(config: HostConfig) -> list[str]:
+    """What the engine of these settings serves, under the names that its node will give."""
+    from tallystick.engine import HttpEngine
+
+    if config.model_path is not None:
+        return [config.model_path.stem]
+    if config.engine_url is None:
+        raise ConfigError("set MODEL_PATH or ENGINE_URL, or name the models that are served with --model")
+    key = config.engine_api_key.reveal() if config.engine_api_key else None
+    async with HttpEngine(config.engine_url, api_key=key) as engine:
+        return engine.models
 
 
 def _mined(result: TxResult) -> dict[str, Any]:

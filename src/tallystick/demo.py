@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from tallystick import pricing
-from tallystick.books import DEPLOY, Books, read_books, wallets
+from tallystick.books import Books, read_books, wallets
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
 from tallystick.devnet import Devnet
@@ -188,11 +188,8 @@ class Demo:
             figures = (books.before[party], deposited, settled[party], books.withdrawn[party])
             self._row(party, *map(amount, (*figures, books.after[party])))
         self._out.print()
-        deployed = [each.gas for each in books.transactions if each.what == DEPLOY]
-        self._out.print(f"{'deployment':<20}{sum(deployed):>9} gas  in {len(deployed)} transactions")
         for each in books.transactions:
-            if each.what != DEPLOY:
-                self._out.print(f"{each.what:<20}{each.gas:>9} gas  {each.hash}")
+            self._out.print(f"{each.what:<22}{each.gas:>9} gas  {each.hash}")
         self._out.print()
         parts = (books.host_earned, books.treasury_earned, books.refund)
         self._out.print("host + treasury + refund = deposit")
