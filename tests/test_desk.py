@@ -236,6 +236,15 @@ async def test_prompt_beyond_the_credit(bench: Bench) -> None:
     assert chunks[-1].tally["prompt_tokens"] == terms["prompt_tokens"]
 
 
+async def test_the_payer_does_not_choose_the_credit(bench: Bench) -> None:
+    """Law 3: on a job that pays more than the host asks, what is not signed for is valued at what it asks."""
+    signer = await bench.signer(prices=Prices(9_000_000_000, 200_000))
+    long = [{"role": "user", "content": "word " * 600}]
+    assert await code(bench.admit(signer, messages=long)) == "prompt_receipt_due"
+    async with await bench.admit(signer, 2) as stream:
+        assert stream.account.meter.credit == pricing.credit(100, PRICES)
+
+
 async def test_prompt_waits_for_receipts(bench: Bench) -> None:
     """A prompt that lacks only the credit that others have used waits for their receipts, and comes first."""
     signer = await bench.signer(checkpoint_interval=20)

@@ -31,9 +31,19 @@ class Job(RuleBasedStateMachine):
         deposit=st.integers(0, 2_000),
         interval=st.integers(4, 200),
         attested=st.booleans(),
+        asked=st.none() | st.builds(Prices, st.integers(0, 3_000_000), st.integers(0, 3_000_000)),
     )
-    def open(self, price: int, prompt_price: int, deposit: int, interval: int, attested: bool) -> None:
-        self.meter = JobMeter(Prices(price, prompt_price), deposit, interval, attested=attested)
+    def open(
+        self,
+        price: int,
+        prompt_price: int,
+        deposit: int,
+        interval: int,
+        attested: bool,
+        asked: Prices | None,
+    ) -> None:
+        self.asked = asked
+        self.meter = JobMeter(Prices(price, prompt_price), deposit, interval, asked=asked, attested=attested)
         self.prompts: list[int] = []
         """Reserved and not delivered yet."""
         self.settlements = [Totals()]
@@ -110,6 +120,7 @@ class Job(RuleBasedStateMachine):
             was.prices,
             was.deposit,
             was.interval,
+            asked=self.asked,
             attested=was.attested,
             gross=was.gross,
             acknowledged=was.acknowledged,
@@ -122,8 +133,10 @@ class Job(RuleBasedStateMachine):
     def law_3_one_credit_over_all_streams(self) -> None:
         if not self.meter.attested:
             exposed = self.meter.counted + Totals(sum(self.prompts), 0)
-            signed = pricing.value(self.meter.receipted, self.meter.prices)
-            assert pricing.value(exposed, self.meter.prices) <= signed + self.meter.credit
+            claimable = exposed.lower(self.meter.receipted)
+            risk = pricing.lower(self.meter.prices, self.asked or self.meter.prices)
+            unclaimable = pricing.value(exposed, risk) - pricing.value(claimable, risk)
+            assert unclaimable <= self.meter.interval * risk.per_million
 
     @invariant()
     def law_4_never_past_the_deposit(self) -> None:
@@ -139,7 +152,7 @@ class Job(RuleBasedStateMachine):
 
     @invariant()
     def one_credit_is_written_off_at_most(self) -> None:
-        assert pricing.value(self.meter.written_off, self.meter.prices) <= self.meter.credit
+        assert pricing.value(self.meter.written_off, self.meter.risk) <= self.meter.credit
 
     @invariant()
     def room_and_its_reason_agree(self) -> None:
@@ -200,6 +213,34 @@ def test_law_3_a_receipt_gives_back_what_it_signs() -> None:
     assert job.room() == 75
     job.receipt(Totals(0, 150), Totals(0, 100))
     assert job.room() == 150
+
+
+def test_law_3_a_prompt_signed_ahead_pays_for_no_tokens() -> None:
+    """Law 3: who signs for 5 000 000 prompt tokens and asks for none gets one interval, as anybody does."""
+    job = meter()
+    job.receipt(Totals(5_000_000, 0), Totals())
+    assert job.room() == 100
+    job.count(0, 100)
+    assert (job.room(), job.stop(), job.claimable) == (0, Stop.CREDIT, Totals())
+
+
+def test_law_3_tokens_signed_ahead_pay_for_no_prompt() -> None:
+    """Law 3: who signs for 1 000 000 tokens ahead still signs for a prompt beyond the credit."""
+    job = meter()
+    job.receipt(Totals(0, 1_000_000), Totals())
+    assert job.room() == 1_000_100
+    assert job.reserve(451) is Fit.NEEDS_RECEIPT
+    assert job.reserve(450) is Fit.FITS
+    assert job.room() == 1_000_000
+
+
+def test_law_3_the_payer_does_not_choose_the_credit() -> None:
+    """Law 3: a job that pays 10 000 times the host's price has the credit of one that pays what is asked."""
+    job = JobMeter(Prices(9_000_000_000, 200_000), DEPOSIT, 100, asked=PRICES)
+    assert job.room() == 100
+    assert job.reserve(446) is Fit.NEEDS_RECEIPT
+    assert job.reserve(445) is Fit.FITS
+    assert job.room() == 1
 
 
 def test_a_prompt_beyond_the_credit_is_signed_ahead() -> None:

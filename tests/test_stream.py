@@ -138,10 +138,10 @@ def counter(tmp_path: Path) -> Iterator[Counter]:
 
 
 def credit_left(host: Host) -> int:
-    """Micro base units between what was counted and the most that may be (law 3)."""
+    """Micro base units that may still be counted beyond what the host could claim (law 3)."""
     meter = host.account.meter
-    limit = pricing.value(meter.receipted, JOB.prices) + pricing.credit(JOB.interval, JOB.prices)
-    return limit - pricing.value(meter.counted, JOB.prices)
+    unclaimable = meter.counted - meter.claimable
+    return pricing.credit(JOB.interval, JOB.prices) - pricing.value(unclaimable, JOB.prices)
 
 
 async def test_counts_before_it_sends(counter: Counter) -> None:
@@ -219,6 +219,18 @@ async def test_streams_share_one_credit(counter: Counter) -> None:
     await asyncio.gather(*(host.deliver(stream, signing=False) for stream in streams))
     assert 0 <= credit_left(host) < 4 * JOB.prices.per_million
     assert {stream.end.reason for stream in streams if stream.end} == {"receipt_due"}
+
+
+async def test_signing_the_wrong_total_buys_nothing(counter: Counter) -> None:
+    """Law 3: a payer that signs for prompts that it never sends gets one interval of tokens for it."""
+    host = Host(counter, ScriptedEngine(babble(300)))
+    host.account.meter.receipt(Totals(5_000_000, 0), Totals())
+    stream = host.ask(300, timeout=0.05)
+    await host.deliver(stream, signing=False)
+    assert stream.end is not None
+    assert stream.end.reason == "receipt_due"
+    assert host.account.meter.claimable == Totals(PROMPT, 0)
+    assert 0 <= credit_left(host) < 4 * JOB.prices.per_million
 
 
 async def test_holds_one_interval(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from tallystick.counter import Slot
 from tallystick.meter import Fit, JobMeter, Stop, checkpoint
 from tallystick.receipt import Judgement, Known, judge
 from tallystick.transcript import Delivery
-from tallystick.types import Job, Receipt, RequestId, Totals
+from tallystick.types import Job, Prices, Receipt, RequestId, Totals
 
 if TYPE_CHECKING:
     from tallystick.stream import Stream
@@ -39,8 +39,11 @@ class Account:
         positions: Mapping[RequestId, Totals],
         domain: proof.Domain,
         clock: Callable[[], float],
+        asked: Prices | None = None,
     ) -> None:
-        """`slot` holds the gross count, the ledger's at least; `clock` is an estimate of the chain's time."""
+        """`slot` holds the gross count, the ledger's at least; `clock` is an estimate of the chain's time;
+        `asked` are the host's own prices for such a job.
+        """
         self.job = job
         self.slot = slot
         self.stored = row.receipted
@@ -51,6 +54,7 @@ class Account:
             job.prices,
             job.deposit,
             job.interval,
+            asked=asked,
             attested=not job.receipted,
             gross=slot.totals,
             acknowledged=row.acknowledged,
@@ -134,10 +138,6 @@ class Account:
     def waiting(self) -> int:
         """How many prompts wait for receipts."""
         return sum(not place.done() for _, place in self._line)
-
-    def fits_credit(self, prompt_tokens: int) -> bool:
-        """True if a prompt and one token fit the credit, were all that was delivered signed for."""
-        return pricing.value(Totals(prompt_tokens, 1), self.meter.prices) <= self.meter.credit
 
     def _serve_line(self) -> None:
         """Prompts come before further tokens of replies, or a busy job would let no other request in."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from tallystick import proof
@@ -15,7 +16,7 @@ from tallystick.config import BEARER_MAX, INTERVAL_MIN
 from tallystick.contracts import Asset
 from tallystick.errors import ReceiptError, Refusal
 from tallystick.meter import Fit
-from tallystick.pricing import MILLION, from_units
+from tallystick.pricing import MILLION, from_units, lower
 from tallystick.types import ZERO_HASH, Address, Job, JobId, JobStatus, Model, Prices, Totals
 
 NOTHING = Totals()
@@ -42,6 +43,15 @@ class Offer:
         if name is None:
             return self.models[0] if self.models else None
         return next((model for model in self.models if model.name == name), None)
+
+    def asked(self, job: Job) -> Prices | None:
+        """The least that the host asks for what the job may be used for; None: nothing of it is sold."""
+        prices = [
+            model.prices[job.asset]
+            for model in self.models
+            if job.asset in model.prices and job.model_id in (ZERO_HASH, proof.model_id(model.name))
+        ]
+        return reduce(lower, prices) if prices else None
 
     def takes(self, asset: Address) -> bool:
         """True if some model is sold in that asset."""
@@ -108,7 +118,7 @@ class Facts:
     context: int | None = None
     """Tokens that the model's context holds."""
     totals: Totals = NOTHING
-    """The least totals that a receipt would have to sign for the prompt to fit."""
+    """What a receipt would have to sign for the prompt to fit."""
 
     @property
     def bearer(self) -> proof.Bearer | None:

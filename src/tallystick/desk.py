@@ -183,7 +183,8 @@ class Desk:
         if job.id in self._accounts:  # opened by another request meanwhile
             return self._accounts[job.id]
         slot = self._counter.open(job.id, row.epoch, floor=row.gross)
-        account = Account(job, row, slot, positions, self.offer.domain, self._lookout.clock)
+        asked = self.offer.asked(job)
+        account = Account(job, row, slot, positions, self.offer.domain, self._lookout.clock, asked)
         self._accounts[job.id] = account
         self._give_grace_to_lost(account)
         return account
@@ -243,7 +244,7 @@ class Desk:
     async def _reserve_prompt(self, account: Account, prompt_tokens: int) -> Fit:
         """A prompt that only lacks what others have used up waits for their receipts, as a stream would."""
         fit = account.meter.reserve(prompt_tokens)
-        if fit is not Fit.NEEDS_RECEIPT or not account.fits_credit(prompt_tokens):
+        if fit is not Fit.NEEDS_RECEIPT or not account.meter.fits_credit(prompt_tokens):
             return fit
         await self.forgive(account)
         place = account.queue_prompt(prompt_tokens)

@@ -1,16 +1,18 @@
 """The host's account of one job: what was counted, acknowledged and receipted, and how much more may go out.
 
-One `JobMeter` serves all streams of its job, so no interval is granted twice (law 3). Amounts are compared in
-micro base units and never rounded, but for the deposit, which has to hold what is owed. Knows no clock, disk
-or socket: its owner asks for `room()` and calls `count()` without letting anything else run in between.
+One `JobMeter` serves all streams of its job, so no interval is granted twice (law 3). The credit bounds what
+the host could not claim: a claim is bounded by each signed total by itself, so a prompt that was signed ahead
+pays for no tokens. Amounts are compared in micro base units and never rounded, but for the deposit, which has
+to hold what is owed. Knows no clock, disk or socket: its owner asks for `room()` and calls `count()` without
+letting anything else run in between.
 """
 
 from __future__ import annotations
 
 import enum
 
-from tallystick.pricing import MAX_TOKENS, affordable, credit, owed, value
-from tallystick.types import Prices, Standing, Totals
+from tallystick.pricing import MAX_TOKENS, affordable, credit, lower, owed, value
+from tallystick.types import Prices, Standing, Totals, Value
 
 NOTHING = Totals()
 LOW_DIVISOR = 5
@@ -56,23 +58,27 @@ class JobMeter:
     payer acknowledged. An attested job has no receipts: the deposit and the rate alone bound it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a job is that much
         self,
         prices: Prices,
         deposit: int,
         interval: int,
         *,
+        asked: Prices | None = None,
         attested: bool = False,
         gross: Totals = NOTHING,
         acknowledged: Totals = NOTHING,
         receipted: Totals = NOTHING,
         written_off: Totals = NOTHING,
     ) -> None:
+        """`asked`: the host's own prices. What is not claimable is worth no more to it than those."""
         self.prices = prices
         self.deposit = deposit
         self.interval = interval
         self.attested = attested
-        self.credit = credit(interval, prices)
+        self.risk = lower(prices, asked) if asked else prices
+        """What the credit, and what it bounds, are valued at: a payer that pays more buys no more risk."""
+        self.credit = credit(interval, self.risk)
         self.gross = gross
         self.acknowledged = acknowledged
         self.receipted = receipted
@@ -103,7 +109,7 @@ class JobMeter:
         exposed = self._exposed + Totals(prompt_tokens, 1)
         if owed(exposed, self.prices) > self.deposit:
             return Fit.NO_DEPOSIT
-        if not self.attested and value(exposed, self.prices) > self._limit:
+        if not self.attested and self._unclaimable(exposed) > self.credit:
             return Fit.NEEDS_RECEIPT
         self.reserved += prompt_tokens
         self._update()
@@ -114,8 +120,15 @@ class JobMeter:
         self._unreserve(prompt_tokens)
         self._update()
 
+    def fits_credit(self, prompt_tokens: int) -> bool:
+        """True if a prompt and one token fit the credit, were all that was delivered signed for."""
+        return value(Totals(prompt_tokens, 1), self.risk) <= self.credit
+
     def to_sign(self, prompt_tokens: int) -> Totals:
-        """The totals that let a prompt in once signed: what was delivered, and the prompts with it."""
+        """The totals that let a prompt in once signed: what was delivered, and the prompts with it.
+
+        Tokens are not asked for ahead: with these signed, the whole credit is there for them.
+        """
         prompts = self._exposed.prompt_tokens + prompt_tokens
         return Totals(prompts, self.counted.tokens).higher(self.receipted)
 
@@ -175,11 +188,15 @@ class JobMeter:
         """
         if not (self.counted - self.acknowledged).covers(totals):
             raise ValueError(f"{totals} is more than was delivered and not acknowledged")
-        if value(self.written_off + totals, self.prices) > self.credit:
+        if not self.may_write_off(totals):
             return False
         self.written_off += totals
         self._update()
         return True
+
+    def may_write_off(self, totals: Totals) -> bool:
+        """True if writing `totals` off as well stays within the one credit of the job's life."""
+        return value(self.written_off + totals, self.risk) <= self.credit
 
     def top_up(self, deposit: int) -> None:
         """The deposit as it is now, in base units. A reorganised chain may also take a top-up back."""
@@ -200,12 +217,17 @@ class JobMeter:
         """What was delivered and not written off."""
         self._exposed = self.counted + Totals(self.reserved, 0)
         """With the prompts that are being worked on."""
-        self._limit = value(self.receipted, self.prices) + self.credit
         self._affordable = affordable(self.deposit, self._exposed, self.prices)
         self._room = self._affordable if self.attested else min(self._affordable, self._credit_room())
 
     def _credit_room(self) -> int:
-        left = self._limit - value(self._exposed, self.prices)
+        """Tokens that were signed ahead, and those that fit what is left of the credit."""
+        ahead = max(0, self.receipted.tokens - self._exposed.tokens)
+        left = self.credit - self._unclaimable(self._exposed)
         if left < 0:
-            return 0
-        return left // self.prices.per_million if self.prices.per_million else MAX_TOKENS
+            return ahead
+        return ahead + left // self.risk.per_million if self.risk.per_million else MAX_TOKENS
+
+    def _unclaimable(self, exposed: Totals) -> Value:
+        """What the host would lose of `exposed` if nothing more were signed, in micro base units."""
+        return value(exposed - exposed.lower(self.receipted), self.risk)

@@ -69,8 +69,15 @@ def refund(deposit: int, totals: Totals, prices: Prices) -> int:
 
 
 def credit(interval: int, prices: Prices) -> Value:
-    """What one interval of generated tokens costs, in micro base units: a host's risk on a job (law 3)."""
+    """What one interval of generated tokens costs, in micro base units: what a host serves unsigned (law 3)."""
     return Value(interval * prices.per_million)
+
+
+def lower(one: Prices, other: Prices) -> Prices:
+    """The lower of both prices, by kind."""
+    return Prices(
+        min(one.per_million, other.per_million), min(one.prompt_per_million, other.prompt_per_million)
+    )
 
 
 def affordable(deposit: int, totals: Totals, prices: Prices) -> int:
