@@ -8,7 +8,7 @@ DEV     := .venv/.dev
 NODE    := node_modules/.installed
 MODEL   := .venv-model/.made
 
-.PHONY: help demo test test-contracts test-python lint format abi bench model lock clean forge
+.PHONY: help demo test test-contracts test-python lint format abi model lock clean forge
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -36,6 +36,7 @@ lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, genera
 	.venv/bin/python scripts/abi.py --check
 	.venv/bin/python scripts/vectors.py --check
 	.venv/bin/python scripts/errors.py --check
+	.venv/bin/python scripts/settings.py --check
 	.venv/bin/python scripts/readme.py --check
 	scripts/check-tree
 
@@ -46,9 +47,6 @@ format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can
 
 abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
 	.venv/bin/python scripts/abi.py
-
-bench: $(DEV) $(NODE) ## measure; benchmarks/RESULTS.md keeps the figures
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "$$script"; .venv/bin/python "$$script"; done
 
 model: $(MODEL) ## make the demonstration model again
 	.venv-model/bin/python scripts/model/make.py src/tallystick/models/tally-demo.gguf

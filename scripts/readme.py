@@ -27,7 +27,7 @@ PLACES = {
     "contracts/": "Solidity: sources, interfaces that are the manual, tests",
     "tests/": "one file a module; `stories/`: whole flows, real processes; `vectors.json`: read by forge too",
     "scripts/": "what make runs; `model/` makes the demonstration model",
-    "docs/": "protocol, laws, refusals",
+    "docs/": "protocol, laws, refusals, settings",
 }
 
 
@@ -61,10 +61,9 @@ def tree() -> str:
 
 
 def demonstration() -> str:
-    """What the demonstration prints, with hashes cut short."""
+    """What the demonstration prints."""
     command = [str(Path(sys.executable).parent / "tally"), "demo"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return re.sub(r"(0x[0-9a-f]{16})[0-9a-f]{48}", r"\1…", printed).strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def shown(page: str, section: str, text: str) -> str:

@@ -46,7 +46,7 @@ def test_commands_exist(page: Path) -> None:
         assert command is not root, f"{page.name}: tally {words}"
 
 
-@pytest.mark.parametrize("script", ["readme", "errors", "vectors"])
+@pytest.mark.parametrize("script", ["readme", "errors", "settings", "vectors"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
     """What a script writes is what stands there."""
     done = subprocess.run(

@@ -47,6 +47,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Language-model tokens, counted by both sides and paid from an escrow on an EVM chain.",
+    epilog="Settings come from the environment and from .env here: docs/settings.md lists them.",
 )
 host = typer.Typer(no_args_is_help=True, help="Sell inference: register a host, run its node.")
 job = typer.Typer(no_args_is_help=True, help="A payer's jobs: open, look, add to, complete, reclaim.")

@@ -162,13 +162,18 @@ def _secret(text: str) -> Secret[str]:
     return Secret(text)
 
 
-def _number(low: int, high: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isascii() or not text.isdecimal() or not low <= int(text) <= high:
-            raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
-        return int(text)
+@dataclass(frozen=True, slots=True)
+class Number:
+    """Reads a whole number within bounds, both included."""
 
-    return read
+    low: int
+    high: int
+
+    def __call__(self, text: str) -> int:
+        """ValueError for anything else."""
+        if not text.isascii() or not text.isdecimal() or not self.low <= int(text) <= self.high:
+            raise ValueError(f"{text!r} is not a whole number from {self.low} to {self.high}")
+        return int(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,24 @@ class Variable:
 
     name: str
     read: Callable[[str], object]
+
+    @property
+    def form(self) -> str:
+        """What a value looks like, in a few words."""
+        return f"{self.read.low} to {self.read.high}" if isinstance(self.read, Number) else _FORMS[self.read]
+
+
+_FORMS: Mapping[Callable[[str], object], str] = {
+    _private_key: "64 hexadecimal digits",
+    _address: "0x and 40 hexadecimal digits",
+    _assets: "addresses, with prices or without",
+    _amount: "an amount like `2` or `0.90`",
+    http_url: "http://… or https://…",
+    _networks: "networks",
+    _listen: "HOST:PORT",
+    _path: "a path; `~` is the home directory",
+    _secret: "text",
+}
 
 
 def _settings(config: type, env: Mapping[str, str] | None, dotenv: Path | None) -> dict[str, Any]:
@@ -211,40 +234,43 @@ class HostConfig:
     """What a host sets. Times are in seconds."""
 
     host_private_key: Annotated[Secret[bytes] | None, Variable("HOST_PRIVATE_KEY", _private_key)] = None
-    """None: the node serves for `host_address` and is not paid."""
+    """The key that settles. Without it the node serves for `HOST_ADDRESS` and is not paid."""
     host_address: Annotated[Address | None, Variable("HOST_ADDRESS", _address)] = None
-    """What the operator expects the key's to be; without a key, the host that is served unpaid."""
+    """What the operator expects the key's address to be; without a key, the host that is served unpaid."""
     rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
         default="http://127.0.0.1:8545", repr=False
     )
+    """The chain\'s JSON-RPC endpoint."""
     model_path: Annotated[Path | None, Variable("MODEL_PATH", _path)] = None
     """A GGUF file for llama.cpp in the process."""
     engine_url: Annotated[str | None, Variable("ENGINE_URL", http_url)] = None
-    """An OpenAI-compatible server in its place."""
+    """An OpenAI-compatible server, in the place of `MODEL_PATH`."""
     engine_api_key: Annotated[Secret[str] | None, Variable("ENGINE_API_KEY", _secret)] = None
+    """The bearer that the engine at `ENGINE_URL` wants, if it wants one."""
     listen: Annotated[tuple[str, int], Variable("HOST_LISTEN", _listen)] = ("127.0.0.1", 8402)
-    """Port 0: any free one."""
+    """Where the node listens. Port 0: any free one."""
     trusted_proxies: Annotated[tuple[str, ...], Variable("HOST_TRUSTED_PROXIES", _networks)] = ()
     """Networks, like "10.0.0.7/32", whose `X-Forwarded-Proto` counts: a proxy there ends the TLS."""
     data_dir: Annotated[Path, Variable("HOST_DATA_DIR", _path)] = Path("~/.tally/host")
     """The ledger and the counters: what is owed is here."""
     price: Annotated[str, Variable("HOST_PRICE", _amount)] = "0.90"
-    """Per million generated tokens, in whole units of each asset that has no price of its own."""
+    """The price per million generated tokens, in whole units of each asset that has no price of its own."""
     prompt_price: Annotated[str, Variable("HOST_PROMPT_PRICE", _amount)] = "0.20"
-    """Per million prompt tokens, likewise."""
+    """The price per million prompt tokens, likewise."""
     assets: Annotated[tuple[AssetPrice, ...], Variable("HOST_ASSETS", _assets)] = ()
-    """`ADDRESS` or `ADDRESS=PRICE/PROMPT_PRICE`, with commas. Empty: the deployment's dollar token."""
-    max_tokens: Annotated[int, Variable("HOST_MAX_TOKENS", _number(1, 2**31))] = 512
-    """Of a reply to a request that names no number."""
-    interval_max: Annotated[int, Variable("HOST_INTERVAL_MAX", _number(INTERVAL_MIN, 1_000_000))] = 1_000
-    """Tokens: the largest interval that a job may have."""
-    claim_window_min: Annotated[int, Variable("HOST_CLAIM_WINDOW_MIN", _number(*CLAIM_WINDOW_BOUNDS))] = HOUR
-    receipt_timeout: Annotated[int, Variable("HOST_RECEIPT_TIMEOUT", _number(1, 300))] = 10
+    """`ADDRESS` or `ADDRESS=PRICE/PROMPT_PRICE`, with commas. Not set: the deployment's dollar token."""
+    max_tokens: Annotated[int, Variable("HOST_MAX_TOKENS", Number(1, 2**31))] = 512
+    """The most tokens of a reply to a request that names no number."""
+    interval_max: Annotated[int, Variable("HOST_INTERVAL_MAX", Number(INTERVAL_MIN, 1_000_000))] = 1_000
+    """The largest interval that a job may have, in tokens."""
+    claim_window_min: Annotated[int, Variable("HOST_CLAIM_WINDOW_MIN", Number(*CLAIM_WINDOW_BOUNDS))] = HOUR
+    """The shortest time for the last claim that a job may leave the host."""
+    receipt_timeout: Annotated[int, Variable("HOST_RECEIPT_TIMEOUT", Number(1, 300))] = 10
     """How long a stream without credit waits."""
-    grace: Annotated[int, Variable("HOST_GRACE", _number(1, HOUR))] = 60
+    grace: Annotated[int, Variable("HOST_GRACE", Number(1, HOUR))] = 60
     """How long delivered tokens that nobody acknowledged stay in the count."""
-    confirmations: Annotated[int | None, Variable("HOST_CONFIRMATIONS", _number(1, 100))] = None
-    """Blocks. None: the deployment's."""
+    confirmations: Annotated[int | None, Variable("HOST_CONFIRMATIONS", Number(1, 100))] = None
+    """Blocks until a transaction counts, its own included. Not set: the deployment's number."""
 
     def __post_init__(self) -> None:
         _expand(self)
@@ -273,27 +299,32 @@ class PayerConfig:
     """What a payer sets. Times are in seconds."""
 
     payer_private_key: Annotated[Secret[bytes] | None, Variable("PAYER_PRIVATE_KEY", _private_key)] = None
+    """The account that pays deposits and gas, and gets the rest back."""
     keystore: Annotated[Path | None, Variable("PAYER_KEYSTORE", _path)] = None
-    """An encrypted key file in its place."""
+    """An encrypted key file, in the place of `PAYER_PRIVATE_KEY`."""
     keystore_password: Annotated[Secret[str] | None, Variable("PAYER_KEYSTORE_PASSWORD", _secret)] = None
+    """The keystore's password. Not set: it is asked for."""
     rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
         default="http://127.0.0.1:8545", repr=False
     )
+    """The chain\'s JSON-RPC endpoint."""
     host_url: Annotated[str, Variable("HOST_URL", http_url)] = "http://127.0.0.1:8402"
+    """The host that is talked to where none is named with `--host`."""
     data_dir: Annotated[Path, Variable("PAYER_DATA_DIR", _path)] = Path("~/.tally/payer")
-    """Session keys and receipts."""
+    """The session keys and receipts."""
     deposit: Annotated[str, Variable("PAYER_DEPOSIT", _amount)] = "2"
-    """In whole units of the asset."""
+    """The deposit of a new job, in whole units of its asset."""
     asset: Annotated[Address | None, Variable("PAYER_ASSET", _address)] = None
-    """None: the deployment's dollar token."""
-    interval: Annotated[int, Variable("PAYER_INTERVAL", _number(INTERVAL_MIN, 1_000_000))] = INTERVAL
-    """Tokens."""
-    ahead: Annotated[int, Variable("PAYER_AHEAD", _number(0, 1_000_000))] = 0
+    """What new jobs are paid in. Not set: the deployment's dollar token."""
+    interval: Annotated[int, Variable("PAYER_INTERVAL", Number(INTERVAL_MIN, 1_000_000))] = INTERVAL
+    """The interval of a new job: tokens that may be delivered beyond the last receipt."""
+    ahead: Annotated[int, Variable("PAYER_AHEAD", Number(0, 1_000_000))] = 0
     """Tokens signed for before they came, one interval at most."""
-    claim_window: Annotated[int, Variable("PAYER_CLAIM_WINDOW", _number(*CLAIM_WINDOW_BOUNDS))] = CLAIM_WINDOW
-    expiry: Annotated[int, Variable("PAYER_EXPIRY", _number(HOUR, EXPIRY_MAX))] = LIFETIME
-    """From the opening of a job."""
-    bearer: Annotated[int, Variable("PAYER_BEARER", _number(1, BEARER_MAX))] = BEARER
+    claim_window: Annotated[int, Variable("PAYER_CLAIM_WINDOW", Number(*CLAIM_WINDOW_BOUNDS))] = CLAIM_WINDOW
+    """How long the host may still claim once a job's end was asked for on chain, or it expired."""
+    expiry: Annotated[int, Variable("PAYER_EXPIRY", Number(HOUR, EXPIRY_MAX))] = LIFETIME
+    """The time from the opening of a job until it ends by itself."""
+    bearer: Annotated[int, Variable("PAYER_BEARER", Number(1, BEARER_MAX))] = BEARER
     """How long a bearer is good for."""
 
     def __post_init__(self) -> None:
@@ -316,9 +347,11 @@ class TreasuryConfig:
     treasury_private_key: Annotated[Secret[bytes] | None, Variable("TREASURY_PRIVATE_KEY", _private_key)] = (
         None
     )
+    """The key of the deployment's treasury."""
     rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
         default="http://127.0.0.1:8545", repr=False
     )
+    """The chain\'s JSON-RPC endpoint."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
