@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
+from tallystick import doctor
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
 from tallystick.contracts import DEVNET, deployment
@@ -35,7 +36,8 @@ TestServer.__test__ = False  # pytest would collect it by its name
 HOST = account(1)
 OTHER = account(4).address
 NOTHING = Totals()
-CONFIG = HostConfig(host_private_key=Secret(HOST.private_key), host_address=HOST.address)
+MODEL = Path(doctor.__file__).parent / "models" / "tally-demo.gguf"
+CONFIG = HostConfig(host_private_key=Secret(HOST.private_key), host_address=HOST.address, model_path=MODEL)
 CHAIN = ChainFacts(
     "127.0.0.1:8545", deployment(DEVNET), code=True, registered=True, balance=10**18, fee=10**9
 )
@@ -81,6 +83,20 @@ def test_a_host_that_is_paid_passes_every_check() -> None:
             "tally host register",
         ),
         (replace(SOUND, chain=replace(CHAIN, balance=10**13)), "gas", "for 0 settlements", "send ETH"),
+        (replace(SOUND, config=replace(CONFIG, model_path=None)), "engine", "neither", "MODEL_PATH"),
+        (replace(SOUND, model=False), "engine", "no file", "MODEL_PATH"),
+        (replace(SOUND, unread=("Line 2 of .env sets nothing.",)), "settings", "Line 2", ".env"),
+        (
+            replace(
+                SOUND,
+                config=replace(CONFIG, host_private_key=None),
+                node=replace(NODE, paid=False),
+                jobs=(replace(PAID, confirmed=NOTHING),),
+            ),
+            "settled",
+            "100 tokens are due",
+            "set HOST_PRIVATE_KEY",
+        ),
         (replace(SOUND, node="nothing answers"), "node", "nothing answers", "tally host run"),
         (replace(SOUND, node=replace(NODE, reasons=("no disk",))), "node", "no disk", "log"),
         (replace(SOUND, node=replace(NODE, host=OTHER)), "node", OTHER, "tally host run"),
@@ -119,8 +135,11 @@ def test_a_job_that_pays_only_at_its_end_has_reached_the_threshold() -> None:
 
 def test_what_cannot_be_told_fails_and_says_what_comes_first() -> None:
     """A check that hangs on another one does not pass by default."""
-    assert set(failing(Facts(ConfigError("HOST_PRICE: bad")))) == {check.name for check in judge(SOUND)}
-    assert failing(Facts(ConfigError("HOST_PRICE: bad")))["settings"].seen == "HOST_PRICE: bad"
+    price = failing(replace(SOUND, wrong={"HOST_PRICE": "HOST_PRICE: bad."}))
+    assert [check.seen for check in price.values()] == ["HOST_PRICE: bad."]
+    listen = failing(replace(SOUND, node=None, wrong={"HOST_LISTEN": "HOST_LISTEN: bad."}))
+    assert set(listen) == {"settings", "node"}
+    assert listen["node"].mend == "mend HOST_LISTEN first"
     down = failing(replace(SOUND, chain=ChainError("gone")))
     assert set(down) == {"RPC_URL", "chain", "contracts", "registered", "gas"}
     assert down["gas"].mend == "mend RPC_URL first"
@@ -138,6 +157,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devnet: Devnet) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RPC_URL", devnet.rpc_url)
     monkeypatch.setenv("HOST_PRIVATE_KEY", HOST.private_key.hex())
+    monkeypatch.setenv("MODEL_PATH", str(MODEL))
     monkeypatch.setenv("HOST_DATA_DIR", str(tmp_path / "host"))
     monkeypatch.setenv("HOST_LISTEN", f"127.0.0.1:{unused_port()}")
     return monkeypatch
@@ -246,13 +266,21 @@ async def test_a_damaged_ledger_is_told_as_one(settings: pytest.MonkeyPatch, tmp
     assert str(path) in (await failures())["tokens"].seen
 
 
-async def test_settings_that_make_no_sense_fail_first(settings: pytest.MonkeyPatch) -> None:
-    """A key that cannot be read is named, and not shown."""
+async def test_settings_that_make_no_sense_fail_first(settings: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A key that cannot be read is named, and not shown; what does not hang on it is told all the same."""
     settings.setenv("HOST_PRIVATE_KEY", "0x" + "zz" * 32)
+    settings.setenv("HOST_ADDRESS", HOST.address)
+    settings.setenv("HOST_GRACE", "soon")
+    (tmp_path / ".env").write_text("HOST_PRICE=1\nwhat is this\n")
     failed = await failures()
     assert "HOST_PRIVATE_KEY" in failed["settings"].seen
     assert "zz" not in failed["settings"].seen
-    assert len(failed) == len(CHECKS)
+    assert "HOST_GRACE" in failed["settings"].seen
+    assert "Line 2 of .env sets nothing" in failed["settings"].seen
+    assert not {"RPC_URL", "chain", "contracts", "gas", "engine", "settled"} & set(failed)
+    assert failed["node"].mend == "mend HOST_PRIVATE_KEY first"
+    settings.setenv("MODEL_PATH", "nowhere.gguf")
+    assert "nowhere.gguf" in (await failures())["engine"].seen
 
 
 def test_every_check_says_what_it_is_about() -> None:

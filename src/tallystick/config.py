@@ -11,12 +11,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from io import StringIO
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Generic, Self, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from eth_utils.address import to_checksum_address
 
 from tallystick import proof
@@ -202,13 +204,18 @@ _FORMS: Mapping[Callable[[str], object], str] = {
 }
 
 
+def _variables(config: type) -> dict[str, Variable]:
+    """By field: its variable."""
+    hints = get_type_hints(config, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
 def _settings(config: type, env: Mapping[str, str] | None, dotenv: Path | None) -> dict[str, Any]:
     """The fields of a config that are set in `env` or `dotenv`. ConfigError names the variable."""
     inherited = dotenv_values(dotenv) if dotenv is not None else {}
     values = {**inherited, **(os.environ if env is None else env)}
     settings = {}
-    for name, hint in get_type_hints(config, include_extras=True).items():
-        variable: Variable = hint.__metadata__[0]
+    for name, variable in _variables(config).items():
         text = values.get(variable.name) or ""
         if text.strip():
             try:
@@ -226,7 +233,8 @@ def _expand(config: HostConfig | PayerConfig) -> None:
             try:
                 object.__setattr__(config, setting.name, path.expanduser())
             except RuntimeError as error:
-                raise ConfigError(f"{path}: {error}") from None
+                name = _variables(type(config))[setting.name].name
+                raise ConfigError(f"{name}: {path}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,3 +365,39 @@ class TreasuryConfig:
     def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
         """Read from `env` (None: the process's) and, for what that leaves out, from `dotenv`. ConfigError."""
         return cls(**_settings(cls, env, dotenv))
+
+
+def readable(
+    env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")
+) -> tuple[HostConfig, dict[str, str]]:
+    """A host's config without the variables that make no sense, and by their names what is wrong with them.
+
+    For looking into what a host is set up like; what serves takes `HostConfig.from_env`, which refuses.
+    """
+    values = dict(os.environ if env is None else env)
+    wrong: dict[str, str] = {}
+    names = {variable.name for variable in _variables(HostConfig).values()}
+    while True:
+        try:
+            return HostConfig.from_env(values, dotenv), wrong
+        except ConfigError as error:
+            named = names.intersection(re.findall(r"\w+", str(error))) - wrong.keys()
+            if not named:
+                raise
+            wrong.update(dict.fromkeys(named, str(error)))
+            values.update(dict.fromkeys(named, ""))
+
+
+def unread(dotenv: Path = Path(".env")) -> list[str]:
+    """What stands in `dotenv` and sets nothing, a sentence a line. ConfigError if it cannot be read."""
+    try:
+        text = dotenv.read_text()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{dotenv} cannot be read: {error}") from None
+    return [
+        f"Line {binding.original.line} of {dotenv} sets nothing."
+        for binding in parse_stream(StringIO(text))
+        if binding.error or (binding.key is not None and binding.value is None)
+    ]

@@ -7,16 +7,17 @@ function of them. Changes nothing: the ledger is opened for reading only, so the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import aiohttp
 import sqlalchemy as sa
 
 from tallystick import counter, proof, tables
 from tallystick.chain import Chain, deployment_at
-from tallystick.config import HostConfig
+from tallystick.config import HostConfig, readable, unread
 from tallystick.contracts import Deployment
 from tallystick.errors import ChainError, ConfigError, LedgerError
 from tallystick.ledger import DATABASE
@@ -28,6 +29,9 @@ SETTLEMENT_GAS = 80_000
 """Gas of the dearest settlement, a last checkpoint with completion and refund (contracts' gas snapshot)."""
 PATIENCE = 5.0
 """Seconds that a node has to answer in."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +89,19 @@ class JobFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that could be found out; an error in the place of what could not."""
+    """All that could be found out; an error in the place of what could not, None for what was not asked."""
 
-    config: HostConfig | ConfigError
+    config: HostConfig
+    """Without the variables in `wrong`."""
     chain: ChainFacts | ChainError | ConfigError | None = None
     node: NodeFacts | str | None = None
     jobs: tuple[JobFacts, ...] | LedgerError | None = None
+    wrong: Mapping[str, str] = field(default_factory=dict)
+    """By variable: why it makes no sense."""
+    unread: tuple[str, ...] = ()
+    """What stands in `.env` and sets nothing."""
+    model: bool = True
+    """The file at MODEL_PATH is there."""
 
 
 # Gathering
@@ -98,14 +109,19 @@ class Facts:
 
 async def examine() -> list[Check]:
     """Reads the settings, gathers the facts and judges them."""
-    try:
-        config = HostConfig.from_env()
-    except ConfigError as error:
-        return judge(Facts(error))
+    config, wrong = readable()
     chain, node, jobs = await asyncio.gather(
-        _ask_chain(config), _ask_node(config), asyncio.to_thread(_read_jobs, config.data_dir)
+        _unless("RPC_URL" in wrong, _ask_chain, config),
+        _unless("HOST_LISTEN" in wrong, _ask_node, config),
+        _unless("HOST_DATA_DIR" in wrong, asyncio.to_thread, _read_jobs, config.data_dir),
     )
-    return judge(Facts(config, chain, node, jobs))
+    model = config.model_path is None or config.model_path.is_file()
+    return judge(Facts(config, chain, node, jobs, wrong, tuple(unread()), model))
+
+
+async def _unless(wrong: bool, ask: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """What `ask` finds out, if the setting that it goes by is not wrong."""
+    return None if wrong else await ask(*args, **kwargs)
 
 
 async def _ask_chain(config: HostConfig) -> ChainFacts | ChainError | ConfigError:
@@ -206,16 +222,17 @@ def judge(facts: Facts) -> list[Check]:
 
 def settings(facts: Facts) -> Check:
     """Environment and `.env` make sense."""
-    if isinstance(facts.config, ConfigError):
-        return Check("settings", False, str(facts.config), "correct it in the environment or in .env")
+    wrong = [*dict.fromkeys(facts.wrong.values()), *facts.unread]
+    if wrong:
+        return Check("settings", False, " ".join(wrong), "correct it in the environment or in .env")
     return Check("settings", True, "read from the environment and .env")
 
 
 def private_key(facts: Facts) -> Check:
     """HOST_PRIVATE_KEY is set: without it the node serves and is never paid."""
     name = "HOST_PRIVATE_KEY"
-    if isinstance(facts.config, ConfigError):
-        return _unseen(name, facts)
+    if name in facts.wrong:
+        return _unseen(name, facts, name)
     key = facts.config.host_private_key
     if key is None:
         mend = "set HOST_PRIVATE_KEY in the environment or in .env, and restart the node"
@@ -227,8 +244,8 @@ def host_address(facts: Facts) -> Check:
     """The key is HOST_ADDRESS's: only a job's host can submit its checkpoints."""
     name = "HOST_ADDRESS"
     config = facts.config
-    if isinstance(config, ConfigError):
-        return _unseen(name, facts)
+    if facts.wrong.keys() & {name, "HOST_PRIVATE_KEY"}:
+        return _unseen(name, facts, name, "HOST_PRIVATE_KEY")
     if config.mismatched:
         seen = f"HOST_ADDRESS is {config.host_address}, and the key's address is {config.host}"
         mend = f"set HOST_ADDRESS={config.host}, or HOST_PRIVATE_KEY to the key of {config.host_address}"
@@ -244,7 +261,7 @@ def rpc_url(facts: Facts) -> Check:
         mend = "set RPC_URL to an endpoint that answers; `tally devnet` is one"
         return Check("RPC_URL", False, str(facts.chain), mend)
     if facts.chain is None:
-        return _unseen("RPC_URL", facts)
+        return _unseen("RPC_URL", facts, "RPC_URL")
     return Check("RPC_URL", True, "it answers")
 
 
@@ -253,7 +270,7 @@ def right_chain(facts: Facts) -> Check:
     if isinstance(facts.chain, ConfigError):
         return Check("chain", False, str(facts.chain), "set RPC_URL to an endpoint of one of those chains")
     if not isinstance(facts.chain, ChainFacts):
-        return _unseen("chain", facts)
+        return _unseen("chain", facts, "RPC_URL")
     deployment = facts.chain.deployment
     return Check("chain", True, f"chain {deployment.chain_id} ({deployment.name}) at {facts.chain.endpoint}")
 
@@ -261,7 +278,7 @@ def right_chain(facts: Facts) -> Check:
 def contracts(facts: Facts) -> Check:
     """The contracts' code is there."""
     if not isinstance(facts.chain, ChainFacts):
-        return _unseen("contracts", facts)
+        return _unseen("contracts", facts, "RPC_URL")
     deployment = facts.chain.deployment
     where = f"JobMarketplace {deployment.marketplace}, NodeRegistry {deployment.registry}"
     if not facts.chain.code:
@@ -272,8 +289,8 @@ def contracts(facts: Facts) -> Check:
 
 def registered(facts: Facts) -> Check:
     """The host is in the NodeRegistry: no job can be opened with another."""
-    if isinstance(facts.config, ConfigError) or not _has_contracts(facts) or facts.config.host is None:
-        return _unseen("registered", facts)
+    if not _has_contracts(facts) or facts.config.host is None:
+        return _unseen("registered", facts, "RPC_URL", "HOST_PRIVATE_KEY", "HOST_ADDRESS")
     assert isinstance(facts.chain, ChainFacts)
     if not facts.chain.registered:
         return Check("registered", False, f"{facts.config.host} is not registered", "tally host register")
@@ -282,8 +299,8 @@ def registered(facts: Facts) -> Check:
 
 def gas(facts: Facts) -> Check:
     """The host has ETH to settle with."""
-    if isinstance(facts.config, ConfigError) or not _has_contracts(facts) or facts.config.host is None:
-        return _unseen("gas", facts)
+    if not _has_contracts(facts) or facts.config.host is None:
+        return _unseen("gas", facts, "RPC_URL", "HOST_PRIVATE_KEY", "HOST_ADDRESS")
     assert isinstance(facts.chain, ChainFacts)
     settlements = facts.chain.balance // max(1, SETTLEMENT_GAS * facts.chain.fee)
     seen = f"{from_units(facts.chain.balance, 18)} ETH: enough for {settlements} settlements at present fees"
@@ -293,8 +310,8 @@ def gas(facts: Facts) -> Check:
 
 def node(facts: Facts) -> Check:
     """The node runs, for this host, and is ready."""
-    if isinstance(facts.config, ConfigError):
-        return _unseen("node", facts)
+    if facts.wrong.keys() & {"HOST_LISTEN", "HOST_PRIVATE_KEY"}:
+        return _unseen("node", facts, "HOST_LISTEN", "HOST_PRIVATE_KEY")
     if not isinstance(facts.node, NodeFacts):
         return Check("node", False, facts.node or "not looked for", "tally host run")
     if facts.node.host != facts.config.host or facts.node.paid != bool(facts.config.host_private_key):
@@ -305,10 +322,24 @@ def node(facts: Facts) -> Check:
     return Check("node", True, f"ready at {facts.node.url}, serving {', '.join(facts.node.models)}")
 
 
+def engine(facts: Facts) -> Check:
+    """There is an engine to sell tokens of: a model's file, or a server."""
+    config = facts.config
+    if facts.wrong.keys() & {"MODEL_PATH", "ENGINE_URL"}:
+        return _unseen("engine", facts, "MODEL_PATH", "ENGINE_URL")
+    if config.model_path is None and config.engine_url is None:
+        mend = "set MODEL_PATH to a GGUF file, or ENGINE_URL to a server"
+        return Check("engine", False, "neither MODEL_PATH nor ENGINE_URL is set", mend)
+    if not facts.model:
+        seen = f"MODEL_PATH is {config.model_path}, where no file is"
+        return Check("engine", False, seen, "set MODEL_PATH to a GGUF file that is there")
+    return Check("engine", True, f"llama.cpp with {config.model_path}" if config.model_path else "ENGINE_URL")
+
+
 def requests(facts: Facts) -> Check:
     """Requests arrive that name a job: others are turned down before anything is counted."""
     if not isinstance(facts.jobs, tuple):
-        return _unseen("requests", facts)
+        return _unseen("requests", facts, "HOST_DATA_DIR")
     if not facts.jobs:
         seen = "not yet: no request with a job_id was taken"
         return Check("requests", False, seen, f"send one: tally chat{_at_node(facts)}")
@@ -321,7 +352,7 @@ def requests(facts: Facts) -> Check:
 def tokens(facts: Facts) -> Check:
     """What is delivered is counted."""
     if not isinstance(facts.jobs, tuple):
-        return _unseen("tokens", facts)
+        return _unseen("tokens", facts, "HOST_DATA_DIR")
     counted = sum((job.counted for job in facts.jobs), Totals())
     if counted.tokens == 0:
         seen = "not yet: no token was delivered to a job"
@@ -332,7 +363,7 @@ def tokens(facts: Facts) -> Check:
 def threshold(facts: Facts) -> Check:
     """A job has come to its interval (by default 100 tokens), and its payer has signed for it."""
     if not isinstance(facts.jobs, tuple):
-        return _unseen("threshold", facts)
+        return _unseen("threshold", facts, "HOST_DATA_DIR")
     reached = [job for job in facts.jobs if job.reached]
     if reached:
         return Check(
@@ -352,12 +383,16 @@ def threshold(facts: Facts) -> Check:
 def settled(facts: Facts) -> Check:
     """What is due is on the chain, confirmed."""
     if not isinstance(facts.jobs, tuple):
-        return _unseen("settled", facts)
+        return _unseen("settled", facts, "HOST_DATA_DIR")
     owing = [job for job in facts.jobs if not job.closed and not job.confirmed.covers(job.due)]
     if owing:
         job = owing[0]
         seen = f"job {job.id}: {job.due.tokens} tokens are due, {job.confirmed.tokens} are confirmed"
-        mend = "keep the node running; if it stays so, mend gas and RPC_URL: its log says what it waits for"
+        mend = (
+            "keep the node running; if it stays so, mend gas and RPC_URL: its log says what it waits for"
+            if facts.config.host_private_key is not None
+            else "set HOST_PRIVATE_KEY, and restart the node: without it nothing is submitted"
+        )
         return Check("settled", False, seen, mend)
     confirmed = sum((job.confirmed for job in facts.jobs), Totals())
     return Check("settled", True, f"nothing is due; {confirmed.tokens} tokens are confirmed on chain")
@@ -372,6 +407,7 @@ CHECKS: tuple[Callable[[Facts], Check], ...] = (
     contracts,
     registered,
     gas,
+    engine,
     node,
     requests,
     tokens,
@@ -380,10 +416,11 @@ CHECKS: tuple[Callable[[Facts], Check], ...] = (
 )
 
 
-def _unseen(name: str, facts: Facts) -> Check:
-    """A check that cannot be made before another one holds."""
-    if isinstance(facts.config, ConfigError):
-        return Check(name, False, "cannot be told", "mend the settings first")
+def _unseen(name: str, facts: Facts, *variables: str) -> Check:
+    """A check that cannot be made before another one holds; `variables` are those that it goes by."""
+    for variable in variables:
+        if variable in facts.wrong:
+            return Check(name, False, "cannot be told", f"mend {variable} first")
     if isinstance(facts.jobs, LedgerError) and name in ("requests", "tokens", "threshold", "settled"):
         return Check(name, False, str(facts.jobs), "check HOST_DATA_DIR and its disk")
     if not _has_contracts(facts):
@@ -397,7 +434,7 @@ def _has_contracts(facts: Facts) -> bool:
 
 def _at_node(facts: Facts) -> str:
     """The option that leads `tally chat` to this node, if it is known where it is."""
-    if isinstance(facts.config, ConfigError):
+    if "HOST_LISTEN" in facts.wrong:
         return ""
     return f" --host {node_url(facts.config)}"
 
