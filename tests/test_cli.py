@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tallystick.types import JobId, JobStatus
 
 HOST, PAYER, TREASURY = account(1), account(2), account(3)
 MODEL = Path(sys.modules["tallystick.cli"].__file__ or "").parent / "models" / "tally-demo.gguf"
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 NONE: Mapping[str, str | None] = {}
 COMMAND = [sys.executable, "-m", "tallystick.cli"]
 
@@ -312,6 +314,30 @@ def test_ctrl_c_between_replies_ends_the_conversation(tally: Tally) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert "job 1 stays open" in process.stdout.read()
+
+
+def test_sigterm_leaves_the_terminal_as_it_was(tally: Tally) -> None:
+    """Asked to end in the middle of a reply, chat shows the cursor again and says how the job stands."""
+    tally("host", "register")
+    terminal, its_end = pty.openpty()
+    command = [*COMMAND, "chat", "Tell me about the tide.", "--max-tokens", "3000"]
+    environment = {**tally.environment, "TERM": "xterm", "COLUMNS": "200"}
+    with tally.node():
+        process = subprocess.Popen(
+            command, env=environment, cwd=tally.directory, stdin=its_end, stdout=its_end, stderr=its_end
+        )
+        os.close(its_end)
+        seen = b""
+        while HIDE_CURSOR not in seen:
+            seen += os.read(terminal, 4096)
+        process.terminate()
+        with suppress(OSError):  # how Linux tells that the other side of a terminal is closed
+            while read := os.read(terminal, 4096):
+                seen += read
+        assert process.wait(30) == 0
+    os.close(terminal)
+    assert seen.rindex(SHOW_CURSOR) > seen.rindex(HIDE_CURSOR)
+    assert b"job 1 stays open" in seen
 
 
 def test_earnings_go_to_the_payout_address(tally: Tally) -> None:

@@ -6,6 +6,7 @@ Ctrl-C ends a reply, and between replies the conversation; the job stays open un
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
 import sys
@@ -51,6 +52,8 @@ class Reply:
 
 async def converse(wanted: Wanted, *, as_json: bool = False) -> dict[str, Any]:
     """The whole command. Returns what `--json` prints. Raises what the session raises."""
+    # At the interpreter's end there is nothing left to interrupt, and Ctrl-C there would be told as a fault.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     out = console(stderr=as_json)
     async with wallet.opened() as purse:
         using = await begin(purse, wanted, out.print)
