@@ -485,6 +485,28 @@ def test_a_job_that_was_ended_meanwhile_is_told_as_closed(tally: Tally) -> None:
     assert "stays open" not in rest
 
 
+def test_a_lost_connection_says_how_to_go_on(tally: Tally) -> None:
+    """A payer whose host goes away is told the number of its job, and the commands that it can go on with."""
+    tally("host", "register")
+    with tally.node():
+        process = subprocess.Popen(
+            [*COMMAND, "chat", "--max-tokens", "5"],
+            env=tally.environment,
+            cwd=tally.directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert "opened job 1" in process.stdout.readline()
+    told, _ = process.communicate("Hello\n", timeout=30)
+    assert process.returncode == 1
+    assert told.startswith("tally: ")
+    assert "Go on: tally chat --job 1." in told
+    assert "End: tally job complete 1." in told
+
+
 def test_an_account_without_eth_is_told_before_anything_is_sent(tally: Tally) -> None:
     """A payer that cannot pay for gas is not left with a session key for a job that was never opened."""
     tally("host", "register")
