@@ -136,6 +136,7 @@ ONE_FACT: dict[str, tuple[str, Facts]] = {
     "an interval without a quarter": ("interval_too_small", job(interval=3)),
     "a claim window too short": ("claim_window_too_short", job(claim_window=3599)),
     "a job about to expire": ("expiry_too_near", job(expires_at=NOW + EXPIRY_MARGIN - 1)),
+    "a credit that is used up": ("credit_used_up", replace(GOOD, used_up=True)),
     "more than the context holds": ("context_exceeded", replace(GOOD, max_tokens=4085)),
     "a deposit that is used up": ("deposit_exhausted", replace(GOOD, fit=Fit.NO_DEPOSIT)),
     "a prompt beyond the credit": ("prompt_receipt_due", replace(GOOD, fit=Fit.NEEDS_RECEIPT)),

@@ -108,7 +108,7 @@ class Tally:
         while time.monotonic() < deadline:
             assert process.poll() is None
             try:
-                with urllib.request.urlopen(f"http://{self.listen}/readyz") as answer:
+                with urllib.request.urlopen(f"http://{self.listen}/healthz") as answer:
                     assert answer.status == 200
                     return
             except OSError:

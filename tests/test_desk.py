@@ -302,6 +302,19 @@ async def test_refused_reservations_are_given_back(bench: Bench) -> None:
     assert stream.account.meter.reserved == 0
 
 
+async def test_reads_text_alone(bench: Bench) -> None:
+    """What is not text is turned down before the engine, which would call it a fault of its own."""
+    signer = await bench.signer()
+    text = {"type": "text", "text": "What is this?"}
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    for part in (image, {"text": "no type"}, "bare"):
+        with pytest.raises(Refusal, match="text") as caught:
+            await bench.admit(signer, messages=[{"role": "user", "content": [text, part]}])
+        assert (caught.value.code, caught.value.extra) == ("invalid_request", {"param": "messages"})
+    assert bench.engine.asked == []
+    assert (await bench.ask(signer, 2, messages=[{"role": "user", "content": [text]}])).end is not None
+
+
 # Receipts
 
 
@@ -340,6 +353,52 @@ async def test_late_bearer_may_sign(bench: Bench) -> None:
     assert await code(bench.desk.receipt(receipt, signer.access(key=proof.new_key()))) == "access_forged"
     assert (await bench.desk.receipt(receipt, late)).ack.totals == receipt.totals
     assert await code(bench.desk.view(signer.job.id, late)) == "access_expired"
+
+
+async def test_an_old_bearer_reads_no_receipt(bench: Bench) -> None:
+    """Law 10: with a bearer that ran out, only who signed for the job is told the stored receipt."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    late, stored = signer.access(expires_at=1), signer.signs.last
+    assert stored is not None
+    junk = replace(stored, totals=Totals(0, 1), signature=bytes(65))
+    assert await code(bench.desk.receipt(junk, late)) == "receipt_forged"
+    public = replace(stored, positions=())  # what a transaction shows of it
+    assert await code(bench.desk.receipt(public, late)) == "receipt_forged"
+    assert (await bench.desk.receipt(stored, late)).stored == stored
+    assert (await bench.desk.receipt(public, signer.access())).stored == stored
+
+
+async def test_a_closed_job_takes_no_receipt(bench: Bench) -> None:
+    """Law 6: what is closed on the chain cannot be claimed on, so nothing is acknowledged for it."""
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    host = bench.devnet.accounts.host.private_key
+    await bench.chain.transact(bench.chain.complete_session(signer.job.id), host, confirmations=1)
+    receipt = signer.receipt()
+    assert receipt is not None
+    assert await code(bench.desk.receipt(receipt, signer.access())) == "job_closed"
+    assert (await bench.row(signer)).receipted is None
+
+
+async def test_nobody_else_sees_a_job(bench: Bench) -> None:
+    """Law 10: the host's view of a job, its receipt included, is for the job's signer."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    stranger = signer.access(key=proof.new_key())
+    assert await code(bench.desk.view(signer.job.id, stranger)) == "access_forged"
+    assert await code(bench.desk.identify(stranger)) == "access_forged"
+    assert (await bench.desk.view(signer.job.id, signer.access()))["receipt"] is not None
+
+
+async def test_a_checkpoint_is_due_once(bench: Bench) -> None:
+    """A whole interval is told once, when it is counted, and no quarter of it is."""
+    signer = await bench.signer()
+    with capture_logs() as lines:
+        for number in (1, 2, 3, 4):
+            await bench.ask(signer, number)
+    due = [line["tokens"] for line in lines if line["event"] == "checkpoint.due"]
+    assert [tokens // 100 for tokens in due] == [1, 2]
 
 
 async def test_whole_intervals_are_due(bench: Bench) -> None:
@@ -467,6 +526,16 @@ async def test_stop(bench: Bench) -> None:
     assert await code(bench.admit(signer, 2)) == "node_stopping"
 
 
+async def test_stop_tells_what_waits(bench: Bench) -> None:
+    """A request that waits for admission is told that the node stops before its connection is closed."""
+    signer = await bench.signer(checkpoint_interval=20)
+    stream = await bench.ask(signer, signing=False)
+    asking = await bench.in_line(signer, stream)
+    await bench.desk.stop(5.0)
+    assert asking.done()
+    assert await code(asking) == "node_stopping"
+
+
 # What nobody signs for
 
 
@@ -523,7 +592,12 @@ async def test_forgiven_within_one_credit(bench: Bench) -> None:
         async with await bench.admit(signer, number) as stream:
             while stream.delivery.totals.tokens < 17:
                 await anext(stream)
-    assert await code(bench.admit(signer, 3)) == "prompt_receipt_due"
+    assert not await bench.is_ending(signer)
+    with pytest.raises(Refusal) as caught:
+        await bench.admit(signer, 3)
+    assert (caught.value.code, "models" in caught.value.extra["terms"]) == ("credit_used_up", True)
+    assert await bench.is_ending(signer)
+    assert await code(bench.admit(signer, 4)) == "job_ended"
 
 
 async def test_one_credit_in_a_life(bench: Bench) -> None:

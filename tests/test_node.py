@@ -13,9 +13,10 @@ from structlog.testing import capture_logs
 from tallystick import lookout, wire
 from tallystick.chain import Chain
 from tallystick.config import AssetPrice, HostConfig, Secret
+from tallystick.counter import Counter
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, ConfigError, Refusal
-from tallystick.node import Node, Payout
+from tallystick.node import COUNTER, Node, Payout
 from tallystick.testing import Script, ScriptedEngine, say
 from tallystick.types import ETH, Address, JobStatus, Totals
 from tests.paying import PROMPT, Signer, open_job, register, until
@@ -92,12 +93,23 @@ async def test_unpaid(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
     assert "HOST_PRIVATE_KEY" in line["meaning"]
     async with node(unpaid) as host:
         assert not host.quote()["paid"]
+        assert await host.unready() == ["HOST_PRIVATE_KEY is not set: this host will not be paid"]
         signer = await open_job(devnet, chain)
         for number in (1, 2):
             await ask(host, signer, number)
     job = await chain.job(signer.job.id)
     assert job is not None
     assert job.settled == Totals()
+
+
+async def test_not_registered(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """A host with which no job can be opened is not ready, and is once it has registered."""
+    stranger = devnet.accounts.stranger
+    async with node(changed(config, host_private_key=Secret(stranger.private_key))) as host:
+        [reason] = await host.unready()
+        assert "tally host register" in reason
+        await chain.transact(chain.register(stranger.address, "{}"), stranger.private_key)
+        assert await host.unready() == []
 
 
 async def test_wrong_key(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
@@ -237,6 +249,21 @@ async def test_goes_on_after_a_restart(config: HostConfig, devnet: Devnet, chain
     job = await chain.job(signer.job.id)
     assert job is not None
     assert job.settled == Totals(PROMPT, 60)
+
+
+async def test_a_kill_before_the_ledger_was_told(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """Law 7: what a killed node had counted, its ledger knows at the next start."""
+    async with node(config) as host:
+        signer = await open_job(devnet, chain)
+        await ask(host, signer)
+        row = await host.ledger.job(signer.job.id)
+    assert row is not None
+    with Counter(config.data_dir / COUNTER) as counter:  # as the node left it that was killed
+        counter.open(signer.job.id, row.epoch, row.gross).add(0, 30)
+    async with node(config) as host:
+        after = await host.ledger.job(signer.job.id)
+    assert after is not None
+    assert after.gross == row.gross + Totals(0, 30)
 
 
 async def is_closed(chain: Chain, signer: Signer) -> bool:

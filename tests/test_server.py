@@ -323,7 +323,20 @@ async def test_access(hosting: Hosting) -> None:
     ):
         assert (await host.problem("GET", path, headers=headers))["code"] == code
     other = f"/v1/jobs/{signer.job.id + 1}"
-    assert (await host.problem("GET", other, headers=signer.headers()))["code"] == "job_mismatch"
+    problem = await host.problem("GET", other, headers=signer.headers())
+    assert problem["code"] == "job_mismatch"
+    assert problem["detail"].startswith("The path names job")
+
+
+@pytest.mark.parametrize("job_id", ["0", "-1", str(2**53), str(2**257), "9" * 5000, "1.5", "one", "٣"])
+async def test_what_no_job_can_be_called(hosting: Hosting, job_id: str) -> None:
+    """A path with a number that no job can have is answered before the chain is asked for it."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    end = {"end": "0x" + signer.end().hex()}
+    for method, route in (("GET", ""), ("POST", "/receipts"), ("POST", "/complete")):
+        path = f"/v1/jobs/{job_id}{route}"
+        assert (await host.problem(method, path, json=end, headers=signer.headers()))["code"] == "not_found"
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,8 @@ def test_a_job_without_a_rate_is_receipted(rate: int, receipted: bool) -> None:
     )
     assert job.receipted is receipted
     assert job.model_id == ZERO_HASH
+
+
+def test_totals_read_as_words() -> None:
+    """Totals stand in refusals, which people read."""
+    assert f"{Totals(11, 50)}" == "11 prompt and 50 generated tokens"

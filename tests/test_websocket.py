@@ -21,9 +21,12 @@ from tallystick.node import Node
 from tallystick.server import running
 from tallystick.testing import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import RequestId
-from tests.paying import PROMPT, Signer, open_job, register
+from tests.paying import PROMPT, Signer, open_job, register, until
 
 Frame = Mapping[str, Any]
+END = "0x" + "11" * 65
+NO_JOBS = ("-1", "0", str(2**53), str(2**257), "true", "1.0", '"1"', "null")
+"""What no job can be called."""
 
 
 class Talk:
@@ -182,6 +185,7 @@ async def test_leaving_cancels(hosting: Hosting) -> None:
         '{"type": "receipt", "receipt": {}}',
         '{"type": "cancel"}',
         '{"type": "session_end", "job_id": 1}',
+        *(f'{{"type": "session_end", "job_id": {job_id}, "end": "{END}"}}' for job_id in NO_JOBS),
     ],
 )
 async def test_malformed_frames(hosting: Hosting, raw: str) -> None:
@@ -261,3 +265,48 @@ async def test_end_and_settled(hosting: Hosting) -> None:
     assert int(closed["refund"]) == job.deposit - job.owed
     await talk.infer(3)
     assert (await talk.next())["problem"]["code"] in ("job_ended", "job_closed")
+
+
+async def test_asks_for_nothing(hosting: Hosting) -> None:
+    """A frame that asks without a request is told which member it lacks."""
+    await hosting.serve()
+    talk = await hosting.talk()
+    await talk.send("inference")
+    assert (await talk.next())["problem"]["param"] == "request"
+
+
+async def waiting(hosting: Hosting, node: Node) -> Talk:
+    """A socket whose second prompt waits for receipts of the first reply."""
+    talk = await hosting.talk(checkpoint_interval=20)
+    await talk.infer()
+    while not (await talk.next()).get("tally", {}).get("waiting"):
+        pass
+    access = talk.signer.access()
+    await talk.infer(2)
+    account = node.desk._accounts[await node.desk.identify(access)]
+
+    async def in_line() -> bool:
+        return account.waiting == 1
+
+    await until(in_line)
+    return talk
+
+
+async def test_stopping_while_a_prompt_waits(hosting: Hosting) -> None:
+    """A node that stops tells a request that waits for admission so, before its socket is closed."""
+    node = await hosting.serve()
+    talk = await waiting(hosting, node)
+    await node.desk.stop(5.0)
+    frames = [await talk.next(), await talk.next()]
+    told = {frame["type"]: frame.get("reason") or frame["problem"]["code"] for frame in frames}
+    assert told == {"done": "node_stopping", "error": "node_stopping"}
+
+
+async def test_leaving_while_a_prompt_waits(hosting: Hosting, caplog: pytest.LogCaptureFixture) -> None:
+    """A request that is refused after its client has left is no fault of the node's."""
+    node = await hosting.serve()
+    talk = await waiting(hosting, node)
+    await talk.socket.close()
+    await node.desk.stop(5.0)
+    await hosting.parts.aclose()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

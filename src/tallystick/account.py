@@ -248,10 +248,21 @@ class Account:
         """The client of a request went away before its reply was over."""
         self._gone.add(request)
 
+    @property
+    def used_up(self) -> bool:
+        """True if clients that are gone left more unsigned than may be written off in the job's life.
+
+        What was lost in a restart is not held against the job: its client may still be there.
+        """
+        totals = self._left_by_gone().lower(self._unsigned)
+        return totals != Totals() and not self.meter.attested and not self.meter.may_write_off(totals)
+
+    def _left_by_gone(self) -> Totals:
+        return sum(map(self.open_of, self._gone), Totals())
+
     def abandoned(self) -> Totals:
         """What requests whose client is gone, in this process or the one before, leave unsigned."""
-        left = sum(map(self.open_of, self._gone), self.open_of_lost())
-        return left.lower(self._unsigned)
+        return (self._left_by_gone() + self.open_of_lost()).lower(self._unsigned)
 
     def forgive(self) -> bool:
         """Writes off what is abandoned, once a request. False: nothing, or not within the one credit."""

@@ -94,7 +94,9 @@ class Facts:
     secure: bool = False
     """It came over TLS or from this machine."""
     named_job: JobId | None = None
-    """`job_id` of the body."""
+    """The job that the request is about, beside the bearer's."""
+    named_in: str = "body"
+    """Where it is named."""
 
     job: Job | None = None
     """As of the block that is as deep as the host asks."""
@@ -109,6 +111,8 @@ class Facts:
     model: str | None = None
     """As asked for; none: the first one."""
 
+    used_up: bool = False
+    """Clients that are gone left more unsigned than the job's one credit."""
     fit: Fit = Fit.FITS
     prompt_tokens: int = 0
     max_tokens: int = 0
@@ -184,7 +188,9 @@ def job_mismatch(facts: Facts) -> Refusal | None:
     assert bearer is not None
     if facts.named_job in (None, bearer.job_id):
         return None
-    return Refusal("job_mismatch", f"The body names job {facts.named_job}, the bearer job {bearer.job_id}.")
+    return Refusal(
+        "job_mismatch", f"The {facts.named_in} names job {facts.named_job}, the bearer job {bearer.job_id}."
+    )
 
 
 # Which job: it has been read from the chain.
@@ -335,6 +341,10 @@ def expiry_too_near(facts: Facts) -> Refusal | None:
 # What it may cost: prompt counted, and held against what the job's account has left.
 
 
+def credit_used_up(facts: Facts) -> Refusal | None:
+    return Refusal("credit_used_up") if facts.used_up else None
+
+
 def context_exceeded(facts: Facts) -> Refusal | None:
     if facts.context is None or facts.prompt_tokens + facts.max_tokens <= facts.context:
         return None
@@ -405,7 +415,9 @@ TERMS: tuple[Check, ...] = (
     expiry_too_near,
 )
 COST: tuple[Check, ...] = (context_exceeded, deposit_exhausted, prompt_receipt_due, stream_required)
-CHECKS = ASKING + JOB + TERMS + COST
+LIFE: tuple[Check, ...] = (credit_used_up,)
+"""What a job has to pass before a prompt of it is counted."""
+CHECKS = ASKING + JOB + TERMS + LIFE + COST
 """What a request for a reply has to pass, in the order of protocol §8."""
 
 HOLDING: tuple[Check, ...] = tuple(check for check in ASKING if check is not access_expired)

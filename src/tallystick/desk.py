@@ -29,7 +29,7 @@ from tallystick.errors import ChainError, EngineError, LedgerError, ReceiptError
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.meter import Fit
-from tallystick.receipt import check_signer
+from tallystick.receipt import check_own, check_signer
 from tallystick.stream import CANCELLED, NODE_STOPPING, Order, Stream, engine_refusal
 from tallystick.types import Ack, Job, JobId, Receipt, RequestId, Totals
 from tallystick.wire import ChatRequest
@@ -105,6 +105,8 @@ class Desk:
         self._key = config.host_private_key.reveal() if config.host_private_key else None
         self._accounts: dict[JobId, Account] = {}
         self._writing: set[asyncio.Task[Any]] = set()
+        self._admitting = 0
+        """Requests that are neither turned down nor a stream yet."""
         self._stream_left = asyncio.Event()
         self._since = asyncio.get_running_loop().time()
 
@@ -112,15 +114,25 @@ class Desk:
 
     async def admit(self, asked: ChatRequest, access: Access) -> Stream:
         """A stream for a request that passes protocol §8. Enter it at once: it holds a reservation."""
+        self._admitting += 1
+        try:
+            return await self._admit(asked, access)
+        finally:
+            self._admitting -= 1
+            self._stream_left.set()
+
+    async def _admit(self, asked: ChatRequest, access: Access) -> Stream:
         self._refuse_while_stopping()
         if asked.n > 1:
             raise Refusal("invalid_request", "`n`: this host makes one choice a request.", param="n")
+        _refuse_other_than_text(asked.body["messages"])
         facts = await self._look(access, asked.job_id)
         facts = replace(await self._remember(facts), model=asked.model)
         _require(admission.JOB + admission.TERMS, facts)
         account = await self._open(facts.known)
         if asked.receipt is not None:
             await self._receive(account, asked.receipt)
+        await self._refuse_used_up(account, facts)
         order = await self._draw_up(asked, account)
         await self._reserve(order, account, facts)
         return Stream(order, account, self._engine, self, self._config.receipt_timeout)
@@ -133,7 +145,7 @@ class Desk:
 
     async def view(self, job_id: JobId, access: Access) -> dict[str, Any]:
         """What the host knows of the bearer's job, as it goes over the wire."""
-        facts = await self._look(access, job_id)
+        facts = await self._look(access, job_id, named_in="path")
         _require(admission.OWNING, facts)
         job = facts.newest or facts.known
         account = self._accounts.get(job_id)
@@ -146,7 +158,12 @@ class Desk:
         return _view(job, job.settled, NOTHING, None, ended=False)
 
     async def _look(
-        self, access: Access, named: JobId | None = None, checks: Iterable[Check] = admission.ASKING
+        self,
+        access: Access,
+        named: JobId | None = None,
+        checks: Iterable[Check] = admission.ASKING,
+        *,
+        named_in: str = "body",
     ) -> Facts:
         """Who asks, and for which job as the chain has it; the latter only for a bearer that may be good."""
         facts = Facts(
@@ -155,6 +172,7 @@ class Desk:
             authorization=access.authorization,
             secure=access.secure,
             named_job=named,
+            named_in=named_in,
         )
         _require(checks, facts)
         assert facts.bearer is not None
@@ -193,6 +211,13 @@ class Desk:
         if job != account.job:
             await self._ledger.adopt(job)
             account.refresh(job)
+
+    async def _refuse_used_up(self, account: Account, facts: Facts) -> None:
+        """A job that cannot go on is ended now, not at the end of the grace under a later session."""
+        refusal = first_refusal(admission.LIFE, replace(facts, used_up=account.used_up))
+        if refusal is not None:
+            await asyncio.shield(self._spawn(self._end(account)))
+            raise refusal
 
     async def _draw_up(self, asked: ChatRequest, account: Account) -> Order:
         """What the engine is to be asked for, with its count of the prompt."""
@@ -247,6 +272,7 @@ class Desk:
         if fit is not Fit.NEEDS_RECEIPT or not account.meter.fits_credit(prompt_tokens):
             return fit
         await self.forgive(account)
+        self._refuse_while_stopping()
         place = account.queue_prompt(prompt_tokens)
         account.wake()
         try:
@@ -273,8 +299,11 @@ class Desk:
 
     async def receipt(self, receipt: Receipt, access: Access) -> Answer:
         """Takes a receipt (protocol §5). A bearer that ran out does not keep a payer from signing."""
-        facts = await self._look(access, receipt.job_id, admission.HOLDING)
+        facts = await self._look(access, receipt.job_id, admission.HOLDING, named_in="receipt")
         _require((*admission.OWNING, admission.closed), facts)
+        if admission.access_expired(facts) is not None:
+            # Whoever found an old bearer has no receipt of the signer's, whose answer may tell request ids.
+            check_own(receipt, self.offer.domain, facts.known.signer)
         return await self._receive(await self._open(facts.known), receipt)
 
     async def _receive(self, account: Account, receipt: Receipt) -> Answer:
@@ -374,7 +403,7 @@ class Desk:
             account.cut(NODE_STOPPING)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.streams:
+                while self.streams or self._admitting:
                     self._stream_left.clear()
                     await self._stream_left.wait()
         while self._writing:
@@ -478,6 +507,20 @@ def _require(checks: Iterable[Check], facts: Facts) -> None:
     refusal = first_refusal(checks, facts)
     if refusal is not None:
         raise refusal
+
+
+def _refuse_other_than_text(messages: list[dict[str, Any]]) -> None:
+    """Engines refuse what they cannot read in ways that look like a fault of theirs, so it is done here."""
+    for at, message in enumerate(messages):
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        kinds = [part.get("type") if isinstance(part, dict) else part for part in parts]
+        if other := [kind for kind in kinds if kind != "text"]:
+            raise Refusal(
+                "invalid_request",
+                f"`messages[{at}].content`: this host reads parts of type 'text', not {other[0]!r:.40}.",
+                param="messages",
+            )
 
 
 def _check_end(domain: proof.Domain, job: Job, signature: bytes) -> None:

@@ -203,6 +203,12 @@ REFUSALS: dict[str, Row] = {
         "payer",
         "Stream it, from a client that signs (`tally chat`); ask for less; or use a host-attested job.",
     ),
+    "credit_used_up": Row(
+        402,
+        "Clients of this job left more unsigned than its one credit, so the host has ended it.",
+        "payer",
+        "Open a new job; what was signed is settled and the rest comes back.",
+    ),
     "receipt_due": Row(
         402,
         "No receipt came in time, and the credit is used up.",

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import structlog
 
-from tallystick import __version__, proof
+from tallystick import __version__, lookout, proof
 from tallystick.admission import Offer
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import AssetPrice, HostConfig
@@ -24,7 +24,7 @@ from tallystick.contracts import Deployment
 from tallystick.counter import Counter
 from tallystick.desk import Desk
 from tallystick.engine import Engine, HttpEngine, LlamaEngine
-from tallystick.errors import ConfigError
+from tallystick.errors import ChainError, ConfigError
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.pricing import to_units
@@ -39,6 +39,9 @@ STOP_STREAMS = 5.0
 """Seconds that replies under way have to end in when the node stops."""
 STOP_SETTLING = 15.0
 """Seconds that what is due has to be settled in when the node stops; the next start goes on with the rest."""
+
+REGISTERED_FRESH = 60.0
+"""Seconds for which a registration that was seen is relied on: a host takes it back once in its life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class Node:
         """Its own tasks, which end with it."""
         self._passing: set[asyncio.Task[None]] = set()
         self._parts = AsyncExitStack()
+        self._registered = False
+        self._registered_at = float("-inf")
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -159,15 +164,28 @@ class Node:
         reasons = []
         if self.offer.host is None:
             reasons.append("neither HOST_PRIVATE_KEY nor HOST_ADDRESS is set")
+        elif self._settlement is None:
+            reasons.append("HOST_PRIVATE_KEY is not set: this host will not be paid")
         if self.desk.stopping:
             reasons.append("the node is shutting down")
         if self.counter.failure is not None:
             reasons.append(f"counts do not reach the disk: {self.counter.failure}")
         reasons += [f"{name} broke down" for name, task in self._running.items() if task.done()]
         await self.lookout.now()
+        if self.offer.host is not None and not await self._is_registered(self.offer.host):
+            reasons.append("not registered: no job can be opened with this host (`tally host register`)")
         if self.lookout.trouble is not None:
             reasons.append(f"the chain cannot be read: {self.lookout.trouble}")
         return reasons
+
+    async def _is_registered(self, host: Address) -> bool:
+        """As the registry said when it was last asked; that it does not answer is told as such."""
+        now = asyncio.get_running_loop().time()
+        if now - self._registered_at >= (REGISTERED_FRESH if self._registered else lookout.FRESH):
+            with suppress(ChainError):
+                self._registered = await self.chain.is_registered(host)
+                self._registered_at = now
+        return self._registered
 
     @contextmanager
     def watch(self, job_id: JobId, watcher: Watcher) -> Iterator[None]:
@@ -273,7 +291,8 @@ class Node:
                 meaning="jobs that name HOST_ADDRESS are refused: only their host can submit checkpoints",
                 mend="set HOST_ADDRESS to the key's address, or HOST_PRIVATE_KEY to the key of HOST_ADDRESS",
             )
-        if not await self.chain.is_registered(self.offer.host):
+        self._registered = await self.chain.is_registered(self.offer.host)
+        if not self._registered:
             log.error(
                 "node.not_registered",
                 host=self.offer.host,

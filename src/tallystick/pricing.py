@@ -69,7 +69,7 @@ def refund(deposit: int, totals: Totals, prices: Prices) -> int:
 
 
 def credit(interval: int, prices: Prices) -> Value:
-    """What one interval of generated tokens costs, in micro base units: what a host serves unsigned (law 3)."""
+    """What one interval of generated tokens costs, in micro base units: a host's risk (law 3)."""
     return Value(interval * prices.per_million)
 
 

@@ -78,6 +78,24 @@ def check_signer(receipt: Receipt, domain: proof.Domain, signer: Address) -> Non
         raise Refusal("receipt_forged", f"The receipt was signed by {recovered}, not by the job's signer.")
 
 
+def check_own(receipt: Receipt, domain: proof.Domain, signer: Address) -> None:
+    """As `check_signer`, and the transcript has to be that of what else the receipt says.
+
+    Totals, transcript and signature of a settled receipt are public; its positions are not.
+    """
+    check_signer(receipt, domain, signer)
+    if not _holds_together(receipt):
+        raise Refusal("receipt_forged", _NOT_TOGETHER)
+
+
+_NOT_TOGETHER = "Its transcript is not that of its totals and positions."
+
+
+def _holds_together(receipt: Receipt) -> bool:
+    link = transcript.transcript(receipt.previous, receipt.job_id, receipt.totals, receipt.positions)
+    return link == receipt.transcript
+
+
 def _acknowledged(receipt: Receipt, known: Known) -> Judgement:
     """The sum of all positions of the job with those of the receipt."""
     moved, regained = Totals(), Totals()
@@ -106,9 +124,8 @@ def _unheld(position: Position, before: Totals, known: Known) -> Totals:
 
 
 def _check_transcript(receipt: Receipt, known: Known) -> None:
-    link = transcript.transcript(receipt.previous, receipt.job_id, receipt.totals, receipt.positions)
-    if link != receipt.transcript:
-        raise _mismatch(known, "Its transcript is not that of its totals and positions.")
+    if not _holds_together(receipt):
+        raise _mismatch(known, _NOT_TOGETHER)
 
 
 def _mismatch(known: Known, detail: str, position: Position | None = None) -> Refusal:

@@ -11,6 +11,7 @@ how things look on the wire, and decides nothing.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import socket
 import time
@@ -35,6 +36,7 @@ from tallystick.desk import refusal_of
 from tallystick.errors import Refusal, TallystickError
 from tallystick.node import STOP_STREAMS, Node
 from tallystick.peer import PeerGone, access_of, read_body
+from tallystick.proof import MAX_JOB_ID
 from tallystick.stream import CANCELLED, Chunk, End, Order, Stream
 from tallystick.types import JobId
 from tallystick.websocket import Sessions
@@ -50,6 +52,8 @@ EVENTS = [
     (b"x-accel-buffering", b"no"),
 ]
 
+_JOB_ID = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
+
 log = structlog.get_logger(__name__)
 
 
@@ -62,9 +66,9 @@ def app(node: Node) -> Starlette:
             WebSocketRoute("/v1/session", Sessions(node)),
             Route("/v1/models", routes.models),
             Route("/v1/host", routes.host),
-            Route("/v1/jobs/{job_id:int}", routes.job),
-            Route("/v1/jobs/{job_id:int}/receipts", routes.receipts, methods=["POST"]),
-            Route("/v1/jobs/{job_id:int}/complete", routes.complete, methods=["POST"]),
+            Route("/v1/jobs/{job_id}", routes.job),
+            Route("/v1/jobs/{job_id}/receipts", routes.receipts, methods=["POST"]),
+            Route("/v1/jobs/{job_id}/complete", routes.complete, methods=["POST"]),
             Route("/healthz", routes.healthz),
             Route("/readyz", routes.readyz),
         ],
@@ -91,20 +95,21 @@ class Routes:
 
     async def job(self, request: Request) -> Response:
         access = access_of(request.scope, self._node.config.trusted_proxies)
-        return _json(await self._node.desk.view(request.path_params["job_id"], access))
+        return _json(await self._node.desk.view(_job_in_path(request), access))
 
     async def receipts(self, request: Request) -> Response:
+        job_id = _job_in_path(request)
         receipt = wire.receipt_in(wire.parse(await read_body(request.receive)))
-        _same_job(request, receipt.job_id)
+        _same_job(job_id, receipt.job_id)
         access = access_of(request.scope, self._node.config.trusted_proxies)
         answer = await self._node.desk.receipt(receipt, access)
         return _json(answer.out())
 
     async def complete(self, request: Request) -> Response:
+        job_id = _job_in_path(request)
         receipt, end = wire.ending_in(wire.parse(await read_body(request.receive)))
-        job_id = JobId(request.path_params["job_id"])
         if receipt is not None:
-            _same_job(request, receipt.job_id)
+            _same_job(job_id, receipt.job_id)
         return _json(await self._node.desk.end(job_id, receipt, end), status=202)
 
     async def healthz(self, request: Request) -> Response:
@@ -115,9 +120,18 @@ class Routes:
         return _json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
 
-def _same_job(request: Request, job_id: JobId) -> None:
-    if request.path_params["job_id"] != job_id:
-        raise Refusal("job_mismatch", f"The receipt is of job {job_id}; the path names another.")
+def _job_in_path(request: Request) -> JobId:
+    """Refusal `not_found` for a number that no job can have."""
+    text = request.path_params["job_id"]
+    # Python refuses to read a number of thousands of digits, so their count is looked at first.
+    if _JOB_ID.fullmatch(text) is None or int(text) > MAX_JOB_ID:
+        raise Refusal("not_found", f"Job ids are 1 to {MAX_JOB_ID}.")
+    return JobId(int(text))
+
+
+def _same_job(named: JobId, job_id: JobId) -> None:
+    if named != job_id:
+        raise Refusal("job_mismatch", f"The receipt is of job {job_id}; the path names job {named}.")
 
 
 # Replies

@@ -50,6 +50,9 @@ class Totals:
     prompt_tokens: int = 0
     tokens: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.prompt_tokens} prompt and {self.tokens} generated tokens"
+
     def __add__(self, other: Totals) -> Totals:
         return Totals(self.prompt_tokens + other.prompt_tokens, self.tokens + other.tokens)
 

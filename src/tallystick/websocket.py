@@ -21,6 +21,7 @@ from tallystick.engine import Piece
 from tallystick.errors import Refusal, TallystickError
 from tallystick.node import Node, Payout
 from tallystick.peer import PeerGone, access_of, bearer_of
+from tallystick.proof import MAX_JOB_ID
 from tallystick.stream import CANCELLED, Chunk, End, Stream
 from tallystick.types import JobId, RequestId
 
@@ -103,7 +104,9 @@ class Connection:
     async def _infer(self, frame: dict[str, Any]) -> None:
         request: RequestId | None = None
         try:
-            asked, bearer = wire.parse_inference(frame.get("request"))
+            if "request" not in frame:
+                raise Refusal("invalid_request", "`request`: it says what is asked for.", param="request")
+            asked, bearer = wire.parse_inference(frame["request"])
             request = asked.request
             access = replace(self._access, authorization=bearer_of(bearer)) if bearer else self._access
             stream = await self._node.desk.admit(asked, access)
@@ -168,7 +171,8 @@ class Connection:
     async def _end(self, frame: dict[str, Any]) -> None:
         receipt, end = wire.ending_in(frame)
         job_id = frame.get("job_id", receipt and receipt.job_id)
-        if not isinstance(job_id, int):
+        # A boolean is an int to Python.
+        if type(job_id) is not int or not 1 <= job_id <= MAX_JOB_ID:
             raise Refusal("invalid_request", "`job_id`: it says which session ends.", param="job_id")
         view = await self._node.desk.end(JobId(job_id), receipt, end)
         self._join(JobId(job_id), self._access)
@@ -193,7 +197,8 @@ class Connection:
         if isinstance(error, PeerGone):
             return
         named = {"request": request} if request else {}
-        await self._tell("error", **named, problem=refusal_of(error).problem())
+        with suppress(PeerGone):  # whoever left while it was refused does not read why
+            await self._tell("error", **named, problem=refusal_of(error).problem())
 
     async def _tell(self, kind: str, **members: Any) -> None:
         """Sends one frame. PeerGone, and every reply of the socket ends, if it is not taken."""
