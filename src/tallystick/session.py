@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -46,6 +47,8 @@ from tallystick.types import Completion, Job, JobId, JobStatus, Receipt, Request
 ACK_TIMEOUT = 10.0
 """Seconds until a receipt that nobody acknowledged is sent again."""
 ACK_TRIES = 3
+LATE_ANSWERS = 64
+"""How many receipts back a second answer to one is known as such."""
 SILENCE = 120.0
 """Seconds without a frame until a stream is given up; a host's engine answers or fails within these."""
 
@@ -146,6 +149,8 @@ class Session:
         self._streams: dict[str, asyncio.Queue[OfRequest | None]] = {}
         """What came for each request; None: look at `_failure`."""
         self._answers: asyncio.Queue[Answer | Failed | None] = asyncio.Queue()
+        self._acked: deque[bytes] = deque(maxlen=LATE_ANSWERS)
+        """Transcripts of the latest receipts that were acknowledged."""
         self._due = asyncio.Event()
         self._quiet = asyncio.Event()
         self._failure: str | None = None
@@ -500,13 +505,13 @@ class Session:
             await self._adopt(frames.receipt(answer.problem.stored))
             return True
         ack = frames.ack(answer.ack)
-        last = self._signs.last
-        if last is not None and ack.transcript == last.transcript:
+        if ack.transcript in self._acked:
             return False
         if answer.stored is not None and ack.transcript != receipt.transcript:
             await self._adopt(frames.receipt(answer.stored))
             return True
         self._signs.acked(ack, self.job.host)
+        self._acked.append(ack.transcript)
         await asyncio.to_thread(self._store.acked, self._stored.signer, ack)
         self._tell(Signed(receipt))
         return True
