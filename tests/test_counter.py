@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tallystick import counter
 from tallystick.counter import Counter, Record, read
 from tallystick.errors import LedgerError
 from tallystick.types import JobId, Totals
@@ -193,3 +194,8 @@ def test_who_only_looks_sees_the_counts_and_changes_nothing(tmp_path: Path) -> N
         assert path.read_bytes() == before
     with pytest.raises(LedgerError, match="cannot be read"):
         read(tmp_path)
+
+
+def test_a_power_cut_costs_ten_milliseconds() -> None:
+    """Law 7: counts reach the disk within the 10 ms that the module promises."""
+    assert counter.SYNC_INTERVAL == 0.010

@@ -257,6 +257,17 @@ def test_a_prompt_beyond_the_credit_is_signed_ahead() -> None:
     assert job.claimable == Totals(90_000, 0)
 
 
+def test_a_prompt_signed_ahead_may_wait_for_receipts() -> None:
+    """A long prompt that is signed for lacks only what other streams have used of the credit."""
+    job = meter()
+    job.count(0, 100)
+    assert not job.fits_credit(90_000)
+    job.receipt(Totals(90_000, 0), Totals())
+    assert (job.reserve(90_000), job.fits_credit(90_000)) == (Fit.NEEDS_RECEIPT, True)
+    job.receipt(Totals(90_000, 100), Totals(0, 100))
+    assert job.reserve(90_000) is Fit.FITS
+
+
 def test_a_prompt_and_one_token_have_to_fit_the_deposit() -> None:
     """Law 4: a deposit that pays for the prompt alone is too small, and no receipt mends that."""
     prices = Prices(MILLION, 200_000)

@@ -299,6 +299,33 @@ async def test_what_is_stuck_is_replaced_at_higher_fees(bench: Bench) -> None:
     assert await bench.paid() == 1
 
 
+class WatchedChain(Chain):
+    """A chain that looks into the ledger when something is sent."""
+
+    ledger: Ledger
+    host: Address
+
+    async def send(self, raw: bytes) -> str:
+        saved = [attempt.raw for sent in await self.ledger.in_flight(self.host) for attempt in sent.attempts]
+        assert raw in saved
+        return await super().send(raw)
+
+
+async def test_what_replaces_is_saved_before_it_is_sent(bench: Bench) -> None:
+    """Law 7: the bytes at higher fees are on the disk when they are broadcast, as the first ones were."""
+    await bench.devnet.set_automine(False)
+    chain = WatchedChain(bench.devnet.rpc_url, bench.chain.deployment)
+    chain.ledger, chain.host = bench.ledger, bench.host.address
+    bench.restart(chain)
+    async with chain:
+        await bench.pay()
+        bench.now += 31
+        await bench.sender.step()
+        [stuck] = await bench.ledger.in_flight(bench.host.address)
+    assert len(stuck.attempts) == 2
+    assert stuck.newest.taken_at is not None
+
+
 async def test_an_earlier_form_may_be_the_one_that_is_mined(bench: Bench) -> None:
     """`nonce too low` by one of its own hashes: its receipt is found."""
     await bench.devnet.set_automine(False)

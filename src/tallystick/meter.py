@@ -122,7 +122,8 @@ class JobMeter:
 
     def fits_credit(self, prompt_tokens: int) -> bool:
         """True if a prompt and one token fit the credit, were all that was delivered signed for."""
-        return value(Totals(prompt_tokens, 1), self.risk) <= self.credit
+        ahead = max(0, self.receipted.prompt_tokens - self._exposed.prompt_tokens)
+        return value(Totals(max(0, prompt_tokens - ahead), 1), self.risk) <= self.credit
 
     def to_sign(self, prompt_tokens: int) -> Totals:
         """The totals that let a prompt in once signed: what was delivered, and the prompts with it.
