@@ -54,15 +54,18 @@ class Quote:
 
 
 async def fetch_quote(host_url: str) -> Quote:
-    """Asks a host what it takes. SessionError if it does not answer, or not in this form."""
+    """Asks a host what it takes. SessionError if nothing answers there, or what does is no host."""
     limit = aiohttp.ClientTimeout(total=QUOTE_TIMEOUT)
     try:
         async with aiohttp.ClientSession(timeout=limit) as http, http.get(f"{host_url}/v1/host") as answer:
-            return quote_in(orjson.loads(await answer.read()))
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        raise SessionError(
-            f"no host answers at {host_url} ({error}); is `tally host run` running there?"
-        ) from error
+            status, body = answer.status, await answer.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise SessionError(f"no host answers at {host_url}; is `tally host run` running there?") from error
+    try:
+        return quote_in(orjson.loads(body))
+    except orjson.JSONDecodeError:
+        told = f"{host_url}/v1/host answers {status}, without a quote"
+        raise SessionError(f"{host_url} is not a host's base URL: {told}") from None
 
 
 class _PriceForm(msgspec.Struct):
@@ -107,7 +110,7 @@ def quote_in(body: Any) -> Quote:
             paid=form.paid,
         )
     except (msgspec.ValidationError, ValueError) as error:
-        raise SessionError(f"what answers there is no host, or of another version: {error}") from error
+        raise SessionError(f"it is not a host's base URL, or a host of another version: {error}") from error
 
 
 def _prices(model: _ModelForm) -> dict[Address, Prices]:
@@ -188,14 +191,14 @@ def _check_place(quote: Quote, deployment: Deployment) -> None:
 
 
 async def open_job(
-    chain: Chain, store: Store, payer_key: bytes, host_url: str, wishes: Wishes
+    chain: Chain, store: Store, payer_key: bytes, host_url: str, wishes: Wishes, quote: Quote | None = None
 ) -> tuple[StoredJob, Job]:
     """Opens a job: the session key is in the store before the money moves.
 
     SessionError where host and payer do not meet, ContractError if the chain refuses (no balance, host not
     registered).
     """
-    quote = await fetch_quote(host_url)
+    quote = quote or await fetch_quote(host_url)
     key = proof.new_key()
     now = (await chain.block()).timestamp
     model, terms = terms_for(quote, wishes, chain.deployment, proof.address(key), now)

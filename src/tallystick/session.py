@@ -172,9 +172,13 @@ class Session:
         wishes: opening.Wishes,
         *,
         ahead: int = 0,
+        quote: opening.Quote | None = None,
     ) -> Self:
-        """Opens a job with the host at `host_url` (see `opening.open_job`, also for what it raises)."""
-        stored, job = await opening.open_job(chain, store, payer_key, host_url, wishes)
+        """Opens a job with the host at `host_url` (see `opening.open_job`, also for what it raises).
+
+        `quote`: the host's, if it was asked already.
+        """
+        stored, job = await opening.open_job(chain, store, payer_key, host_url, wishes, quote)
         return cls(chain, store, stored, job, ahead=ahead)
 
     @classmethod

@@ -6,14 +6,10 @@ Knows no terminal but for asking for a keystore's password.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from getpass import getpass
-from typing import Any
-
-import aiohttp
-import orjson
 
 from tallystick import opening, pricing, proof
 from tallystick.chain import Chain, TxResult, deployment_at
@@ -97,12 +93,14 @@ class Wallet:
         """
         key = self.key()
         await self._has_gas(proof.address(key))
-        if (await quoted(host_url)).get("paid") is False:
+        quote = await opening.fetch_quote(host_url)
+        if not quote.paid:
             say(
                 f"{host_url} has no key to be paid with and settles nothing: the deposit comes back whole, "
                 "but only by `tally job complete JOB --on-chain` and, later, `tally job reclaim JOB`"
             )
-        return await Session.open(self.chain, self.store, key, host_url, wishes, ahead=self.config.ahead)
+        ahead = self.config.ahead
+        return await Session.open(self.chain, self.store, key, host_url, wishes, ahead=ahead, quote=quote)
 
     async def resume(self, job_id: JobId) -> Session:
         """A session on a job of the store. SessionError if it is not there, or not on this chain."""
@@ -190,25 +188,6 @@ async def opened() -> AsyncIterator[Wallet]:
             yield Wallet(config, chain, store)
         finally:
             store.close()
-
-
-async def quoted(host_url: str) -> Mapping[str, Any]:
-    """A host's quote as it came. SessionError if nothing answers there, or what does is no host."""
-    limit = aiohttp.ClientTimeout(total=opening.QUOTE_TIMEOUT)
-    try:
-        async with aiohttp.ClientSession(timeout=limit) as http, http.get(f"{host_url}/v1/host") as answer:
-            status, body = answer.status, await answer.read()
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise SessionError(f"no host answers at {host_url}; is `tally host run` running there?") from error
-    try:
-        quote = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        quote = None
-    if not isinstance(quote, Mapping) or "host" not in quote:
-        raise SessionError(
-            f"{host_url} is not a host's base URL: {host_url}/v1/host answers {status}, without a quote"
-        )
-    return quote
 
 
 def dollar(chain: Chain) -> Address:
