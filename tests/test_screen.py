@@ -62,8 +62,11 @@ def test_unwrapped_text_in_a_pipe_is_as_it_came() -> None:
     assert out.getvalue() == "A tally stick was split in two.\n\nSo it was.\n"
 
 
-def test_on_a_terminal_the_line_is_under_the_text_and_goes_at_the_end() -> None:
+def test_on_a_terminal_the_line_is_under_the_text_and_goes_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The live line is seen while text comes, and the text alone stays."""
+    monkeypatch.setenv("TERM", "xterm")
     out = io.StringIO()
     console = Console(file=out, width=40, force_terminal=True, color_system=None, legacy_windows=False)
     with Screen(console) as screen:
