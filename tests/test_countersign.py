@@ -3,7 +3,7 @@
 import pytest
 
 from tallystick import proof
-from tallystick.countersign import PROMPT_MARGIN, STILL_CHUNKS, Countersigner, credit_at_risk
+from tallystick.countersign import PROMPT_MARGIN, STILL_CHUNKS, Countersigner
 from tallystick.errors import ReceiptError
 from tallystick.keccak import keccak
 from tallystick.transcript import Delivery, prompt_form, prompt_hash, transcript
@@ -260,12 +260,6 @@ def test_a_request_without_a_token_leaves_nothing() -> None:
     signs = countersigner()
     assert signs.end(FIRST, Totals()) is None
     assert signs.next() is None
-
-
-def test_risk_is_told_in_money() -> None:
-    """What can be lost is an interval of the host's, and `ahead` of the payer's, rounded up."""
-    assert credit_at_risk(100, 0, PRICES) == 1_000
-    assert credit_at_risk(100, 50, Prices(1, 0)) == 1
 
 
 def test_positions_are_of_requests_that_moved() -> None:

@@ -159,3 +159,10 @@ def test_amounts_survive_the_way_out_and_back(units: int, decimals: int) -> None
 def test_amounts_are_shown_without_trailing_zeros(units: int, decimals: int, amount: str) -> None:
     """An amount is shown exactly and as short as it can be."""
     assert pricing.from_units(units, decimals) == amount
+
+
+def test_risk_is_rounded_up() -> None:
+    """Law 3: what is told to be at risk is never less than what can be lost."""
+    assert pricing.at_risk(100, Prices(10_000_000, 0)) == 1_000
+    assert pricing.at_risk(100, Prices(1, 0)) == 1
+    assert pricing.at_risk(0, Prices(10_000_000, 0)) == 0

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tallystick import meter, pricing, proof
+from tallystick import meter, proof
 from tallystick.errors import ReceiptError
 from tallystick.keccak import keccak
 from tallystick.transcript import Delivery, prompt_form, transcript
@@ -314,11 +314,3 @@ class Countersigner:
 
 def _told(totals: Totals) -> str:
     return f"{totals.prompt_tokens} prompt and {totals.tokens} generated tokens"
-
-
-def credit_at_risk(interval: int, ahead: int, prices: Prices) -> int:
-    """What the host can lose on a job of this interval, and with `ahead` the payer, in base units, rounded
-    up.
-    """
-    risked = pricing.credit(interval, prices) + pricing.credit(ahead, prices)
-    return -(-risked // pricing.MILLION)

@@ -80,6 +80,11 @@ def lower(one: Prices, other: Prices) -> Prices:
     )
 
 
+def at_risk(tokens: int, prices: Prices) -> int:
+    """What so many generated tokens cost, in base units, rounded up: the most that can be lost with them."""
+    return -(-credit(tokens, prices) // MILLION)
+
+
 def affordable(deposit: int, totals: Totals, prices: Prices) -> int:
     """Generated tokens that a deposit still pays for beyond `totals`; never more than a total can hold."""
     # Owed is floored, so a deposit pays for just under one base unit more than itself.

@@ -228,10 +228,19 @@ def describe(purse: Wallet, job: Job) -> str:
         f"{price} a million tokens, {prompt_price} a million prompt tokens"
     )
     if job.receipted:
-        return told
+        return f"{told}. {_risk(purse, job)}"
     rate = job.max_tokens_per_second
     worth = money(purse.chain, job.asset, min(job.deposit, rate * 3600 * job.prices.per_million // MILLION))
     return f"{told}. The host's word is paid, up to {rate} tokens a second: {worth} an hour, idle or not"
+
+
+def _risk(purse: Wallet, job: Job) -> str:
+    """What each side can lose while tokens are delivered and not signed for (law 3)."""
+    host, payer = (
+        money(purse.chain, job.asset, pricing.at_risk(tokens, job.prices))
+        for tokens in (job.interval, purse.config.ahead)
+    )
+    return f"At risk at a time: {host} of the host's, {payer} of yours"
 
 
 def key_of(config: PayerConfig) -> bytes:
