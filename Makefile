@@ -7,6 +7,7 @@ RUNTIME := .venv/.runtime
 DEV     := .venv/.dev
 NODE    := node_modules/.installed
 MODEL   := .venv-model/.made
+PROOF   := .venv-proof/.made
 
 .PHONY: help demo test test-contracts test-python lint format abi model lock clean forge
 .NOTPARALLEL:
@@ -55,7 +56,7 @@ lock: $(VENV) ## write requirements*.lock from pyproject.toml; ARGS=--upgrade ta
 	scripts/lock $(ARGS)
 
 clean: ## remove what was installed and built
-	rm -rf .venv .venv-model node_modules contracts/out contracts/cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-model .venv-proof node_modules contracts/out contracts/cache .mypy_cache .pytest_cache .ruff_cache
 
 # Setting up
 
@@ -77,6 +78,10 @@ $(NODE): package-lock.json | $(VENV)
 
 $(MODEL): scripts/model/requirements.txt
 	@scripts/setup model
+	@touch $@
+
+$(PROOF): requirements-proof.lock
+	@scripts/setup proof
 	@touch $@
 
 forge: $(NODE)
