@@ -22,6 +22,10 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
     uint256 private constant MAX_CLAIM_WINDOW = 30 days;
     uint256 private constant MAX_LIFETIME = 365 days;
 
+    // What kind of nonce it is, so that none of one kind is ever one of the other.
+    bytes32 private constant OPEN_TYPEHASH = keccak256("Tallystick open");
+    bytes32 private constant TOP_UP_TYPEHASH = keccak256("Tallystick top-up");
+
     /// @inheritdoc IJobMarketplace
     address public immutable registry;
     /// @inheritdoc IJobMarketplace
@@ -45,18 +49,35 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
     }
 
     /// @inheritdoc IJobMarketplace
+    function createJobWithAuthorization(
+        Terms calldata terms,
+        uint256 relayFee,
+        bytes32 salt,
+        Authorization calldata auth
+    ) external nonReentrant returns (uint256 jobId) {
+        if (relayFee >= terms.deposit) revert RelayFeeTakesAll(relayFee, terms.deposit);
+
+        jobId = _open(auth.from, terms, terms.deposit - relayFee);
+
+        emit JobRelayed(jobId, msg.sender, relayFee);
+
+        Transfers.pullAuthorized(terms.asset, terms.deposit, openNonce(terms, relayFee, salt), auth);
+        if (relayFee != 0) Transfers.pay(terms.asset, msg.sender, relayFee);
+    }
+
+    /// @inheritdoc IJobMarketplace
     function topUp(uint256 jobId, uint256 amount) external payable nonReentrant {
-        JobRecord storage job = _notClosed(jobId);
-        if (msg.sender != job.payer) revert NotThePayer(msg.sender, job.payer);
-        _checkRunning(jobId, job);
-        if (amount == 0) revert ZeroAmount();
+        address asset = _topUp(jobId, msg.sender, amount);
+        Transfers.pull(asset, msg.sender, amount);
+    }
 
-        uint256 deposit = job.tally.deposit() + amount.fit(TallyFields.DEPOSIT_BITS);
-        job.tally = job.tally.withDeposit(deposit);
-
-        emit JobToppedUp(jobId, amount, deposit);
-
-        Transfers.pull(_assets[job.prices.assetId()], msg.sender, amount);
+    /// @inheritdoc IJobMarketplace
+    function topUpWithAuthorization(uint256 jobId, uint256 amount, bytes32 salt, Authorization calldata auth)
+        external
+        nonReentrant
+    {
+        address asset = _topUp(jobId, auth.from, amount);
+        Transfers.pullAuthorized(asset, amount, topUpNonce(jobId, amount, salt), auth);
     }
 
     /// @inheritdoc IJobMarketplace
@@ -147,6 +168,16 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
     }
 
     /// @inheritdoc IJobMarketplace
+    function openNonce(Terms calldata terms, uint256 relayFee, bytes32 salt) public view returns (bytes32) {
+        return keccak256(abi.encode(OPEN_TYPEHASH, address(this), block.chainid, terms, relayFee, salt));
+    }
+
+    /// @inheritdoc IJobMarketplace
+    function topUpNonce(uint256 jobId, uint256 amount, bytes32 salt) public view returns (bytes32) {
+        return keccak256(abi.encode(TOP_UP_TYPEHASH, address(this), block.chainid, jobId, amount, salt));
+    }
+
+    /// @inheritdoc IJobMarketplace
     function balanceOf(address owner, address asset) public view returns (uint256 refunds, uint256 earnings) {
         return (_refunds[owner][_assetIds[asset]], _earnings[_accounts[owner][asset]]);
     }
@@ -172,6 +203,21 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
         });
 
         emit JobCreated(jobId, payer, terms.host, terms);
+    }
+
+    /// @dev Adds `amount` of `payer` to a job's deposit, and says in which asset. The caller brings the money in.
+    function _topUp(uint256 jobId, address payer, uint256 amount) private returns (address asset) {
+        JobRecord storage job = _notClosed(jobId);
+        if (payer != job.payer) revert NotThePayer(payer, job.payer);
+        _checkRunning(jobId, job);
+        if (amount == 0) revert ZeroAmount();
+
+        uint256 deposit = job.tally.deposit() + amount.fit(TallyFields.DEPOSIT_BITS);
+        job.tally = job.tally.withDeposit(deposit);
+
+        emit JobToppedUp(jobId, amount, deposit);
+
+        asset = _assets[job.prices.assetId()];
     }
 
     function _checkTerms(Terms calldata terms) private view {

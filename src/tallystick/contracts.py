@@ -195,6 +195,15 @@ class Created(Logged):
 
 
 @dataclass(frozen=True, slots=True)
+class Relayed(Logged):
+    """A job was opened by authorization; who sent that earned `relay_fee` base units of the job's asset."""
+
+    job_id: JobId
+    relayer: Address
+    relay_fee: int
+
+
+@dataclass(frozen=True, slots=True)
 class ToppedUp(Logged):
     """`amount` was added to a deposit, which is now `deposit`."""
 
@@ -295,6 +304,7 @@ EVENTS: dict[str, Callable[[Mapping[str, Any], str, int], Event]] = {
     "JobCreated": lambda a, tx, block: Created(
         a["jobId"], a["payer"], _terms_in(a["terms"]), tx=tx, block=block
     ),
+    "JobRelayed": lambda a, tx, block: Relayed(a["jobId"], a["relayer"], a["relayFee"], tx=tx, block=block),
     "JobToppedUp": lambda a, tx, block: ToppedUp(a["jobId"], a["amount"], a["deposit"], tx=tx, block=block),
     "CompletionRequested": lambda a, tx, block: CompletionRequested(
         a["jobId"], a["by"], a["closesAt"], tx=tx, block=block

@@ -394,6 +394,14 @@ class WrongAmountReceived(ContractError):
     """The token moved `received` base units where `expected` were asked for."""
 
 
+class AuthorizationInETH(ContractError):
+    """ETH cannot be paid in by authorization."""
+
+
+class RelayFeeTakesAll(ContractError):
+    """The `relayFee` leaves nothing of the `deposit`; both in base units."""
+
+
 class NotThePayer(ContractError):
     """`caller` is not the job's `payer`."""
 
@@ -546,3 +554,31 @@ class ERC20InvalidSender(ContractError):
 
 class ERC20InvalidSpender(ContractError):
     """`spender` cannot be approved."""
+
+
+class ERC3009InvalidSignature(ContractError):
+    """The authorization is not signed by its payer, or not over these very values."""
+
+
+class ERC3009InvalidAuthorizationTime(ContractError):
+    """The authorization is good after `validAfter` and before `validBefore` only; seconds since 1970."""
+
+
+class ERC3009UsedAuthorization(ContractError):
+    """The authorization of `authorizer` with this `nonce` was used, or cancelled."""
+
+
+class ECDSAInvalidSignature(ContractError):
+    """It is no signature of anybody."""
+
+
+class ECDSAInvalidSignatureLength(ContractError):
+    """The signature is `length` bytes long."""
+
+
+class ECDSAInvalidSignatureS(ContractError):
+    """The signature's `s` is in its upper half."""
+
+
+class SafeCastOverflowedUintDowncast(ContractError):
+    """`value` needs more than `bits` bits."""

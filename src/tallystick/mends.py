@@ -45,6 +45,8 @@ _ALL: dict[type[TallystickError], Mend | None] = {
     errors.JobExpired: Mend("the host's", "`tally job show {jobId}` tells from when on it can be reclaimed"),
     errors.NotYetReclaimable: Mend("the host's", "from then on: tally job reclaim {jobId}"),
     errors.NotAParty: Mend("yours", "use the key that opened the job"),
+    errors.RelayFeeTakesAll: Mend("yours", "deposit more, or offer less for the relay"),
+    errors.ERC3009InvalidAuthorizationTime: Mend("the payer's", "sign a new authorization"),
     errors.NotThePayer: Mend("yours", "use the key that opened the job"),
     errors.NothingToWithdraw: Mend("nobody's", "it grows with the next settlement"),
     errors.NotTheTreasury: Mend("the treasury's", "only its key can withdraw"),

@@ -47,6 +47,19 @@ interface IJobMarketplace is IProofSystem {
         bytes32 modelId;
     }
 
+    /// @notice A payer's EIP-3009 authorization, for whoever brings it to the chain.
+    /// @param from The payer: whose money it is, and who has signed.
+    /// @param validAfter Not before this moment.
+    /// @param validBefore Only before this moment.
+    /// @param signature The payer's over the token's `ReceiveWithAuthorization`: 65 bytes of a key, or what the payer's
+    /// contract takes by ERC-1271, if the token knows of such.
+    struct Authorization {
+        address from;
+        uint256 validAfter;
+        uint256 validBefore;
+        bytes signature;
+    }
+
     /// @notice Where a job is in its life.
     enum Status {
         None,
@@ -98,6 +111,9 @@ interface IJobMarketplace is IProofSystem {
     /// @notice `payer` opened a job on `terms`.
     event JobCreated(uint256 indexed jobId, address indexed payer, address indexed host, Terms terms);
 
+    /// @notice A job was opened by authorization, and who brought that earned `relayFee` of the job's asset.
+    event JobRelayed(uint256 indexed jobId, address indexed relayer, uint256 relayFee);
+
     /// @notice `amount` was added to the deposit, which is now `deposit`.
     event JobToppedUp(uint256 indexed jobId, uint256 amount, uint256 deposit);
 
@@ -147,6 +163,12 @@ interface IJobMarketplace is IProofSystem {
     /// @notice The token moved another amount than it was asked to.
     error WrongAmountReceived(uint256 expected, uint256 received);
 
+    /// @notice ETH cannot be paid in by authorization.
+    error AuthorizationInETH();
+
+    /// @notice The relay fee leaves nothing of the deposit.
+    error RelayFeeTakesAll(uint256 relayFee, uint256 deposit);
+
     /// @notice Only the payer may do this.
     error NotThePayer(address caller, address payer);
 
@@ -181,10 +203,34 @@ interface IJobMarketplace is IProofSystem {
     /// @return jobId Counts from 1.
     function createJob(Terms calldata terms) external payable returns (uint256 jobId);
 
+    /// @notice Opens a job of `auth.from`, who need not have any ETH: anybody may send this, and earns `relayFee`.
+    /// @dev Takes exactly `terms.deposit` by the token's `receiveWithAuthorization`; `relayFee` of that goes to the sender
+    /// and the rest is the job's deposit. The authorization is over that amount, to this contract, with `openNonce` of
+    /// everything else as its nonce, so that one signature binds the money and the terms, and whoever sends it can change
+    /// neither. The token uses a nonce once, so that opening twice on equal terms takes another `salt`.
+    /// @param terms What payer and host agree on. The asset is an ERC-20 with EIP-3009 for signatures of any length.
+    /// @param relayFee What the sender earns, in base units of the asset; less than the deposit.
+    /// @param salt Anything that makes the payer's nonce one of its own.
+    /// @param auth The payer's authorization.
+    /// @return jobId As of `createJob`.
+    function createJobWithAuthorization(
+        Terms calldata terms,
+        uint256 relayFee,
+        bytes32 salt,
+        Authorization calldata auth
+    ) external returns (uint256 jobId);
+
     /// @notice Adds to the deposit of a job that is open and not past its expiry. Only its payer.
     /// @param jobId The job.
     /// @param amount What to add, in base units of the job's asset.
     function topUp(uint256 jobId, uint256 amount) external payable;
+
+    /// @notice Adds to the deposit of a job as `topUp` does. Anybody may send this; only the job's payer can authorize it.
+    /// @param jobId The job.
+    /// @param amount What to add, in base units of the job's asset.
+    /// @param salt Anything that makes the payer's nonce one of its own.
+    /// @param auth The payer's authorization over `amount`, to this contract, with `topUpNonce` as its nonce.
+    function topUpWithAuthorization(uint256 jobId, uint256 amount, bytes32 salt, Authorization calldata auth) external;
 
     /// @notice Ends a job.
     /// @dev By the host: closes it now, claims nothing more, and sends the rest back. By payer or signer: the host has
@@ -207,6 +253,14 @@ interface IJobMarketplace is IProofSystem {
 
     /// @notice Pays the treasury's balance to `to`. Only the treasury.
     function withdrawTreasury(address asset, address to) external;
+
+    /// @notice The EIP-3009 nonce that lets a job be opened on `terms`:
+    /// `keccak256(abi.encode(OPEN_TYPEHASH, this contract, chain id, terms, relayFee, salt))`.
+    function openNonce(Terms calldata terms, uint256 relayFee, bytes32 salt) external view returns (bytes32);
+
+    /// @notice The EIP-3009 nonce that lets a deposit be added to:
+    /// `keccak256(abi.encode(TOP_UP_TYPEHASH, this contract, chain id, jobId, amount, salt))`.
+    function topUpNonce(uint256 jobId, uint256 amount, bytes32 salt) external view returns (bytes32);
 
     /// @notice A job, with what follows from it. All zero, with status `None`, when there is none.
     function getJob(uint256 jobId) external view returns (Job memory);

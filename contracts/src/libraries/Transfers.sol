@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
+import {IERC3009} from "../interfaces/IERC3009.sol";
 import {IJobMarketplace} from "../interfaces/IJobMarketplace.sol";
 import {IProofSystem} from "../interfaces/IProofSystem.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
@@ -8,7 +9,8 @@ import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol
 import {Address} from "@openzeppelin/contracts/utils/Address.sol";
 
 /// @title Transfers
-/// @notice The three ways in which assets move: pulled in exactly, paid out, and offered back without trust.
+/// @notice The four ways in which assets move: pulled in exactly by allowance or by
+/// authorization, paid out, and offered back without trust.
 library Transfers {
     using SafeERC20 for IERC20;
 
@@ -29,8 +31,21 @@ library Transfers {
 
         uint256 before = IERC20(asset).balanceOf(address(this));
         IERC20(asset).safeTransferFrom(from, address(this), amount);
-        uint256 received = IERC20(asset).balanceOf(address(this)) - before;
-        if (received != amount) revert IJobMarketplace.WrongAmountReceived(amount, received);
+        _checkReceived(asset, before, amount);
+    }
+
+    /// @dev Takes exactly `amount` as its owner authorized, or reverts.
+    function pullAuthorized(address asset, uint256 amount, bytes32 nonce, IJobMarketplace.Authorization calldata auth)
+        internal
+    {
+        if (asset == ETH) revert IJobMarketplace.AuthorizationInETH();
+
+        uint256 before = IERC20(asset).balanceOf(address(this));
+        IERC3009(asset)
+            .receiveWithAuthorization(
+                auth.from, address(this), amount, auth.validAfter, auth.validBefore, nonce, auth.signature
+            );
+        _checkReceived(asset, before, amount);
     }
 
     /// @dev Pays `amount` to `to`, or reverts with the receiver's or the token's own reason.
@@ -52,6 +67,11 @@ library Transfers {
                 _call(asset, 0, abi.encodeCall(IERC20.transfer, (to, amount)));
             taken = success && (length == 0 ? asset.code.length != 0 : length >= 32 && answer == 1);
         }
+    }
+
+    function _checkReceived(address asset, uint256 before, uint256 amount) private view {
+        uint256 received = IERC20(asset).balanceOf(address(this)) - before;
+        if (received != amount) revert IJobMarketplace.WrongAmountReceived(amount, received);
     }
 
     function _call(address target, uint256 value, bytes memory data)
