@@ -6,6 +6,7 @@ import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
 import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
 import {vm} from "./Vm.sol";
+import {Receiver} from "./mocks/Receivers.sol";
 import {TestDollar} from "./mocks/TestDollar.sol";
 
 /// @dev A registry with one host, a marketplace, a payer with money, and short words for what tests do with them.
@@ -15,11 +16,13 @@ abstract contract Fixture {
 
     address internal constant ETH = address(0);
     bytes32 internal constant TRANSCRIPT = keccak256("transcript");
+    bytes32 internal constant SALT = "salt";
     uint256 internal constant SIGNER_KEY = 0x516e;
+    uint256 internal constant PAYER_KEY = 0x9a1e;
 
     address internal immutable host = vm.addr(0x1057);
     address internal immutable otherHost = vm.addr(0x2057);
-    address internal immutable payer = vm.addr(0x9a1e);
+    address internal immutable payer = vm.addr(PAYER_KEY);
     address internal immutable treasury = vm.addr(0x72ea);
     address internal immutable stranger = vm.addr(0x57a6);
     address internal immutable signer = vm.addr(SIGNER_KEY);
@@ -84,6 +87,63 @@ abstract contract Fixture {
 
     function _open() internal returns (uint256) {
         return _open(_terms());
+    }
+
+    /// @dev Somebody with code opens a job in ETH, and is given the money for it.
+    function _openAs(Receiver receiver, IJobMarketplace.Terms memory terms) internal returns (uint256) {
+        vm.deal(address(this), terms.deposit);
+        vm.deal(address(receiver), terms.deposit);
+        receiver.call(address(market), terms.deposit, abi.encodeCall(market.createJob, (terms)));
+        return market.jobCount();
+    }
+
+    function _openAs(Receiver receiver) internal returns (uint256) {
+        return _openAs(receiver, _ethTerms());
+    }
+
+    /// @dev The payer authorizes an opening, for whoever brings it within the hour.
+    function _authorizeOpening(IJobMarketplace.Terms memory terms, uint256 relayFee)
+        internal
+        view
+        returns (IJobMarketplace.Authorization memory)
+    {
+        return _authorize(PAYER_KEY, terms.asset, terms.deposit, market.openNonce(terms, relayFee, SALT));
+    }
+
+    function _authorizeTopUp(uint256 jobId, uint256 amount)
+        internal
+        view
+        returns (IJobMarketplace.Authorization memory)
+    {
+        return _authorize(PAYER_KEY, market.getJob(jobId).asset, amount, market.topUpNonce(jobId, amount, SALT));
+    }
+
+    /// @dev Whoever has `key` authorizes `amount` of a token to the marketplace, for an hour.
+    function _authorize(uint256 key, address token, uint256 amount, bytes32 nonce)
+        internal
+        view
+        returns (IJobMarketplace.Authorization memory auth)
+    {
+        auth = IJobMarketplace.Authorization(vm.addr(key), 0, START + 1 hours, "");
+        auth.signature = _signAuthorization(key, token, amount, nonce, auth);
+    }
+
+    function _signAuthorization(
+        uint256 key,
+        address token,
+        uint256 amount,
+        bytes32 nonce,
+        IJobMarketplace.Authorization memory auth
+    ) internal view returns (bytes memory) {
+        bytes32 typehash = keccak256(
+            "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+        );
+        bytes32 message = keccak256(
+            abi.encode(typehash, auth.from, address(market), amount, auth.validAfter, auth.validBefore, nonce)
+        );
+        bytes32 digest = keccak256(abi.encodePacked(hex"1901", TestDollar(token).DOMAIN_SEPARATOR(), message));
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
+        return abi.encodePacked(r, s, v);
     }
 
     /// @dev A receipted job's proof that claims exactly what is signed.

@@ -7,7 +7,6 @@ import {Fixture} from "./Fixture.sol";
 import {vm} from "./Vm.sol";
 import {
     BombReceiver,
-    CallbackReceiver,
     GasBurningReceiver,
     GasMeteringReceiver,
     HungryReceiver,
@@ -15,8 +14,7 @@ import {
     RevertingReceiver,
     WillingReceiver
 } from "./mocks/Receivers.sol";
-import {CallbackToken, GiftToken, ListedToken, SilentToken, TollToken} from "./mocks/Tokens.sol";
-import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {GiftToken, ListedToken, SilentToken, TollToken} from "./mocks/Tokens.sol";
 
 /// @dev Exits cannot be blocked, and no receiver or token can do more harm than to itself.
 contract RefundsTest is Fixture {
@@ -169,44 +167,6 @@ contract RefundsTest is Fixture {
         _complete(host, jobId);
 
         vm.assertEq(_refunds(market.getJob(jobId).payer, ETH), 0);
-    }
-
-    function test_AReceiverThatCallsBackFindsEveryEntryGuarded() public {
-        uint256 other = _open(_ethTerms());
-        bytes[] memory entries = _entries(other);
-
-        for (uint256 i; i < entries.length; ++i) {
-            CallbackReceiver receiver = new CallbackReceiver();
-            uint256 jobId = _openAs(receiver);
-            receiver.callBack(address(market), entries[i]);
-
-            _complete(host, jobId);
-
-            vm.assertTrue(receiver.refused());
-            vm.assertEq(
-                bytes32(receiver.answer()), bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector)
-            );
-            vm.assertEq(address(receiver).balance, DEPOSIT);
-        }
-    }
-
-    function test_ATokenThatCallsBackFindsEveryEntryGuarded() public {
-        uint256 other = _open();
-        bytes[] memory entries = _entries(other);
-        CallbackToken token = new CallbackToken();
-        token.mint(payer, DEPOSIT * entries.length);
-        vm.prank(payer);
-        token.approve(address(market), type(uint256).max);
-
-        for (uint256 i; i < entries.length; ++i) {
-            token.callBack(address(market), entries[i]);
-            _open(_termsIn(address(token)));
-
-            vm.assertTrue(token.refused());
-            vm.assertEq(
-                bytes32(bytes4(token.answer())), bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector)
-            );
-        }
     }
 
     // Tokens
@@ -362,34 +322,9 @@ contract RefundsTest is Fixture {
         receiver.call(address(market), 0, abi.encodeCall(market.completeSession, (jobId)));
     }
 
-    function _openAs(Receiver receiver) private returns (uint256) {
-        return _openAs(receiver, _ethTerms());
-    }
-
-    function _openAs(Receiver receiver, IJobMarketplace.Terms memory terms) private returns (uint256) {
-        vm.deal(address(this), terms.deposit);
-        vm.deal(address(receiver), terms.deposit);
-        receiver.call(address(market), terms.deposit, abi.encodeCall(market.createJob, (terms)));
-        return market.jobCount();
-    }
-
     function _termsIn(address asset) private view returns (IJobMarketplace.Terms memory terms) {
         terms = _terms();
         terms.asset = asset;
-    }
-
-    /// @dev A call of every entry that changes anything.
-    function _entries(uint256 jobId) private view returns (bytes[] memory entries) {
-        entries = new bytes[](9);
-        entries[0] = abi.encodeCall(market.createJob, (_terms()));
-        entries[1] = abi.encodeCall(market.topUp, (jobId, 1));
-        entries[2] = abi.encodeCall(market.completeSession, (jobId));
-        entries[3] = abi.encodeCall(market.reclaim, (jobId));
-        entries[4] = abi.encodeCall(market.withdraw, (ETH, stranger));
-        entries[5] = abi.encodeCall(market.withdrawFor, (host, ETH));
-        entries[6] = abi.encodeCall(market.withdrawTreasury, (ETH, stranger));
-        entries[7] = abi.encodeCall(market.submitCheckpoint, (jobId, 0, _attested(0)));
-        entries[8] = abi.encodeCall(market.submitCheckpoints, (new IProofSystem.Checkpoint[](0)));
     }
 
     function _two(bytes memory reason) private pure returns (uint256 first, uint256 second) {

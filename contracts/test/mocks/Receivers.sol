@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
+import {IERC1271} from "@openzeppelin/contracts/interfaces/IERC1271.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+
 /// @dev Somebody with code: sends the calls that it is told to, and meets ETH as its kind does.
 abstract contract Receiver {
     function call(address target, uint256 value, bytes calldata data) external returns (bytes memory answer) {
@@ -57,21 +60,36 @@ contract GasMeteringReceiver is Receiver {
     }
 }
 
-/// @dev Calls back with what it was told to, when it receives ETH.
+/// @dev Calls back with what it was told to, when it receives ETH, and counts the answers.
 contract CallbackReceiver is Receiver {
     address private _target;
     bytes private _data;
 
-    bool public refused;
-    bytes4 public answer = 0xffffffff;
+    uint256 public moves;
+    mapping(bytes4 answer => uint256) public refusals;
 
     function callBack(address target, bytes calldata data) external {
         (_target, _data) = (target, data);
     }
 
     receive() external payable override {
-        (bool success, bytes memory told) = _target.call(_data);
-        refused = !success;
-        answer = bytes4(told);
+        (bool success, bytes memory answer) = _target.call(_data);
+        ++moves;
+        if (!success) ++refusals[bytes4(answer)];
     }
+}
+
+/// @dev A contract wallet: takes for its signature (ERC-1271) what its owner has signed, with a note of any length behind.
+contract Wallet is Receiver, IERC1271 {
+    address private immutable owner;
+
+    constructor(address owner_) {
+        owner = owner_;
+    }
+
+    function isValidSignature(bytes32 hash, bytes calldata signature) external view returns (bytes4) {
+        return ECDSA.recover(hash, signature[:65]) == owner ? IERC1271.isValidSignature.selector : bytes4(0xffffffff);
+    }
+
+    receive() external payable override {}
 }

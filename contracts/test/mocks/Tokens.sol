@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
+import {TestDollar} from "./TestDollar.sol";
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
 
-/// @dev A token that says nothing when it has transferred.
+/// @dev A token that says nothing when it has transferred, and knows of no authorization.
 contract SilentToken {
     mapping(address => uint256) public balanceOf;
 
@@ -24,8 +25,17 @@ contract SilentToken {
     }
 }
 
+/// @dev A token that has an answer to every call, and does nothing about those that it does not know: as WETH.
+contract CatchAllToken is ERC20("Catch-all", "CATCH") {
+    function mint(address to, uint256 amount) external {
+        _mint(to, amount);
+    }
+
+    fallback() external {}
+}
+
 /// @dev A token with a list of addresses that it will not send to, and three ways of not doing so.
-contract ListedToken is ERC20("Listed", "LIST") {
+contract ListedToken is TestDollar {
     enum Way {
         Revert,
         ReturnFalse,
@@ -34,10 +44,6 @@ contract ListedToken is ERC20("Listed", "LIST") {
 
     Way public way;
     mapping(address => bool) public listed;
-
-    function mint(address to, uint256 amount) external {
-        _mint(to, amount);
-    }
 
     function list(address account, bool on) external {
         listed[account] = on;
@@ -58,11 +64,7 @@ contract ListedToken is ERC20("Listed", "LIST") {
 }
 
 /// @dev A token that keeps one unit in a hundred of what is transferred.
-contract TollToken is ERC20("Toll", "TOLL") {
-    function mint(address to, uint256 amount) external {
-        _mint(to, amount);
-    }
-
+contract TollToken is TestDollar {
     function _update(address from, address to, uint256 amount) internal override {
         super._update(from, to, amount);
         if (from != address(0) && to != address(0)) super._update(to, address(0), amount / 100);
@@ -70,28 +72,20 @@ contract TollToken is ERC20("Toll", "TOLL") {
 }
 
 /// @dev A token that pays more than it was asked to.
-contract GiftToken is ERC20("Gift", "GIFT") {
-    function mint(address to, uint256 amount) external {
-        _mint(to, amount);
-    }
-
-    function transferFrom(address from, address to, uint256 amount) public override returns (bool) {
-        _mint(to, 1);
-        return super.transferFrom(from, to, amount);
+contract GiftToken is TestDollar {
+    function _update(address from, address to, uint256 amount) internal override {
+        super._update(from, to, amount);
+        if (from != address(0)) super._update(address(0), to, 1);
     }
 }
 
-/// @dev A token that calls somebody back with what it was told to, whenever it moves.
-contract CallbackToken is ERC20("Callback", "CALL") {
+/// @dev A token that calls somebody back with what it was told to, whenever it moves, and counts the answers.
+contract CallbackToken is TestDollar {
     address private _target;
     bytes private _data;
 
-    bool public refused;
-    bytes public answer;
-
-    function mint(address to, uint256 amount) external {
-        _mint(to, amount);
-    }
+    uint256 public moves;
+    mapping(bytes4 answer => uint256) public refusals;
 
     function callBack(address target, bytes calldata data) external {
         (_target, _data) = (target, data);
@@ -100,8 +94,8 @@ contract CallbackToken is ERC20("Callback", "CALL") {
     function _update(address from, address to, uint256 amount) internal override {
         super._update(from, to, amount);
         if (_target == address(0)) return;
-        bool success;
-        (success, answer) = _target.call(_data);
-        refused = !success;
+        (bool success, bytes memory answer) = _target.call(_data);
+        ++moves;
+        if (!success) ++refusals[bytes4(answer)];
     }
 }
