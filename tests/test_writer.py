@@ -50,9 +50,11 @@ class Gate:
     """Holds the writer until the test has queued what is to be one group."""
 
     def __init__(self) -> None:
+        self.entered = threading.Event()
         self.open = threading.Event()
 
     def __call__(self, _: Connection) -> None:
+        self.entered.set()
         self.open.wait()
 
 
@@ -110,15 +112,20 @@ async def test_it_has_been_committed_when_the_caller_goes_on(engine: Engine, wri
 
 
 async def test_who_has_stopped_waiting_is_left_out(engine: Engine, writer: Writer) -> None:
-    """A cancelled caller's operation does not run, if it had not begun."""
-    gate = Gate()
-    held = asyncio.ensure_future(writer.submit(gate))
+    """A cancelled caller's operation does not run, if it had not begun: not even in a group that had."""
+    first, second = Gate(), Gate()
+    held = [asyncio.ensure_future(writer.submit(first))]
+    await asyncio.to_thread(first.entered.wait)
+    held.append(asyncio.ensure_future(writer.submit(second)))
     given_up = asyncio.ensure_future(writer.submit(putting(1)))
     await asyncio.sleep(0)
+    first.open.set()
+    await asyncio.to_thread(second.entered.wait)
     given_up.cancel()
-    await asyncio.sleep(0)
-    gate.open.set()
-    await held
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    second.open.set()
+    await asyncio.gather(*held)
     assert await writer.submit(putting(2)) == 2
     assert numbers(engine) == [2]
 

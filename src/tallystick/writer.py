@@ -32,6 +32,12 @@ class Work:
     operation: Callable[[Connection], Any]
     future: Future[Any] = field(default_factory=Future)
 
+    def is_wanted(self) -> bool:
+        """False if whoever waited has stopped; once it is True, it stays so."""
+        if self.future.running():
+            return True
+        return not self.future.cancelled() and self.future.set_running_or_notify_cancel()
+
 
 class Writer:
     """The only connection that writes. `start`, `submit` from any event loop, `close`."""
@@ -72,9 +78,8 @@ class Writer:
         going = True
         while going:
             group, going = self._next_group()
-            waited_for = [work for work in group if work.future.set_running_or_notify_cancel()]
-            if waited_for:
-                self._commit(waited_for)
+            if group:
+                self._commit(group)
 
     def _next_group(self) -> tuple[list[Work], bool]:
         group: list[Work] = []
@@ -88,18 +93,23 @@ class Writer:
 
     def _commit(self, group: list[Work]) -> None:
         """All in one transaction; if one of them fails, each in its own, so that the others go through."""
+        done: list[tuple[Work, Any]] = []
         try:
             with self._engine.begin() as connection:
-                results = [work.operation(connection) for work in group]
+                # Asked one by one, at its turn: whoever stops waiting until then is left out.
+                done += ((work, work.operation(connection)) for work in group if work.is_wanted())
         except Exception as error:  # noqa: BLE001 (whatever it is, the one who waits is told)
-            if len(group) == 1:
-                group[0].future.set_exception(_told(error))
-                return
+            self._mend(group, error)
+        else:
+            for work, result in done:
+                work.future.set_result(result)
+
+    def _mend(self, group: list[Work], error: Exception) -> None:
+        if len(group) > 1:
             for work in group:
                 self._commit([work])
-        else:
-            for work, result in zip(group, results, strict=True):
-                work.future.set_result(result)
+        elif group[0].is_wanted():
+            group[0].future.set_exception(_told(error))
 
 
 def _told(error: Exception) -> Exception:
