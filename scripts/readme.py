@@ -19,9 +19,10 @@ CONTRACTS = ROOT / "contracts" / "src"
 ORDER = """
     types errors config
     keccak pricing meter transcript proof receipt countersign admission fees wire reply
-    engine counter tables writer rows outbox ledger store contracts endpoint chain sender
+    engine counter tables writer rows outbox ledger store artifacts networks contracts endpoint
+    chain sender site
     account stream lookout desk settlement node peer server websocket opening frames session
-    devnet testing mends doctor screen demo cli
+    devnet testing mends doctor inspection deployment verification screen demo cli
 """.split()
 PLACES = {
     "contracts/": "Solidity: sources, interfaces that are the manual, tests",
@@ -38,9 +39,10 @@ def first_sentence(text: str) -> str:
 
 
 def module_line(path: Path) -> str:
-    """A module and what lives there."""
+    """A module, or a package, and what lives there."""
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-    return f"  {path.name:<17} {first_sentence(docstring)}"
+    name = f"{path.parent.name}/" if path.name == "__init__.py" else path.name
+    return f"  {name:<17} {first_sentence(docstring)}"
 
 
 def contract_line(path: Path) -> str:
@@ -53,6 +55,7 @@ def contract_line(path: Path) -> str:
 def tree() -> str:
     """The listing, in the order of the data."""
     modules = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    modules |= {path.parent.name: path for path in PACKAGE.glob("*/__init__.py")}
     ordered = [name for name in ORDER if name in modules] + sorted(modules.keys() - set(ORDER))
     lines = ["contracts/src/", *map(contract_line, sorted(CONTRACTS.glob("*.sol")))]
     lines += ["src/tallystick/", *(module_line(modules[name]) for name in ordered)]

@@ -27,7 +27,7 @@ from tallystick.chain import Chain
 from tallystick.cli import app
 from tallystick.devnet import Devnet, account
 from tallystick.proof import read_bearer
-from tallystick.testing import Script, ScriptedEngine, oai_server, say
+from tallystick.testing.engine import Script, ScriptedEngine, oai_server, say
 from tallystick.types import JobId, JobStatus
 
 HOST, PAYER, TREASURY = account(1), account(2), account(3)

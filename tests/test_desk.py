@@ -25,7 +25,7 @@ from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.stream import Chunk, Stream
 from tallystick.tables import JobRow
-from tallystick.testing import Hang, Script, ScriptedEngine, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import Model, Prices, RequestId, Totals
 from tests.paying import PRICES, PROMPT, Signer, open_job, register, until
 

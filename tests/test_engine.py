@@ -18,7 +18,7 @@ from aiohttp import web
 import tallystick
 from tallystick.engine import ContinuousUsage, Engine, HttpEngine, LlamaCpp, LlamaEngine, Piece, Reply
 from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
-from tallystick.testing import Form, Hang, Script, ScriptedEngine, Step, oai_server, say
+from tallystick.testing.engine import Form, Hang, Script, ScriptedEngine, Step, oai_server, say
 from tallystick.wire import SSE_DONE, sse
 
 DEMO = Path(tallystick.__file__).parent / "models" / "tally-demo.gguf"

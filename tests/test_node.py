@@ -17,7 +17,7 @@ from tallystick.counter import Counter
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, ConfigError, Refusal
 from tallystick.node import COUNTER, Node, Payout
-from tallystick.testing import Script, ScriptedEngine, say
+from tallystick.testing.engine import Script, ScriptedEngine, say
 from tallystick.types import ETH, Address, JobStatus, Totals
 from tests.paying import PROMPT, Signer, open_job, register, until
 

@@ -22,7 +22,7 @@ from tallystick.errors import EngineError, EngineRefused, EngineUnavailable
 from tallystick.node import Node
 from tallystick.peer import secure
 from tallystick.server import running
-from tallystick.testing import Hang, Script, ScriptedEngine, Step, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import Totals
 from tests.paying import MESSAGES, PROMPT, Signer, open_job, register, until
 

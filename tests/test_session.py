@@ -20,7 +20,7 @@ from tallystick.opening import Wishes
 from tallystick.server import running
 from tallystick.session import BalanceLow, Done, Event, PromptAhead, Session, Settled, Signed, Text
 from tallystick.store import Store
-from tallystick.testing import Hang, Script, ScriptedEngine, Step, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import JobStatus, Totals
 from tests.paying import register
 

@@ -19,7 +19,7 @@ from tallystick.errors import EngineError, EngineTimeout, EngineUnavailable
 from tallystick.meter import Fit
 from tallystick.stream import Chunk, Order, Stream
 from tallystick.tables import Counts, JobRow
-from tallystick.testing import Hang, Script, ScriptedEngine, Step, babble, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, babble, say
 from tallystick.transcript import delta_text, prompt_hash
 from tallystick.types import Ack, Address, Job, JobId, JobStatus, Prices, RequestId, Totals
 

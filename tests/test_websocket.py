@@ -19,7 +19,7 @@ from tallystick.devnet import Devnet
 from tallystick.errors import EngineError
 from tallystick.node import Node
 from tallystick.server import running
-from tallystick.testing import Hang, Script, ScriptedEngine, Step, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import RequestId
 from tests.paying import PROMPT, Signer, open_job, register, until
 

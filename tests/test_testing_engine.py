@@ -11,7 +11,7 @@ import pytest
 
 from tallystick.engine import Engine, Piece
 from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
-from tallystick.testing import Hang, Script, ScriptedEngine, Step, babble, oai_server, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, babble, oai_server, say
 
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "What is a tally stick?"}]}
 TWO = Script(say("one", " two"))
