@@ -14,7 +14,7 @@ import {
     RevertingReceiver,
     WillingReceiver
 } from "./mocks/Receivers.sol";
-import {GiftToken, ListedToken, SilentToken, TollToken} from "./mocks/Tokens.sol";
+import {GiftToken, HungryToken, ListedToken, SilentToken, TollToken} from "./mocks/Tokens.sol";
 
 /// @dev Exits cannot be blocked, and no receiver or token can do more harm than to itself.
 contract RefundsTest is Fixture {
@@ -98,22 +98,39 @@ contract RefundsTest is Fixture {
         vm.assertEq(_refunds(address(receiver), ETH), DEPOSIT);
     }
 
-    /// forge-config: default.fuzz.runs = 3000
-    function testFuzz_NoChoiceOfGasStarvesARefund(uint256 gas) public {
-        gas = _bound(gas, 30_000, 400_000);
-        Receiver receiver = new HungryReceiver();
-        uint256 jobId = _openAs(receiver);
+    /// @dev Either every receiver has its money, or nothing has happened.
+    function testFuzz_NoChoiceOfGasStarvesARefund(uint256 gas, uint256 way) public {
+        bytes memory data = _closings(_bound(way, 0, 3));
+        gas = _bound(gas, 30_000, 1_500_000);
 
         vm.prank(host);
-        (bool closed, bytes memory reason) =
-            address(market).call{gas: gas}(abi.encodeCall(market.completeSession, (jobId)));
+        (bool closed, bytes memory reason) = address(market).call{gas: gas}(data);
 
-        // Either the receiver has its money, or nothing has happened.
         if (closed) {
-            vm.assertEq(address(receiver).balance, DEPOSIT);
+            _assertDelivered();
         } else {
             vm.assertTrue(reason.length == 0 || bytes4(reason) == IProofSystem.RefundNeedsGas.selector);
-            _assertStatus(jobId, IJobMarketplace.Status.Open);
+            for (uint256 jobId = 1; jobId <= market.jobCount(); ++jobId) {
+                _assertStatus(jobId, IJobMarketplace.Status.Open);
+            }
+        }
+    }
+
+    /// @dev The least gas with which a call succeeds, to which `eth_estimateGas` halves its way.
+    function test_TheGasThatIsEstimatedStarvesNoRefund() public {
+        for (uint256 way; way < 4; ++way) {
+            uint256 clean = vm.snapshotState();
+            bytes memory data = _closings(way);
+            uint256 gas = _estimate(data);
+
+            vm.prank(host);
+            (bool closed,) = address(market).call{gas: gas - 1}(data);
+            vm.assertTrue(!closed);
+            vm.prank(host);
+            (closed,) = address(market).call{gas: gas}(data);
+            vm.assertTrue(closed);
+            _assertDelivered();
+            vm.revertToStateAndDelete(clean);
         }
     }
 
@@ -320,6 +337,49 @@ contract RefundsTest is Fixture {
         bytes memory proof = _proof(jobId, 0, 47_580);
         receiver.call(address(market), 0, abi.encodeCall(market.submitCheckpoint, (jobId, 47_580, proof)));
         receiver.call(address(market), 0, abi.encodeCall(market.completeSession, (jobId)));
+    }
+
+    /// @dev Jobs of payers who want all of their gas, and a call of the host's that closes them: alone, in ETH or in a token,
+    /// or four of both in one batch, with a last claim or without.
+    function _closings(uint256 way) private returns (bytes memory) {
+        HungryToken token = new HungryToken();
+        token.mint(payer, 2 * DEPOSIT);
+        vm.prank(payer);
+        token.approve(address(market), 2 * DEPOSIT);
+        if (way < 2) {
+            uint256 jobId = way == 0 ? _openAs(new HungryReceiver()) : _open(_termsIn(address(token)));
+            return abi.encodeCall(market.completeSession, (jobId));
+        }
+
+        IProofSystem.Checkpoint[] memory rows = new IProofSystem.Checkpoint[](4);
+        for (uint256 i; i < rows.length; ++i) {
+            uint256 jobId = i % 2 == 0 ? _openAs(new HungryReceiver()) : _open(_termsIn(address(token)));
+            rows[i] = _row(jobId, 0, way == 2 ? 0 : 47_580, true);
+        }
+        return abi.encodeCall(market.submitCheckpoints, (rows));
+    }
+
+    /// @dev Every job is closed, and no refund had to be kept.
+    function _assertDelivered() private view {
+        for (uint256 jobId = 1; jobId <= market.jobCount(); ++jobId) {
+            IJobMarketplace.Job memory job = market.getJob(jobId);
+            _assertStatus(jobId, IJobMarketplace.Status.Closed);
+            vm.assertEq(_refunds(job.payer, job.asset), 0);
+        }
+    }
+
+    function _estimate(bytes memory data) private returns (uint256 enough) {
+        uint256 tooLittle = 21_000;
+        enough = 3_000_000;
+        while (enough - tooLittle > 1) {
+            uint256 gas = (tooLittle + enough) / 2;
+            uint256 clean = vm.snapshotState();
+            vm.prank(host);
+            (bool closed,) = address(market).call{gas: gas}(data);
+            vm.revertToStateAndDelete(clean);
+            if (closed) enough = gas;
+            else tooLittle = gas;
+        }
     }
 
     function _termsIn(address asset) private view returns (IJobMarketplace.Terms memory terms) {

@@ -63,6 +63,14 @@ contract ListedToken is TestDollar {
     }
 }
 
+/// @dev A token that declines at once if it is given noticeably less gas than a refund comes with.
+contract HungryToken is TestDollar {
+    function transfer(address to, uint256 amount) public override returns (bool) {
+        require(gasleft() > 99_000, "hungry");
+        return super.transfer(to, amount);
+    }
+}
+
 /// @dev A token that keeps one unit in a hundred of what is transferred.
 contract TollToken is TestDollar {
     function _update(address from, address to, uint256 amount) internal override {
