@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the contracts' ABI and bytecode into the package, or check that they are what the sources give.
+"""Write the contracts' ABI, bytecode and compiler input into the package, or check that they are as built.
 
 scripts/abi.py            build, then write src/tallystick/abi/*.json
 scripts/abi.py --check    build, then exit 1 if a file there is not what the build gives
@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = ROOT / "contracts"
 PACKAGE = ROOT / "src" / "tallystick" / "abi"
 NAMES = ("JobMarketplace", "NodeRegistry", "TestDollar")
+# Those that an explorer of a public chain is to verify.
+PUBLIC = ("JobMarketplace", "NodeRegistry")
+OUTPUT = ["abi", "evm.bytecode", "evm.deployedBytecode", "metadata"]
 
 
 def forge() -> str:
@@ -27,23 +30,52 @@ def forge() -> str:
     return found
 
 
+def built(name: str) -> dict[str, Any]:
+    """What forge keeps of one contract."""
+    artifact: dict[str, Any] = json.loads((CONTRACTS / "out" / f"{name}.sol" / f"{name}.json").read_text())
+    return artifact
+
+
 def signature(entry: dict[str, Any]) -> tuple[str, str, str]:
     """What an ABI entry is sorted by."""
     return entry["type"], entry.get("name", ""), ",".join(i["type"] for i in entry.get("inputs", []))
 
 
-def rendered(name: str) -> str:
-    """The file's text for one contract, from the build."""
-    artifact = json.loads((CONTRACTS / "out" / f"{name}.sol" / f"{name}.json").read_text())
-    bytecode = artifact["bytecode"]["object"]
-    content = {"abi": sorted(artifact["abi"], key=signature), "bytecode": bytecode}
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+def interface(name: str) -> dict[str, Any]:
+    """What the package needs to talk to a contract and to create it."""
+    artifact = built(name)
+    metadata = artifact["metadata"]
+    [(path, contract)] = metadata["settings"]["compilationTarget"].items()
+    return {
+        "abi": sorted(artifact["abi"], key=signature),
+        "bytecode": artifact["bytecode"]["object"],
+        "compiler": metadata["compiler"]["version"],
+        "source": f"{path}:{contract}",
+    }
 
 
-def stale() -> list[str]:
-    """Names whose file is missing or differs from the build."""
-    paths = {name: PACKAGE / f"{name}.json" for name in NAMES}
-    return [name for name, path in paths.items() if not path.exists() or path.read_text() != rendered(name)]
+def compiler_input(name: str) -> dict[str, Any]:
+    """The standard-JSON input that gives this bytecode, from no more sources than the contract has."""
+    metadata = built(name)["metadata"]
+    settings = {key: value for key, value in metadata["settings"].items() if key != "compilationTarget"}
+    return {
+        "language": metadata["language"],
+        "sources": {path: {"content": (CONTRACTS / path).read_text()} for path in metadata["sources"]},
+        "settings": {**settings, "outputSelection": {"*": {"*": OUTPUT}}},
+    }
+
+
+def generated() -> dict[str, str]:
+    """By file name: the text that the build gives."""
+    contents = {f"{name}.json": interface(name) for name in NAMES}
+    contents |= {f"{name}.input.json": compiler_input(name) for name in PUBLIC}
+    return {file: json.dumps(content, indent=1, sort_keys=True) + "\n" for file, content in contents.items()}
+
+
+def stale(texts: dict[str, str]) -> list[str]:
+    """Files that are missing, or are not what the build gives."""
+    paths = {file: PACKAGE / file for file in texts}
+    return [file for file, path in paths.items() if not path.exists() or path.read_text() != texts[file]]
 
 
 def main(argv: list[str]) -> int:
@@ -51,15 +83,16 @@ def main(argv: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     subprocess.run([forge(), "build", "--quiet"], cwd=CONTRACTS, check=True)
-    changed = stale()
+    texts = generated()
+    changed = stale(texts)
     if argv:
-        for name in changed:
-            print(f"src/tallystick/abi/{name}.json is not what the contracts give: run scripts/abi.py")
+        for file in changed:
+            print(f"src/tallystick/abi/{file} is not what the contracts give: run scripts/abi.py")
         return 1 if changed else 0
     PACKAGE.mkdir(parents=True, exist_ok=True)
-    for name in changed:
-        (PACKAGE / f"{name}.json").write_text(rendered(name))
-        print(f"wrote src/tallystick/abi/{name}.json")
+    for file in changed:
+        (PACKAGE / file).write_text(texts[file])
+        print(f"wrote src/tallystick/abi/{file}")
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tallystick import config
-from tallystick.config import HostConfig, PayerConfig, TreasuryConfig, Variable
+from tallystick.config import DeployerConfig, HostConfig, PayerConfig, TreasuryConfig, Variable
 
 PATH = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -24,7 +24,7 @@ environment wins over the same one in `.env` of the working directory; an empty 
 seconds.
 `tally doctor` says what is wrong with a host's.
 """
-PARTIES = {"Host": HostConfig, "Payer": PayerConfig, "Treasury": TreasuryConfig}
+PARTIES = {"Host": HostConfig, "Payer": PayerConfig, "Treasury": TreasuryConfig, "Deployer": DeployerConfig}
 
 
 def meanings(party: type) -> dict[str, str]:

@@ -19,9 +19,9 @@ from tallystick.admission import (
     Offer,
     first_refusal,
 )
-from tallystick.contracts import Asset
 from tallystick.errors import REFUSALS
 from tallystick.meter import Fit
+from tallystick.networks import Asset
 from tallystick.types import ETH, ZERO_HASH, Address, Job, JobId, JobStatus, Model, Prices, Totals
 
 NOW = 1_800_000_000

@@ -574,13 +574,6 @@ async def test_a_call_to_where_no_contract_is_sends_nothing(market: Market) -> N
     assert await market.chain.code_ok()
 
 
-async def test_deploying_again_changes_nothing(market: Market) -> None:
-    """What is there is not created again."""
-    before = await market.chain.nonce(market.devnet.accounts.deployer.address)
-    await market.chain.deploy(market.devnet.accounts.deployer.private_key)
-    assert await market.chain.nonce(market.devnet.accounts.deployer.address) == before
-
-
 async def test_the_dollar_is_what_the_deployment_says(market: Market) -> None:
     """Symbol and decimals of the deployment's assets are the contract's own."""
     asset = market.chain.deployment.assets[market.dollar]

@@ -9,10 +9,10 @@ from eth_abi.abi import encode
 from eth_utils.abi import filter_abi_by_type, function_signature_to_4byte_selector
 
 from tallystick import errors
-from tallystick.contracts import DEVNET, EVENTS, NETWORKS, artifact, decode_revert, deployment
+from tallystick.artifacts import artifact
+from tallystick.contracts import EVENTS, decode_revert
 from tallystick.devnet import account
-from tallystick.errors import ConfigError, ContractError, Panicked, Reverted, UnknownRevert
-from tallystick.types import ETH
+from tallystick.errors import ContractError, Panicked, Reverted, UnknownRevert
 
 CONTRACTS = ("JobMarketplace", "NodeRegistry", "TestDollar")
 
@@ -78,38 +78,3 @@ def test_a_revert_that_nobody_knows_keeps_its_data(data: bytes) -> None:
     error = decode_revert(data)
     assert type(error) is UnknownRevert
     assert error.values == {"data": "0x" + data.hex()}
-
-
-def test_addresses_follow_from_the_code_alone() -> None:
-    """The deployment is computed, the same each time, with an address for each contract."""
-    found = deployment(DEVNET)
-    assert found is deployment(DEVNET)
-    assert {found.registry, found.marketplace, found.asset("tUSD")} == set(found.init_codes)
-    assert found.treasury == account(3).address
-    assert found.init_codes[found.marketplace].endswith(bytes.fromhex(found.treasury[2:]))
-
-
-def test_the_code_stays_out_of_a_repr() -> None:
-    """A deployment can be printed in a line."""
-    assert len(repr(deployment(DEVNET))) < 1000
-
-
-def test_an_unknown_chain_is_refused_by_name() -> None:
-    """A chain without contracts is a ConfigError that lists the known ones."""
-    with pytest.raises(ConfigError, match=r"chain 1; they are on 31337 \(devnet\)"):
-        deployment(1)
-
-
-def test_an_asset_is_found_by_its_symbol() -> None:
-    """Symbols are taken in any case, and an unknown one is a ConfigError that lists the known ones."""
-    devnet = deployment(DEVNET)
-    assert devnet.asset("eth") == ETH
-    assert devnet.assets[devnet.asset("TUSD")].decimals == 6
-    with pytest.raises(ConfigError, match="no asset 'DOGE' on devnet; it has ETH, tUSD"):
-        devnet.asset("DOGE")
-
-
-def test_one_confirmation_is_the_latest_block() -> None:
-    """Confirmations count the block that holds the fact, so the depth to read at is one less."""
-    for chain_id, network in NETWORKS.items():
-        assert deployment(chain_id).depth == network.confirmations - 1 >= 0

@@ -13,10 +13,10 @@ import pytest
 
 from tallystick import pricing
 from tallystick.books import Books
-from tallystick.contracts import Asset
 from tallystick.demo import DEPOSIT, THRESHOLD, TOKENS
 from tallystick.devnet import account
 from tallystick.errors import ChainError
+from tallystick.networks import Asset
 from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Prices, Settlement, Totals
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "TERM": "dumb"}

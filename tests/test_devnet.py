@@ -15,6 +15,7 @@ from tallystick import devnet as module
 from tallystick.chain import Chain
 from tallystick.devnet import PAYER_FUNDS, Accounts, Devnet, account, find_anvil
 from tallystick.errors import ChainError, ConfigError
+from tallystick.site import Site
 from tallystick.types import ETH
 
 
@@ -47,11 +48,11 @@ async def test_a_devnet_ends_the_process_that_it_started() -> None:
 async def test_a_devnet_whose_start_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error between start and first use ends the process as well."""
 
-    async def broken(_: Chain, __: bytes) -> None:
+    async def broken(_: Site, *__: object) -> None:
         raise ChainError("cannot deploy")
 
     before = children()
-    monkeypatch.setattr(Chain, "deploy", broken)
+    monkeypatch.setattr(Site, "create", broken)
     with pytest.raises(ChainError, match="cannot deploy"):
         async with Devnet():
             raise AssertionError("started")

@@ -13,13 +13,11 @@ from aiohttp.test_utils import TestServer, unused_port
 from tallystick import doctor
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
-from tallystick.contracts import DEVNET, deployment
 from tallystick.counter import Counter
 from tallystick.devnet import Devnet, account
 from tallystick.doctor import (
     CHECKS,
     ChainFacts,
-    Check,
     Facts,
     JobFacts,
     NodeFacts,
@@ -28,8 +26,9 @@ from tallystick.doctor import (
 )
 from tallystick.errors import ChainError, ConfigError, LedgerError
 from tallystick.ledger import Ledger
+from tallystick.networks import DEVNET, deployment
 from tallystick.proof import address
-from tallystick.types import Job, JobId, JobStatus, Prices, Totals
+from tallystick.types import Check, Job, JobId, JobStatus, Prices, Totals
 
 TestServer.__test__ = False  # pytest would collect it by its name
 

@@ -7,9 +7,9 @@ import pytest
 
 from tallystick import proof
 from tallystick.chain import Chain
-from tallystick.contracts import DEVNET, deployment
 from tallystick.devnet import Devnet
 from tallystick.errors import SessionError
+from tallystick.networks import DEVNET, deployment
 from tallystick.opening import Quote, Wishes, fetch_quote, find_openings, quote_in, terms_for
 from tallystick.store import Store, StoredJob
 from tallystick.types import ETH, Address, JobId, Prices

@@ -12,11 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.chain import Chain
-from tallystick.contracts import Call, Deployment
+from tallystick.contracts import Call
 from tallystick.devnet import Devnet
 from tallystick.errors import AlreadyRegistered, ChainError, RpcError
 from tallystick.fees import GWEI, Fees, Pace
 from tallystick.ledger import Ledger
+from tallystick.networks import Deployment
 from tallystick.sender import GAP, Outcome, Report, Sender
 from tallystick.tables import State, Transaction
 from tallystick.types import Address

@@ -13,9 +13,9 @@ from typing import Any
 
 from tallystick import proof
 from tallystick.config import BEARER_MAX, INTERVAL_MIN
-from tallystick.contracts import Asset
 from tallystick.errors import ReceiptError, Refusal
 from tallystick.meter import Fit
+from tallystick.networks import Asset
 from tallystick.pricing import MILLION, from_units, lower
 from tallystick.types import ZERO_HASH, Address, Job, JobId, JobStatus, Model, Prices, Totals
 

@@ -13,10 +13,12 @@ from typing import Any
 from eth_utils.abi import filter_abi_by_type, function_abi_to_4byte_selector
 from eth_utils.conversions import to_hex
 
+from tallystick.artifacts import artifact
 from tallystick.chain import Chain
-from tallystick.contracts import SALT, Asset, TreasuryWithdrawn, Withdrawn, artifact
+from tallystick.contracts import TreasuryWithdrawn, Withdrawn
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError
+from tallystick.networks import Asset
 from tallystick.types import Address, Completion, Job, JobId, Settlement
 
 CONTRACTS = ("NodeRegistry", "JobMarketplace", "TestDollar")
@@ -179,9 +181,7 @@ async def _transactions(devnet: Devnet) -> list[Transaction]:
 
 def _deployments(devnet: Devnet) -> dict[str, str]:
     """By what CREATE2's proxy is sent: which contract it deploys."""
-    addresses = _contracts(devnet)
-    codes = devnet.deployment.init_codes
-    return {to_hex(SALT + codes[address]): f"deploy {name}" for name, address in addresses.items()}
+    return {to_hex(blueprint.order): f"deploy {blueprint.name}" for blueprint in devnet.blueprints}
 
 
 def _contracts(devnet: Devnet) -> dict[str, Address]:

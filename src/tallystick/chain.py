@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from eth_account import Account
@@ -23,21 +23,18 @@ from web3.exceptions import BadFunctionCallOutput, BlockNotFound, TransactionNot
 from web3.types import TxParams
 
 from tallystick.contracts import (
-    CREATE2_PROXY,
-    SALT,
     Call,
     Contracts,
     Created,
-    Deployment,
     Event,
     Registered,
     Updated,
     decode_revert,
-    deployment,
     topic,
 )
 from tallystick.endpoint import CALL_TIMEOUT, Endpoint
 from tallystick.errors import ChainError, ContractError, RpcError, WrongChain
+from tallystick.networks import Deployment, Network, network
 from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Prices, Settlement, Totals
 
 INCLUSION_TIMEOUT = 120.0
@@ -101,7 +98,7 @@ class Chain(Contracts):
         """Host and port of the endpoint: all of its URL that may be shown."""
         return self._endpoint.host
 
-    async def __aenter__(self) -> Chain:
+    async def __aenter__(self) -> Self:
         try:
             await self.connect()
         except BaseException:
@@ -341,12 +338,6 @@ class Chain(Contracts):
             late = f"transaction {tx} is not {confirmations} deep after {timeout:g} s; it may still come"
             raise ChainError(late) from trouble
 
-    async def deploy(self, key: bytes) -> None:
-        """Creates those of the deployment's contracts that are not there yet, at the cost of `key`."""
-        for address, init_code in self.deployment.init_codes.items():
-            if not await self._has_code(address):
-                await self.transact(Call(CREATE2_PROXY, SALT + init_code), key)
-
     # Below: how
 
     async def _read(self, function: Any, at: int | None = None) -> Any:
@@ -525,9 +516,14 @@ class Chain(Contracts):
 
 async def deployment_at(rpc_url: str) -> Deployment:
     """The contracts on the chain that an endpoint is on. ConfigError if there are none; ChainError."""
+    return (await network_at(rpc_url)).deployment()
+
+
+async def network_at(rpc_url: str) -> Network:
+    """The network that an endpoint is on. ConfigError if it is none that is known; ChainError."""
     endpoint = Endpoint(rpc_url)
     try:
-        return deployment(await AsyncWeb3(endpoint, middleware=[]).eth.chain_id)
+        return network(await AsyncWeb3(endpoint, middleware=[]).eth.chain_id)
     finally:
         await endpoint.disconnect()
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -19,12 +19,14 @@ from typer.core import TyperGroup
 from tallystick.errors import ConfigError, TallystickError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tallystick.chain import TxResult
-    from tallystick.config import HostConfig
-    from tallystick.contracts import Deployment
+    from tallystick.config import DeployerConfig, HostConfig
+    from tallystick.deployment import Plan
     from tallystick.devnet import Devnet
+    from tallystick.networks import Deployment
+    from tallystick.types import Check
 
 
 class Commands(TyperGroup):
@@ -51,8 +53,10 @@ app = typer.Typer(
 )
 host = typer.Typer(no_args_is_help=True, help="Sell inference: register a host, run its node.")
 job = typer.Typer(no_args_is_help=True, help="A payer's jobs: open, look, add to, complete, reclaim.")
+contracts = typer.Typer(no_args_is_help=True, help="The contracts on a chain: deploy, check, verify.")
 app.add_typer(host, name="host")
 app.add_typer(job, name="job")
+app.add_typer(contracts, name="contracts")
 
 JOB_MAX = 2**53 - 1
 """The largest job id (protocol §2), as in proof.py, which takes its time to import."""
@@ -121,12 +125,16 @@ def demo(as_json: AsJson = False) -> None:
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check all that has to hold for a host to be paid. Status 1 if anything fails."""
-    from dataclasses import asdict
-
     from tallystick.doctor import examine
 
     keep_logs(level="critical")
-    checks = asyncio.run(examine())
+    _judge(asyncio.run(examine()), as_json)
+
+
+def _judge(checks: Sequence[Check], as_json: bool) -> NoReturn:
+    """Prints checks, and ends with status 1 if one of them failed."""
+    from dataclasses import asdict
+
     sound = all(check.passed for check in checks)
     if as_json:
         echo_json({"sound": sound, "checks": [asdict(check) for check in checks]})
@@ -244,6 +252,78 @@ def _interrupt() -> asyncio.Event:
     for each in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(each, asked.set)
     return asked
+
+
+# The contracts
+
+
+RpcUrl = Annotated[str | None, typer.Option("--rpc-url", help="The chain's endpoint; by default RPC_URL.")]
+
+
+@contracts.command("deploy")
+def contracts_deploy(
+    rpc_url: RpcUrl = None,
+    treasury: Annotated[
+        str | None, typer.Option(help="Who gets the fees, for ever; by default the one that is recorded.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything is sent.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put the contracts on a chain, at the cost of DEPLOYER_PRIVATE_KEY, and record where they are.
+
+    What is there already is left alone. The addresses follow from code and treasury, on every chain the same.
+    """
+    from tallystick.deployment import deploy
+
+    def agree(plan: Plan) -> None:
+        for line in plan.lines():
+            typer.echo(line, err=as_json)
+        if plan.missing and not (yes or plan.network.is_devnet):
+            typer.confirm("Create them?", abort=True, err=as_json)
+
+    deployed = asyncio.run(deploy(_deployer(rpc_url), treasury, agree, echo_note))
+    if as_json:
+        echo_json(deployed.told())
+    else:
+        for line in deployed.lines():
+            typer.echo(line)
+
+
+@contracts.command("check")
+def contracts_check(rpc_url: RpcUrl = None, as_json: AsJson = False) -> None:
+    """Hold the contracts on a chain against what was built. Status 1 if anything differs."""
+    from tallystick.inspection import inspect
+
+    _judge(asyncio.run(inspect(_deployer(rpc_url).rpc_url)), as_json)
+
+
+@contracts.command("source")
+def contracts_source(
+    directory: Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the compiler's input that block explorers verify with, a file a contract (standard JSON)."""
+    from tallystick.verification import write
+
+    written = write(directory)
+    if as_json:
+        echo_json(written)
+        return
+    for name, facts in written.items():
+        _show({"contract": name, **facts}, as_json=False)
+
+
+def _deployer(rpc_url: str | None) -> DeployerConfig:
+    """The settings, with the endpoint that was named."""
+    from dataclasses import replace
+
+    from tallystick.config import DeployerConfig, http_url
+
+    config = DeployerConfig.from_env()
+    try:
+        return replace(config, rpc_url=http_url(rpc_url)) if rpc_url else config
+    except ValueError as error:
+        raise ConfigError(f"--rpc-url: {error}") from None
 
 
 # The host

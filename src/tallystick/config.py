@@ -145,6 +145,13 @@ def http_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _ledger_url(text: str) -> Secret[str]:
+    """Never says what it read: it may hold a password."""
+    if urlsplit(text).scheme != "postgresql" or not urlsplit(text).path.strip("/"):
+        raise ValueError("it is not of the form postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return Secret(text)
+
+
 def _networks(text: str) -> tuple[str, ...]:
     return tuple(str(ip_network(entry)) for entry in _entries(text))
 
@@ -197,6 +204,7 @@ _FORMS: Mapping[Callable[[str], object], str] = {
     _assets: "addresses, with prices or without",
     _amount: "an amount like `2` or `0.90`",
     http_url: "http://… or https://…",
+    _ledger_url: "postgresql://…",
     _networks: "networks",
     _listen: "HOST:PORT",
     _path: "a path; `~` is the home directory",
@@ -261,6 +269,8 @@ class HostConfig:
     """Networks, like "10.0.0.7/32", whose `X-Forwarded-Proto` counts: a proxy there ends the TLS."""
     data_dir: Annotated[Path, Variable("HOST_DATA_DIR", _path)] = Path("~/.tally/host")
     """The ledger and the counters: what is owed is here."""
+    ledger_url: Annotated[Secret[str] | None, Variable("LEDGER_URL", _ledger_url)] = None
+    """A PostgreSQL database for the ledger. Not set: SQLite in `HOST_DATA_DIR`."""
     price: Annotated[str, Variable("HOST_PRICE", _amount)] = "0.90"
     """The price per million generated tokens, in whole units of each asset that has no price of its own."""
     prompt_price: Annotated[str, Variable("HOST_PROMPT_PRICE", _amount)] = "0.20"
@@ -356,6 +366,25 @@ class TreasuryConfig:
         None
     )
     """The key of the deployment's treasury."""
+    rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
+        default="http://127.0.0.1:8545", repr=False
+    )
+    """The chain\'s JSON-RPC endpoint."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
+        """Read from `env` (None: the process's) and, for what that leaves out, from `dotenv`. ConfigError."""
+        return cls(**_settings(cls, env, dotenv))
+
+
+@dataclass(frozen=True, slots=True)
+class DeployerConfig:
+    """What whoever deploys the contracts sets."""
+
+    deployer_private_key: Annotated[Secret[bytes] | None, Variable("DEPLOYER_PRIVATE_KEY", _private_key)] = (
+        None
+    )
+    """The account that pays for `tally contracts deploy`. It has no right to anything afterwards."""
     rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
         default="http://127.0.0.1:8545", repr=False
     )

@@ -1,21 +1,18 @@
-"""What is known of the contracts without asking a chain: their addresses, calls, events and errors.
+"""What is known of the contracts without asking a chain: their calls, events and errors.
 
-Knows no network and no key: chain.py asks and sends. `abi/` is generated from `contracts/`. Amounts are base
-units of the asset concerned (ETH's are wei); times are seconds of the chain's clock.
+Knows no network and no key: chain.py asks and sends. Amounts are base units of the asset concerned (ETH's are
+wei); times are seconds of the chain's clock.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
-from eth_typing import ABI, HexAddress, HexStr
 from eth_utils.abi import (
     event_abi_to_log_topic,
     filter_abi_by_type,
@@ -28,129 +25,13 @@ from eth_utils.conversions import to_bytes, to_hex
 from web3 import AsyncWeb3
 from web3.contract import AsyncContract
 from web3.types import LogReceipt
-from web3.utils.address import get_create2_address
 
 from tallystick import errors
-from tallystick.errors import ConfigError, ContractError, Panicked, Reverted, UnknownRevert
+from tallystick.artifacts import artifact
+from tallystick.errors import ContractError, Panicked, Reverted, UnknownRevert
 from tallystick.keccak import keccak
+from tallystick.networks import Deployment
 from tallystick.types import ETH, Address, Completion, JobId, Prices, Settlement, Terms, Totals
-
-# Addresses
-
-CREATE2_PROXY = Address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
-"""Arachnid's deterministic deployment proxy. Base has it; anvil has it from its first block on."""
-
-SALT = keccak(b"tallystick/1")
-"""Another salt would give other addresses, and leave the running jobs at the old ones."""
-
-DEVNET = 31337
-"""anvil's chain id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asset:
-    """What can be paid in: 10 ** `decimals` base units are one `symbol`."""
-
-    symbol: str
-    decimals: int
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """What has to be known of a chain for its contracts' addresses to follow."""
-
-    name: str
-    treasury: Address
-    confirmations: int
-
-
-NETWORKS = {
-    # The treasury is account 3 of anvil's published mnemonic.
-    DEVNET: Network("devnet", Address("0x90F79bf6EB2c4f870365E785982E1f101E93b906"), confirmations=1),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """The contracts on one chain."""
-
-    chain_id: int
-    name: str
-    registry: Address
-    marketplace: Address
-    treasury: Address
-    confirmations: int
-    """How many blocks, the one that holds a fact included, make it one to rely on."""
-    assets: Mapping[Address, Asset]
-    """What host and payer may choose from."""
-    from_block: int
-    """None of the contracts' events is in an earlier block."""
-    init_codes: Mapping[Address, bytes] = field(repr=False)
-    """What creates the contract at each address, in the order in which to create them."""
-
-    @property
-    def depth(self) -> int:
-        """How far behind the latest block to read, so that what is read has its confirmations."""
-        return self.confirmations - 1
-
-    def asset(self, symbol: str) -> Address:
-        """The address of the asset called `symbol`, in any case. Raises ConfigError if there is none."""
-        for address, asset in self.assets.items():
-            if asset.symbol.lower() == symbol.lower():
-                return address
-        known = ", ".join(asset.symbol for asset in self.assets.values())
-        raise ConfigError(f"no asset {symbol!r} on {self.name}; it has {known}")
-
-
-class Artifact(NamedTuple):
-    """One contract as compiled."""
-
-    abi: ABI
-    bytecode: bytes
-
-
-@cache
-def artifact(name: str) -> Artifact:
-    """ABI and creation bytecode of `JobMarketplace`, `NodeRegistry` or `TestDollar`."""
-    raw = json.loads(files("tallystick").joinpath("abi", f"{name}.json").read_text())
-    return Artifact(raw["abi"], to_bytes(hexstr=raw["bytecode"]))
-
-
-@cache
-def deployment(chain_id: int) -> Deployment:
-    """The contracts on chain `chain_id`. Raises ConfigError for one that they are not on.
-
-    The addresses follow from the bytecode in this package (CREATE2), so code at one of them can only be this
-    version's, with this treasury.
-    """
-    network = NETWORKS.get(chain_id)
-    if network is None:
-        known = ", ".join(f"{id_} ({each.name})" for id_, each in NETWORKS.items())
-        raise ConfigError(f"no contracts are known on chain {chain_id}; they are on {known}")
-    registry_code = artifact("NodeRegistry").bytecode
-    registry = _address_of(registry_code)
-    parties = encode(["address", "address"], [registry, network.treasury])
-    marketplace_code = artifact("JobMarketplace").bytecode + parties
-    marketplace = _address_of(marketplace_code)
-    dollar_code = artifact("TestDollar").bytecode
-    dollar = _address_of(dollar_code)
-    return Deployment(
-        chain_id=chain_id,
-        name=network.name,
-        registry=registry,
-        marketplace=marketplace,
-        treasury=network.treasury,
-        confirmations=network.confirmations,
-        assets={ETH: Asset("ETH", 18), dollar: Asset("tUSD", 6)},
-        from_block=0,
-        init_codes={registry: registry_code, marketplace: marketplace_code, dollar: dollar_code},
-    )
-
-
-def _address_of(init_code: bytes) -> Address:
-    proxy = HexAddress(HexStr(CREATE2_PROXY))
-    return Address(get_create2_address(proxy, to_hex(SALT), to_hex(init_code)))
-
 
 # Calls
 

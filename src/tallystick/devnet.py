@@ -18,16 +18,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from eth_account import Account as EthAccount
 from eth_account.hdaccount import key_from_seed, seed_from_mnemonic
 from web3.types import RPCEndpoint
 
 from tallystick.chain import Chain
-from tallystick.contracts import DEVNET, Deployment, deployment
 from tallystick.endpoint import Endpoint
 from tallystick.errors import ChainError, ConfigError
+from tallystick.networks import DEVNET, Deployment, network
+from tallystick.site import Site
 from tallystick.types import Address
 
 MNEMONIC = "test test test test test test test test test test test junk"
@@ -72,21 +73,16 @@ class Accounts:
         return account(index)
 
 
-class Devnet:
-    """anvil on 127.0.0.1, with the contracts deployed and the payer's test dollars minted.
+class Anvil:
+    """anvil on 127.0.0.1, with nothing on it but CREATE2's proxy and ETH on its accounts.
 
-    `async with Devnet() as devnet:` starts it and ends it. `port` 0 is a free one. A block comes with
-    each transaction; with `block_time`, every so many seconds instead; with `mining=False`, when `mine`
-    is called.
+    `async with Anvil() as anvil:` starts it and ends it. `port` 0 is a free one.
     """
 
-    def __init__(self, port: int = 0, *, block_time: int | None = None, mining: bool = True) -> None:
+    def __init__(self, port: int = 0, *, chain_id: int = DEVNET) -> None:
         self.accounts = Accounts(*(account(index) for index in range(5)))
-        self.deployment: Deployment = deployment(DEVNET)
-        self.dollar = self.deployment.asset("tUSD")
         self._port = port
-        self._block_time = block_time
-        self._mining = mining
+        self._chain_id = chain_id
         self._process: Process | None = None
 
     @property
@@ -94,7 +90,7 @@ class Devnet:
         """Where it listens, once it is started."""
         return f"http://127.0.0.1:{self._port}"
 
-    async def __aenter__(self) -> Devnet:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -104,7 +100,7 @@ class Devnet:
         await self.close()
 
     async def start(self) -> None:
-        """Returns when the contracts answer.
+        """Returns when it answers.
 
         ConfigError: there is no anvil, or the port is another's. ChainError: it did not start.
         """
@@ -112,7 +108,7 @@ class Devnet:
         # In a session of its own: the terminal's Ctrl-C is for what uses it, which then closes it.
         self._process = await asyncio.create_subprocess_exec(
             find_anvil(),
-            *("--host", "127.0.0.1", "--port", str(self._port)),
+            *("--host", "127.0.0.1", "--port", str(self._port), "--chain-id", str(self._chain_id)),
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
@@ -121,8 +117,6 @@ class Devnet:
         )
         try:
             self._port = await self._listening(self._process)
-            # Otherwise it prints a line for each call, into a pipe that nobody reads any longer.
-            await self.ask("anvil_setLoggingEnabled", False)
             await self._set_up()
         except BaseException:
             await self.close()
@@ -156,11 +150,6 @@ class Devnet:
     async def set_balance(self, address: Address, wei: int) -> None:
         """Gives `address` that much ETH, no more and no less."""
         await self.ask("anvil_setBalance", address, hex(wei))
-
-    async def mint(self, to: Address, amount: int) -> None:
-        """Gives `to` that many base units of tUSD more."""
-        async with Chain(self.rpc_url, self.deployment) as chain:
-            await chain.transact(chain.mint(self.dollar, to, amount), self.accounts.deployer.private_key)
 
     async def increase_time(self, seconds: int) -> None:
         """Adds a block that is that much later."""
@@ -199,8 +188,36 @@ class Devnet:
         return lines[-1] if lines else "it said nothing"
 
     async def _set_up(self) -> None:
+        # Otherwise it prints a line for each call, into a pipe that nobody reads any longer.
+        await self.ask("anvil_setLoggingEnabled", False)
+
+
+class Devnet(Anvil):
+    """A chain with the contracts deployed and the payer's test dollars minted.
+
+    A block comes with each transaction; with `block_time`, every so many seconds instead; with
+    `mining=False`, when `mine` is called.
+    """
+
+    def __init__(self, port: int = 0, *, block_time: int | None = None, mining: bool = True) -> None:
+        super().__init__(port)
+        devnet = network(DEVNET)
+        self.deployment: Deployment = devnet.deployment()
+        self.blueprints = devnet.blueprints(self.deployment.treasury)
+        self.dollar = self.deployment.asset("tUSD")
+        self._block_time = block_time
+        self._mining = mining
+
+    async def mint(self, to: Address, amount: int) -> None:
+        """Gives `to` that many base units of tUSD more."""
         async with Chain(self.rpc_url, self.deployment) as chain:
-            await chain.deploy(self.accounts.deployer.private_key)
+            await chain.transact(chain.mint(self.dollar, to, amount), self.accounts.deployer.private_key)
+
+    async def _set_up(self) -> None:
+        await super()._set_up()
+        async with Site(self.rpc_url, self.deployment) as site:
+            for blueprint in self.blueprints:
+                await site.create(blueprint, self.accounts.deployer.private_key)
         await self.mint(self.accounts.payer.address, PAYER_FUNDS)
         if self._block_time is not None:
             await self.ask("evm_setIntervalMining", self._block_time)

@@ -18,12 +18,12 @@ import sqlalchemy as sa
 from tallystick import counter, proof, tables
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import HostConfig, readable, unread
-from tallystick.contracts import Deployment
 from tallystick.errors import ChainError, ConfigError, LedgerError
 from tallystick.ledger import DATABASE
+from tallystick.networks import Deployment
 from tallystick.node import COUNTER
 from tallystick.pricing import from_units
-from tallystick.types import Address, JobId, Totals
+from tallystick.types import Address, Check, JobId, Totals
 
 SETTLEMENT_GAS = 80_000
 """Gas of the dearest settlement, a last checkpoint with completion and refund (contracts' gas snapshot)."""
@@ -32,16 +32,6 @@ PATIENCE = 5.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One condition. `seen`: what it was judged by; `mend`: what makes it hold, empty where it does."""
-
-    name: str
-    passed: bool
-    seen: str
-    mend: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +258,8 @@ def rpc_url(facts: Facts) -> Check:
 def right_chain(facts: Facts) -> Check:
     """The endpoint is on a chain that the contracts are on."""
     if isinstance(facts.chain, ConfigError):
-        return Check("chain", False, str(facts.chain), "set RPC_URL to an endpoint of one of those chains")
+        mend = "set RPC_URL to an endpoint of a chain that has them; `tally devnet` is one"
+        return Check("chain", False, str(facts.chain), mend)
     if not isinstance(facts.chain, ChainFacts):
         return _unseen("chain", facts, "RPC_URL")
     deployment = facts.chain.deployment

@@ -20,13 +20,13 @@ from tallystick import __version__, lookout, proof
 from tallystick.admission import Offer
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import AssetPrice, HostConfig
-from tallystick.contracts import Deployment
 from tallystick.counter import Counter
 from tallystick.desk import Desk
 from tallystick.engine import Engine, HttpEngine, LlamaEngine
 from tallystick.errors import ChainError, ConfigError
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
+from tallystick.networks import Deployment
 from tallystick.pricing import to_units
 from tallystick.sender import Sender
 from tallystick.settlement import Settlement

@@ -19,8 +19,9 @@ from eth_utils.address import to_checksum_address
 from tallystick import pricing, proof
 from tallystick.chain import Chain
 from tallystick.config import CLAIM_WINDOW, LIFETIME
-from tallystick.contracts import Created, Deployment
+from tallystick.contracts import Created
 from tallystick.errors import SessionError
+from tallystick.networks import Deployment
 from tallystick.store import Store, StoredJob
 from tallystick.types import ETH, ZERO_HASH, Address, Job, JobId, Prices, Terms
 

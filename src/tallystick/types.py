@@ -212,3 +212,13 @@ class Model:
     name: str
     prices: dict[Address, Prices] = field(default_factory=dict)
     """By asset: a host may sell in more than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition. `seen`: what it was judged by; `mend`: what makes it hold, empty where it does."""
+
+    name: str
+    passed: bool
+    seen: str
+    mend: str = ""

@@ -14,8 +14,9 @@ from getpass import getpass
 from tallystick import opening, pricing, proof
 from tallystick.chain import Chain, TxResult, deployment_at
 from tallystick.config import PayerConfig, http_url
-from tallystick.contracts import Asset, Call, Deployment
+from tallystick.contracts import Call
 from tallystick.errors import ConfigError, SessionError
+from tallystick.networks import Asset, Deployment
 from tallystick.opening import Wishes
 from tallystick.pricing import MAX_DEPOSIT, MILLION, from_units, to_units
 from tallystick.session import Session

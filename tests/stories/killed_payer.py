@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tallystick.chain import Chain
-from tallystick.contracts import DEVNET, deployment
+from tallystick.networks import DEVNET, deployment
 from tallystick.session import Session
 from tallystick.store import Store
 from tallystick.types import JobId

@@ -10,7 +10,8 @@ from eth_utils.conversions import to_hex
 from web3.utils.address import get_create2_address
 
 from tallystick import proof
-from tallystick.contracts import CREATE2_PROXY, Call, Created, artifact
+from tallystick.artifacts import CREATE2_PROXY, artifact
+from tallystick.contracts import Call, Created
 from tallystick.devnet import Devnet
 from tallystick.types import Address, Job, JobId, Prices, Terms
 from tests.stories.parties import HostFactory, HostProcess, Payer, ask
