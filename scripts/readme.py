@@ -18,7 +18,7 @@ CONTRACTS = ROOT / "contracts" / "src"
 # From vocabulary to edges to what drives them; what is lower knows nothing of what is higher.
 ORDER = """
     types errors config
-    keccak pricing meter transcript proof receipt countersign admission fees wire reply
+    keccak pricing meter transcript proof receipt countersign admission policy fees wire reply
     engine counter tables writer rows outbox ledger store artifacts networks contracts endpoint
     chain sender site
     account stream lookout desk settlement node peer server websocket opening frames session
