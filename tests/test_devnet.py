@@ -12,9 +12,11 @@ import psutil
 import pytest
 
 from tallystick import devnet as module
-from tallystick.chain import Chain
+from tallystick.chain import Chain, Signed
+from tallystick.contracts import Call
 from tallystick.devnet import PAYER_FUNDS, Accounts, Devnet, account, find_anvil
-from tallystick.errors import ChainError, ConfigError
+from tallystick.errors import ChainError, ConfigError, WrongChain
+from tallystick.fees import GWEI
 from tallystick.site import Site
 from tallystick.types import ETH
 
@@ -212,3 +214,76 @@ async def test_a_snapshot_brings_everything_back(devnet: Devnet, chain: Chain) -
     assert (await chain.block()).timestamp < before.timestamp + 3600
     with pytest.raises(ChainError, match="has no snapshot"):
         await devnet.revert(snapshot)
+
+
+# What befalls a chain
+
+
+def payment(devnet: Devnet, chain: Chain, nonce: int) -> Signed:
+    """One wei to an account that nobody else pays."""
+    call, key = Call(devnet.accounts[9].address, b"", 1), devnet.accounts.host.private_key
+    return chain.sign(call, key, nonce=nonce, gas=21_000, tip=GWEI, max_fee=10 * GWEI)
+
+
+async def test_a_reorganisation_forgets_transactions(devnet: Devnet, chain: Chain) -> None:
+    """The chain is as long as before; what was in the blocks is neither there nor in the pool."""
+    paid = payment(devnet, chain, 0)
+    await chain.send(paid.raw)
+    before = await chain.block()
+    await devnet.reorganise(1)
+    after = await chain.block()
+    assert (after.number, after.hash == before.hash) == (before.number, False)
+    assert await chain.result(paid.hash) is None
+    assert await devnet.ask("txpool_status") == {"pending": "0x0", "queued": "0x0"}
+
+
+async def test_a_reorganisation_may_take_a_transaction_along(devnet: Devnet, chain: Chain) -> None:
+    """In another block than before."""
+    paid = payment(devnet, chain, 0)
+    await chain.send(paid.raw)
+    await devnet.mine()
+    before = await chain.result(paid.hash)
+    await devnet.reorganise(2, [(paid.raw, 1)])
+    after = await chain.result(paid.hash)
+    assert before is not None
+    assert after is not None
+    assert (after.block, after.block_hash == before.block_hash) == (before.block + 1, False)
+
+
+async def test_a_rollback_makes_the_chain_shorter(devnet: Devnet, chain: Chain) -> None:
+    """Another transaction may then take the nonce."""
+    start = await chain.block()
+    paid = payment(devnet, chain, 0)
+    await chain.send(paid.raw)
+    await devnet.mine(2)
+    await devnet.roll_back(3)
+    assert await chain.block() == start
+    assert await chain.result(paid.hash) is None
+    assert await chain.nonce(devnet.accounts.host.address) == 0
+
+
+async def test_a_dropped_transaction_is_in_no_pool(devnet: Devnet, chain: Chain) -> None:
+    """It is not mined, and can be sent again."""
+    await devnet.set_automine(False)
+    paid = payment(devnet, chain, 0)
+    await chain.send(paid.raw)
+    await devnet.drop(paid.hash)
+    await devnet.mine()
+    assert await chain.result(paid.hash) is None
+    await chain.send(paid.raw)
+    await devnet.mine()
+    assert await chain.result(paid.hash) is not None
+
+
+async def test_the_base_fee_and_the_chain_id_are_what_one_wants(devnet: Devnet, chain: Chain) -> None:
+    """Both outlast a snapshot, so they are put back by hand."""
+    try:
+        await devnet.set_base_fee(77 * GWEI)
+        await devnet.mine()
+        assert (await chain.block()).base_fee == 77 * GWEI
+        await devnet.set_chain_id(5)
+        with pytest.raises(WrongChain):
+            await chain.connect()
+    finally:
+        await devnet.set_base_fee(GWEI)
+        await devnet.set_chain_id(devnet.deployment.chain_id)

@@ -64,7 +64,7 @@ async def bench(devnet: Devnet) -> AsyncIterator[Bench]:
     async with benched(devnet) as made:
         yield made
     # What anvil does not put back with a snapshot.
-    await devnet.ask("anvil_setNextBlockBaseFeePerGas", hex(GWEI))
+    await devnet.set_base_fee(GWEI)
 
 
 async def test_what_is_taken_is_pending_until_a_block_is_mined(bench: Bench) -> None:
@@ -111,7 +111,7 @@ async def test_what_is_below_the_base_fee_waits_until_it_is_not(bench: Bench) ->
     """anvil forgets it in the first block that it does not fit; here it is mined when the price is down."""
     sent = bench.sign(0, max_fee=10 * GWEI)
     await bench.send(sent)
-    await bench.devnet.ask("anvil_setNextBlockBaseFeePerGas", hex(11 * GWEI))
+    await bench.devnet.set_base_fee(11 * GWEI)
     await bench.geth.mine()
     assert await bench.counts() == (0, 1)
     assert bench.geth.fired["held back"] == 1
@@ -185,7 +185,7 @@ async def test_a_reorganisation_leaves_a_gap(bench: Bench) -> None:
     await bench.send(first)
     await bench.geth.mine()
     await bench.send(second)
-    await bench.devnet.ask("anvil_reorg", 1, [])
+    await bench.devnet.reorganise(1)
     assert await bench.counts() == (0, 0)
     await bench.send(first)
     assert await bench.counts() == (0, 2)
@@ -194,12 +194,12 @@ async def test_a_reorganisation_leaves_a_gap(bench: Bench) -> None:
 async def test_a_transaction_for_another_chain_is_refused(bench: Bench) -> None:
     """Its signature binds it to one."""
     sent = bench.sign(0)
-    await bench.devnet.ask("anvil_setChainId", 5)
+    await bench.devnet.set_chain_id(5)
     try:
         words = "invalid sender: invalid chain id for signer: have 31337 want 5"
         assert await bench.refused(sent) == words
     finally:
-        await bench.devnet.ask("anvil_setChainId", bench.devnet.deployment.chain_id)
+        await bench.devnet.set_chain_id(bench.devnet.deployment.chain_id)
 
 
 async def test_what_geth_refuses_is_understood(bench: Bench) -> None:

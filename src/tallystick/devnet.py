@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -159,6 +160,29 @@ class Anvil:
     async def set_automine(self, on: bool) -> None:
         """Whether a block comes with each transaction."""
         await self.ask("evm_setAutomine", on)
+
+    async def set_base_fee(self, wei: int) -> None:
+        """What a unit of gas costs in the next block at least. No snapshot brings the former fee back."""
+        await self.ask("anvil_setNextBlockBaseFeePerGas", hex(wei))
+
+    async def set_chain_id(self, chain_id: int) -> None:
+        """The chain that it says it is, and takes transactions for. No snapshot brings the former id back."""
+        await self.ask("anvil_setChainId", chain_id)
+
+    async def drop(self, tx: str) -> None:
+        """Has anvil's pool forget the transaction of that hash."""
+        await self.ask("anvil_dropTransaction", tx)
+
+    async def reorganise(self, depth: int, again: Sequence[tuple[bytes, int]] = ()) -> None:
+        """Puts other blocks in the place of the latest `depth`; what was in these is gone, from the pool too.
+
+        `again`: signed transactions that the new branch has, and in which of its blocks, counted from 0.
+        """
+        await self.ask("anvil_reorg", depth, [["0x" + raw.hex(), block] for raw, block in again])
+
+    async def roll_back(self, depth: int) -> None:
+        """Takes the latest `depth` blocks away, with what was in them; the chain is shorter then."""
+        await self.ask("anvil_rollback", depth)
 
     async def snapshot(self) -> str:
         """Remembers the state. `revert` takes what this returns, once."""
