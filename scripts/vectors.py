@@ -13,6 +13,7 @@ import base64
 import json
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ MAX_PRICE = 2**80 - 1
 MAX_DEPOSIT = 2**96 - 1
 MAX_JOB = 2**53 - 1
 ZERO = bytes(32)
+ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+"""Of secp256k1 (SEC 2)."""
 
 
 def hexed(data: bytes) -> str:
@@ -52,9 +55,9 @@ def key(label: str) -> bytes:
     return keccak(text=f"tallystick vectors: {label}")
 
 
-def typed(kind: str, message: dict[str, Any]) -> SignableMessage:
+def typed(kind: str, message: dict[str, Any], **domain: Any) -> SignableMessage:
     members = [{"type": type_, "name": name} for type_, name in TYPES[kind]]
-    return encode_typed_data(DOMAIN, {kind: members}, message)
+    return encode_typed_data({**DOMAIN, **domain}, {kind: members}, message)
 
 
 def type_hash(kind: str) -> str:
@@ -137,6 +140,89 @@ def access() -> list[dict[str, str]]:
 def end() -> list[dict[str, str]]:
     rows = [("a job", "alice", 121), ("the largest job", "erin", MAX_JOB)]
     return [signed(name, signer, "End", {"jobId": job}) for name, signer, job in rows]
+
+
+# What is no receipt of alice's
+
+Message = dict[str, Any]
+Forgery = Callable[[Message], bytes]
+
+
+def by(signer: str, kind: str, message: Message, **domain: Any) -> bytes:
+    signable = typed(kind, message, **domain)
+    return bytes(Account.from_key(key(signer)).sign_message(signable).signature)
+
+
+def elsewhere(**domain: Any) -> Forgery:
+    """Alice's signature over the same message, in a domain that is another."""
+    return lambda message: by("alice", "Receipt", message, **domain)
+
+
+def instead(**other: Any) -> Forgery:
+    """Her signature over another message, in the same domain."""
+    return lambda message: by("alice", "Receipt", {**message, **other})
+
+
+def reshaped(reshape: Callable[[bytes], bytes]) -> Forgery:
+    """Her signature over the very message, changed."""
+    return lambda message: reshape(by("alice", "Receipt", message))
+
+
+def with_v(v: int) -> Forgery:
+    return reshaped(lambda signature: signature[:64] + bytes([v]))
+
+
+def other_v(signature: bytes) -> bytes:
+    return signature[:64] + bytes([27 + 28 - signature[64]])
+
+
+def mirrored(signature: bytes) -> bytes:
+    """The other signature that anybody can make of one: s in the upper half."""
+    s = ORDER - int.from_bytes(signature[32:64], "big")
+    return signature[:32] + s.to_bytes(32, "big") + other_v(signature)[64:]
+
+
+FORGERIES: dict[str, Forgery] = {
+    "for another chain": elsewhere(chainId=CHAIN_ID + 1),
+    "for another contract": elsewhere(
+        verifyingContract=to_checksum_address(keccak(text="tallystick vectors: another marketplace")[-20:])
+    ),
+    "for another version": elsewhere(version="2"),
+    "for another job": instead(jobId=121),
+    "for fewer tokens": instead(tokens=99),
+    "for fewer prompt tokens": instead(promptTokens=11),
+    "for another transcript": instead(transcript=ZERO),
+    "by another key": lambda message: by("bob", "Receipt", message),
+    "an access token's": lambda message: by("alice", "Access", {"jobId": message["jobId"], "expiresAt": 100}),
+    "an end's": lambda message: by("alice", "End", {"jobId": message["jobId"]}),
+    "s in the upper half": reshaped(mirrored),
+    "v is 0": with_v(0),
+    "v is 1": with_v(1),
+    "v is 26": with_v(26),
+    "v is 29": with_v(29),
+    "the other v": reshaped(other_v),
+    "the other v, short form": reshaped(lambda signature: eip2098(other_v(signature))),
+    "r and s exchanged": reshaped(lambda signature: signature[32:64] + signature[:32] + signature[64:]),
+    "r is the order": reshaped(lambda signature: ORDER.to_bytes(32, "big") + signature[32:]),
+    "r is zero": reshaped(lambda signature: ZERO + signature[32:]),
+    "s is zero": reshaped(lambda signature: signature[:32] + ZERO + signature[64:]),
+    "zeros": lambda _: bytes(65),
+    "zeros, short form": lambda _: bytes(64),
+    "nothing": lambda _: b"",
+    "a byte too few": reshaped(lambda signature: eip2098(signature)[:63]),
+    "a byte too many": reshaped(lambda signature: signature + b"\0"),
+}
+
+
+def refused() -> list[dict[str, str]]:
+    """Signatures with which nobody gets anything: one for each job from 1 on, alice being the signer."""
+    signer = Account.from_key(key("alice")).address
+    rows = []
+    for job, (name, forge) in enumerate(FORGERIES.items(), 1):
+        message = {"jobId": job, "promptTokens": 12, "tokens": 100, "transcript": keccak(text="a transcript")}
+        shown = {member: hexed(v) if isinstance(v, bytes) else str(v) for member, v in message.items()}
+        rows.append({"name": name, "signer": signer, **shown, "signature": hexed(forge(message))})
+    return rows
 
 
 # Money and the rule of totals
@@ -349,6 +435,7 @@ def vectors() -> dict[str, Any]:
         "receipts": receipts(),
         "access": access(),
         "end": end(),
+        "refused": refused(),
         "money": money(),
         "law1": law1(),
         "transcripts": transcripts(),

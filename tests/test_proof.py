@@ -89,6 +89,16 @@ def test_bearers_in_vectors(row: dict[str, str]) -> None:
     assert proof.read_bearer(row["bearer"]) == Bearer(job_id, expires_at, unhex(row["compact"]))
 
 
+@pytest.mark.parametrize("row", VECTORS["refused"], ids=lambda row: row["name"])
+def test_refused_signatures_in_vectors(row: dict[str, str]) -> None:
+    """What is no receipt of the signer's is refused, or somebody else's."""
+    try:
+        signer = proof.recover(digest_of("receipts", row), unhex(row["signature"]))
+    except ReceiptError:
+        signer = None
+    assert signer != row["signer"]
+
+
 # Against eth-account
 
 

@@ -61,8 +61,10 @@ contract VectorsTest is Fixture {
             address signer = vm.parseJsonAddress(vectors, _key("receipts", i, "signer"));
             uint256 jobId = _uint("receipts", i, "jobId");
             vm.assertEq(signer, vm.addr(_uint("receipts", i, "privateKey")), _name("receipts", i));
-            vm.assertEq(signer, reader.signer(_proofOf(i, "signature"), domain, jobId), _name("receipts", i));
-            vm.assertEq(signer, reader.signer(_proofOf(i, "compact"), domain, jobId), _name("receipts", i));
+            vm.assertEq(
+                signer, reader.signer(_proofOf("receipts", i, "signature"), domain, jobId), _name("receipts", i)
+            );
+            vm.assertEq(signer, reader.signer(_proofOf("receipts", i, "compact"), domain, jobId), _name("receipts", i));
         }
         vm.assertTrue(i > 0);
     }
@@ -78,13 +80,36 @@ contract VectorsTest is Fixture {
             vm.assertEq(_open(terms), jobId);
 
             uint256 tokens = _uint("receipts", i, "tokens");
-            bytes memory proof = _proofOf(i, jobId % 2 == 0 ? "signature" : "compact");
+            bytes memory proof = _proofOf("receipts", i, jobId % 2 == 0 ? "signature" : "compact");
             vm.prank(host);
             market.submitCheckpoint(jobId, tokens, proof);
             _assertTotals(jobId, _uint("receipts", i, "promptTokens"), tokens);
             if (tokens > 0) ++paid;
         }
         vm.assertTrue(paid > 0);
+    }
+
+    function test_EveryRefusedReceiptIsRefused() public {
+        _moveToTheVectors();
+
+        uint256 i;
+        for (; _exists("refused", i); ++i) {
+            IJobMarketplace.Terms memory terms = _terms();
+            terms.signer = vm.parseJsonAddress(vectors, _key("refused", i, "signer"));
+            uint256 jobId = _open(terms);
+            vm.assertEq(jobId, _uint("refused", i, "jobId"));
+
+            bytes memory claim = abi.encodeCall(
+                market.submitCheckpoint, (jobId, _uint("refused", i, "tokens"), _proofOf("refused", i, "signature"))
+            );
+            vm.prank(host);
+            (bool paid, bytes memory reason) = address(market).call(claim);
+
+            vm.assertTrue(!paid, _name("refused", i));
+            bool length = bytes4(reason) == IProofSystem.ProofLength.selector;
+            vm.assertTrue(length || bytes4(reason) == IProofSystem.WrongSigner.selector, _name("refused", i));
+        }
+        vm.assertTrue(i > 0);
     }
 
     function test_EveryAmountOfMoneyIsExact() public view {
@@ -174,14 +199,14 @@ contract VectorsTest is Fixture {
         dollar.approve(there, type(uint256).max);
     }
 
-    function _proofOf(uint256 i, string memory form) private view returns (bytes memory) {
-        uint64 promptTokens = uint64(_uint("receipts", i, "promptTokens"));
+    function _proofOf(string memory list, uint256 i, string memory form) private view returns (bytes memory) {
+        uint64 promptTokens = uint64(_uint(list, i, "promptTokens"));
         return abi.encodePacked(
             promptTokens,
             promptTokens,
-            uint64(_uint("receipts", i, "tokens")),
-            vm.parseJsonBytes32(vectors, _key("receipts", i, "transcript")),
-            vm.parseJsonBytes(vectors, _key("receipts", i, form))
+            uint64(_uint(list, i, "tokens")),
+            vm.parseJsonBytes32(vectors, _key(list, i, "transcript")),
+            vm.parseJsonBytes(vectors, _key(list, i, form))
         );
     }
 
