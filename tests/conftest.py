@@ -1,13 +1,19 @@
-"""What tests of several modules start from: a devnet for each worker, put back after each test."""
+"""What tests of several modules start from: a devnet and a PostgreSQL for each worker, clean each time."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NoReturn
 
+import pytest
 import pytest_asyncio
 
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
+from tests import postgresql
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -31,3 +37,50 @@ async def chain(devnet: Devnet) -> AsyncIterator[Chain]:
     """The devnet's contracts."""
     async with Chain(devnet.rpc_url, devnet.deployment) as chain:
         yield chain
+
+
+def missing(tool: str) -> NoReturn:
+    """Skips the test for want of a tool; where all of them have to be there, fails it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{tool} is missing")
+    pytest.skip(f"{tool} is missing")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.Server]:
+    """The worker's PostgreSQL server. `postgres_url` is what a test wants."""
+    programs = postgresql.binaries()
+    if programs is None:
+        missing("PostgreSQL (Debian's postgresql)")
+    with TemporaryDirectory(prefix="tallystick-postgresql-") as directory:
+        server = postgresql.Server(programs, Path(directory))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres: postgresql.Server, record_property: Callable[[str, object], None]) -> str:
+    """A database with nothing in it. The run tells at its end which server it was."""
+    record_property(POSTGRESQL, postgres.version)
+    return postgres.fresh()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest) -> str | None:
+    """Each of the databases that a ledger may be in, in turn."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+POSTGRESQL = "PostgreSQL"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which PostgreSQL was tested against, whichever worker it ran beside."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    told = (dict(report.user_properties) for report in reports if hasattr(report, "user_properties"))
+    for version in sorted({properties[POSTGRESQL] for properties in told if POSTGRESQL in properties}):
+        terminalreporter.write_line(f"{POSTGRESQL} {version}")

@@ -114,6 +114,7 @@ def test_every_variable_of_a_host_is_read() -> None:
         "HOST_LISTEN": "[::1]:0",
         "HOST_TRUSTED_PROXIES": "10.0.0.7, fd00::/8",
         "HOST_DATA_DIR": "/var/lib/tally",
+        "LEDGER_URL": "postgresql://host:word@db.example/tally",
         "HOST_PRICE": "2",
         "HOST_PROMPT_PRICE": "0.5",
         "HOST_ASSETS": f"{DOLLAR}, {ETH}=0.0004/0.0001",
@@ -134,6 +135,7 @@ def test_every_variable_of_a_host_is_read() -> None:
         listen=("::1", 0),
         trusted_proxies=("10.0.0.7/32", "fd00::/8"),
         data_dir=Path("/var/lib/tally"),
+        ledger_url=Secret("postgresql://host:word@db.example/tally"),
         price="2",
         prompt_price="0.5",
         assets=(AssetPrice(DOLLAR), AssetPrice(ETH, "0.0004", "0.0001")),
@@ -146,6 +148,14 @@ def test_every_variable_of_a_host_is_read() -> None:
     )
     assert host(MODEL_PATH="/models/a.gguf").model_path == Path("/models/a.gguf")
     assert set(env) | {"MODEL_PATH"} == set(variables(HostConfig).values())
+
+
+@pytest.mark.parametrize("url", ["mysql://h:word@db/tally", "postgresql://h:word@db", "word"])
+def test_a_ledger_is_in_a_database_that_it_knows(url: str) -> None:
+    """Another database, or none named, is refused, and the password in it not repeated."""
+    with pytest.raises(ConfigError, match=r"LEDGER_URL: .*postgresql://USER") as caught:
+        host(LEDGER_URL=url)
+    assert "word" not in str(caught.value)
 
 
 def test_every_variable_of_a_payer_is_read() -> None:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import aiohttp
 import sqlalchemy as sa
 
-from tallystick import counter, proof, tables
+from tallystick import counter, database, proof, tables
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import HostConfig, readable, unread
 from tallystick.errors import ChainError, ConfigError, LedgerError
-from tallystick.ledger import DATABASE
 from tallystick.networks import Deployment
 from tallystick.node import COUNTER
 from tallystick.pricing import from_units
@@ -103,7 +101,7 @@ async def examine() -> list[Check]:
     chain, node, jobs = await asyncio.gather(
         _unless("RPC_URL" in wrong, _ask_chain, config),
         _unless("HOST_LISTEN" in wrong, _ask_node, config),
-        _unless("HOST_DATA_DIR" in wrong, asyncio.to_thread, _read_jobs, config.data_dir),
+        _unless(bool({"HOST_DATA_DIR", "LEDGER_URL"} & wrong.keys()), asyncio.to_thread, _read_jobs, config),
     )
     model = config.model_path is None or config.model_path.is_file()
     return judge(Facts(config, chain, node, jobs, wrong, tuple(unread()), model))
@@ -167,24 +165,22 @@ def node_url(config: HostConfig) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _read_jobs(data_dir: Path) -> tuple[JobFacts, ...] | LedgerError:
+def _read_jobs(config: HostConfig) -> tuple[JobFacts, ...] | LedgerError:
     """From the ledger and the counter's file, which a running node writes meanwhile."""
-    path = data_dir / DATABASE
-    if not path.exists():
-        return ()
-    # Read-only for SQLite as well: not even a lock is taken that the node could meet.
-    engine = sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
+    data_dir = config.data_dir
+    url = config.ledger_url.reveal() if config.ledger_url else database.url_in(data_dir)
     try:
         slots = {record.job_id: record.totals for record in counter.read(data_dir / COUNTER)}
-        with engine.connect() as connection:
+        with database.looking(url) as connection:
+            if connection is None or not sa.inspect(connection).has_table(tables.jobs.name):
+                return ()
             rows = connection.execute(sa.select(tables.jobs).order_by(tables.jobs.c.job_id)).mappings()
             return tuple(_job_facts(row, slots) for row in rows)
     except sa.exc.SQLAlchemyError as error:
-        return LedgerError(f"the ledger {path} cannot be read: {getattr(error, 'orig', None) or error}")
+        told = getattr(error, "orig", None) or error
+        return LedgerError(f"the ledger in {database.place(url)} cannot be read: {told}")
     except LedgerError as error:
         return error
-    finally:
-        engine.dispose()
 
 
 def _job_facts(row: sa.RowMapping, slots: dict[JobId, Totals]) -> JobFacts:
@@ -330,7 +326,7 @@ def engine(facts: Facts) -> Check:
 def requests(facts: Facts) -> Check:
     """Requests arrive that name a job: others are turned down before anything is counted."""
     if not isinstance(facts.jobs, tuple):
-        return _unseen("requests", facts, "HOST_DATA_DIR")
+        return _unseen("requests", facts, "HOST_DATA_DIR", "LEDGER_URL")
     if not facts.jobs:
         seen = "not yet: no request with a job_id was taken"
         return Check("requests", False, seen, f"send one: tally chat{_at_node(facts)}")
@@ -343,7 +339,7 @@ def requests(facts: Facts) -> Check:
 def tokens(facts: Facts) -> Check:
     """What is delivered is counted."""
     if not isinstance(facts.jobs, tuple):
-        return _unseen("tokens", facts, "HOST_DATA_DIR")
+        return _unseen("tokens", facts, "HOST_DATA_DIR", "LEDGER_URL")
     counted = sum((job.counted for job in facts.jobs), Totals())
     if counted.tokens == 0:
         seen = "not yet: no token was delivered to a job"
@@ -354,7 +350,7 @@ def tokens(facts: Facts) -> Check:
 def threshold(facts: Facts) -> Check:
     """A job has come to its interval (by default 100 tokens), and its payer has signed for it."""
     if not isinstance(facts.jobs, tuple):
-        return _unseen("threshold", facts, "HOST_DATA_DIR")
+        return _unseen("threshold", facts, "HOST_DATA_DIR", "LEDGER_URL")
     reached = [job for job in facts.jobs if job.reached]
     if reached:
         return Check(
@@ -374,7 +370,7 @@ def threshold(facts: Facts) -> Check:
 def settled(facts: Facts) -> Check:
     """What is due is on the chain, confirmed."""
     if not isinstance(facts.jobs, tuple):
-        return _unseen("settled", facts, "HOST_DATA_DIR")
+        return _unseen("settled", facts, "HOST_DATA_DIR", "LEDGER_URL")
     owing = [job for job in facts.jobs if not job.closed and not job.confirmed.covers(job.due)]
     if owing:
         job = owing[0]
@@ -413,7 +409,9 @@ def _unseen(name: str, facts: Facts, *variables: str) -> Check:
         if variable in facts.wrong:
             return Check(name, False, "cannot be told", f"mend {variable} first")
     if isinstance(facts.jobs, LedgerError) and name in ("requests", "tokens", "threshold", "settled"):
-        return Check(name, False, str(facts.jobs), "check HOST_DATA_DIR and its disk")
+        return Check(
+            name, False, str(facts.jobs), "check HOST_DATA_DIR and its disk, or LEDGER_URL and its server"
+        )
     if not _has_contracts(facts):
         return Check(name, False, "cannot be told", "mend RPC_URL first")
     return Check(name, False, "cannot be told: there is no host", "set HOST_PRIVATE_KEY")

@@ -3,26 +3,26 @@
 Every change is on disk, flushed, when the call that makes it returns (law 7). What is to be settled follows
 from the rows alone (law 8). The statements are in rows.py and outbox.py, the tables in tables.py.
 
-SQLite in WAL mode: one thread writes, with group commit, another one reads, and the event loop waits for
-neither. One process at a time: a lock file beside the database keeps others out. Knows no chain and no
-clock; what they say comes in as arguments.
+One thread writes, with group commit, another one reads, and the event loop waits for neither. Which database
+that is, SQLite or PostgreSQL, only database.py knows. Knows no chain and no clock; what they say comes in as
+arguments.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+import structlog
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tallystick import outbox, rows
+from tallystick import database, outbox, rows
 from tallystick.counter import Record
 from tallystick.errors import LedgerError
 from tallystick.rows import DueRow
@@ -33,10 +33,9 @@ from tallystick.writer import Writer
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DATABASE = "ledger.db"
-LOCK = "ledger.lock"
-
 _MIGRATIONS = Path(__file__).parent / "migrations"
+
+log = structlog.get_logger(__name__)
 
 
 class Ledger:
@@ -46,9 +45,11 @@ class Ledger:
     """
 
     def __init__(self, data_dir: Path, url: str | None = None) -> None:
-        """`url` as SQLAlchemy writes it; by default an SQLite file in `data_dir`, where the lock is too."""
+        """`url`: `postgresql://…`; by default an SQLite file in `data_dir`."""
         self.data_dir = data_dir
-        self.url = url or f"sqlite:///{data_dir / DATABASE}"
+        self.url = url or database.url_in(data_dir)
+        self.database = ""
+        """Which one it is in, with its version; known once it is open."""
         self._lock: int | None = None
         self._engines: list[Engine] = []
         self._writer: Writer | None = None
@@ -62,7 +63,7 @@ class Ledger:
         await self.close()
 
     async def open(self) -> None:
-        """Locks the directory, brings the tables up to date and starts writing."""
+        """Brings the tables up to date and starts writing."""
         try:
             await asyncio.to_thread(self._open)
         except BaseException:
@@ -73,21 +74,37 @@ class Ledger:
         """Writes what is queued and lets the ledger go. Harmless when repeated."""
         await asyncio.to_thread(self._close)
 
+    @property
+    def failure(self) -> str | None:
+        """Why the last write failed, if it was for the database or its disk; None since one succeeded."""
+        return self._writer.failure if self._writer is not None else None
+
     def _open(self) -> None:
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _locked(self.data_dir / LOCK)
-            writing, reading = self._engines = [
-                _engine(self.url, "BEGIN IMMEDIATE"),
-                _engine(self.url, "BEGIN"),
-            ]
-            with writing.begin() as connection:
-                _migrate(connection)
+            if not database.is_shared(self.url):
+                self._lock = database.lock(self.data_dir)
+            for writing in (True, False):
+                self._engines.append(database.engine(self.url, writing=writing))
+            with self._engines[0].begin() as connection:
+                self._prepare(connection)
         except (OSError, SQLAlchemyError) as error:
-            raise LedgerError(f"the ledger in {self.data_dir} cannot be opened: {error}") from error
-        self._reading = reading
-        self._writer = Writer(writing)
+            told = getattr(error, "orig", None) or error
+            raise LedgerError(f"the ledger in {database.place(self.url)} cannot be opened: {told}") from error
+        self._writer = Writer(self._engines[0])
         self._writer.start()
+
+    def _prepare(self, connection: Connection) -> None:
+        database.begin_migrating(connection)
+        _migrate(connection)
+        self.database = database.version(connection)
+        if database.is_unsafe(connection):
+            log.error(
+                "ledger.unsafe",
+                place=database.place(self.url),
+                meaning="fsync is off: a power cut can take back what payers were told is written",
+                mend="set fsync = on in the server's configuration",
+            )
 
     def _close(self) -> None:
         if self._writer is not None:
@@ -116,7 +133,7 @@ class Ledger:
 
     def _query(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            with self._reading.connect() as connection:
+            with self._engines[1].connect() as connection:
                 return query(connection, *args, **kwargs)
         except SQLAlchemyError as error:
             raise LedgerError(f"the ledger could not be read: {error}") from error
@@ -261,35 +278,6 @@ class Ledger:
     async def take_back(self, transaction: Transaction) -> Transaction:
         """Its receipt is gone: it is in flight again, and what it did is undone."""
         return await self._write(outbox.take_back, transaction)
-
-
-def _locked(path: Path) -> int:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(file, 20, 0).decode(errors="replace").strip() or "another one"
-        os.close(file)
-        raise LedgerError(f"process {holder} has the ledger in {path.parent} open; stop it first") from None
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-    return file
-
-
-def _engine(url: str, begin: str) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    # Left alone, Python's sqlite3 begins transactions by itself, and not before DDL: `begin` does it instead.
-    connection.isolation_level = None
-    # fullfsync: macOS's fsync leaves data in the drive's cache.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
 
 
 def _migrate(connection: Connection) -> None:

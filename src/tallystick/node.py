@@ -118,7 +118,7 @@ class Node:
         async with AsyncExitStack() as parts:
             self.chain = await parts.enter_async_context(await _chain(self.config))
             self.engine = await parts.enter_async_context(self._engine or _engine(self.config))
-            self.ledger = await parts.enter_async_context(Ledger(self.config.data_dir))
+            self.ledger = await parts.enter_async_context(_ledger(self.config))
             self.counter = parts.enter_context(Counter(self.config.data_dir / COUNTER))
             await self._take_over()
             self.offer = offer_of(self.config, self.chain.deployment, self.engine.models)
@@ -268,6 +268,7 @@ class Node:
             chain=deployment.name,
             contract=deployment.marketplace,
             models=[model.name for model in self.offer.models],
+            ledger=self.ledger.database,
         )
         if self.offer.host is None:
             log.error(
@@ -317,6 +318,10 @@ def _engine(config: HostConfig) -> Engine:
         key = config.engine_api_key.reveal() if config.engine_api_key else None
         return HttpEngine(config.engine_url, api_key=key)
     raise ConfigError("neither MODEL_PATH nor ENGINE_URL is set: there is no engine to sell tokens of")
+
+
+def _ledger(config: HostConfig) -> Ledger:
+    return Ledger(config.data_dir, config.ledger_url.reveal() if config.ledger_url else None)
 
 
 def offer_of(config: HostConfig, deployment: Deployment, models: list[str]) -> Offer:

@@ -13,9 +13,9 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Select, bindparam, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import RowMapping
 
+from tallystick import database
 from tallystick.counter import Record
 from tallystick.errors import LedgerError, Refusal
 from tallystick.tables import (
@@ -104,18 +104,24 @@ _DUE_JOBS = _OPEN_JOBS.where(
     ),
     jobs.c.job_id.not_in(select(claims.c.job_id).where(claims.c.active)),
 )
-_TOTALS = select(
-    *(
-        jobs.c[f"{name}_{column}"]
-        for name in ("gross", "written_off", "acknowledged", "receipted", "due", "settled", "confirmed")
-        for column in ("prompt_tokens", "tokens")
-    ),
-    jobs.c.max_tokens_per_second,
-    jobs.c.epoch,
-    jobs.c.closed,
-).where(jobs.c.job_id == bindparam("of"))
+_TOTALS = (
+    select(
+        *(
+            jobs.c[f"{name}_{column}"]
+            for name in ("gross", "written_off", "acknowledged", "receipted", "due", "settled", "confirmed")
+            for column in ("prompt_tokens", "tokens")
+        ),
+        jobs.c.max_tokens_per_second,
+        jobs.c.epoch,
+        jobs.c.closed,
+    )
+    .where(jobs.c.job_id == bindparam("of"))
+    .with_for_update()
+)
+"""What a change goes by: the row is locked, so that nobody changes it meanwhile."""
 _UPDATE = update(jobs).where(jobs.c.job_id == bindparam("of"))
 _REOPEN = _UPDATE.where(jobs.c.closed_by == bindparam("by")).values(closed=False, closed_by=None)
+_KNOWN = select(jobs.c.job_id).where(jobs.c.job_id == bindparam("of"))
 _SERVED_BY = select(jobs.c.job_id).where(jobs.c.signer == bindparam("by"))
 _POSITIONS = select(positions).where(positions.c.job_id == bindparam("of"))
 _RECEIPTS = select(receipts).where(receipts.c.job_id == bindparam("of")).order_by(receipts.c.id)
@@ -124,9 +130,8 @@ _ADD_RECEIPT = insert(receipts).returning(receipts.c.id)
 
 @cache
 def _put_position(dialect: str) -> Insert:
-    """An insert that replaces: the one statement that each database writes in its own way."""
-    new: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    statement = new(positions)
+    """An insert that replaces."""
+    statement = database.put(positions, dialect)
     moved = {name: statement.excluded[name] for name in ("prompt_tokens", "tokens")}
     replacing: Insert = statement.on_conflict_do_update(index_elements=["job_id", "request"], set_=moved)
     return replacing
@@ -196,26 +201,31 @@ def _set(connection: Connection, job_id: JobId, /, **columns: Any) -> None:
 
 def adopt(connection: Connection, job: Job) -> JobRow:
     """A job as the chain tells it: its row is made, or brought up to date."""
-    row = find(connection, job.id)
-    if row is None:
-        _insert_job(connection, job)
-    elif (row.job.signer, row.job.payer, row.job.created_at) != (job.signer, job.payer, job.created_at):
+    _insert_job(connection, job)
+    _totals(connection, job.id)
+    [row] = _rows(connection, _JOB, of=job.id)
+    if (row.job.signer, row.job.payer, row.job.created_at) != (job.signer, job.payer, job.created_at):
         raise LedgerError(f"job {job.id} in the ledger is another one than job {job.id} on the chain")
-    else:
-        columns = job_out(job) | totals_out("settled", row.settled.higher(job.settled))
-        # Read N blocks deep, a request to complete may not be there yet that the latest block has shown.
-        columns["asked_at"] = job.asked_at or row.job.asked_at
-        _set(connection, job.id, **columns)
+    if row.job == job:
+        return row
+    columns = job_out(job) | totals_out("settled", row.settled.higher(job.settled))
+    # Read N blocks deep, a request to complete may not be there yet that the latest block has shown.
+    columns["asked_at"] = job.asked_at or row.job.asked_at
+    _set(connection, job.id, **columns)
     [adopted] = _rows(connection, _JOB, of=job.id)
     return adopted
 
 
 def _insert_job(connection: Connection, job: Job) -> None:
-    other = served_by(connection, job.signer)
-    if other is not None:
-        raise Refusal("signer_reused", f"the signer {job.signer} has served job {other}")
+    """Nothing happens if the job is there, made by another process a moment ago perhaps."""
+    if connection.execute(_KNOWN, {"of": job.id}).first() is not None:
+        return
     settled_before = totals_out("gross", job.settled) | totals_out("settled", job.settled)
-    connection.execute(insert(jobs), job_out(job) | settled_before)
+    new = database.put(jobs, connection.dialect.name).values(job_out(job) | settled_before)
+    connection.execute(new.on_conflict_do_nothing())
+    other = served_by(connection, job.signer)
+    if other != job.id:
+        raise Refusal("signer_reused", f"the signer {job.signer} has served job {other}")
 
 
 def store_receipt(

@@ -17,12 +17,15 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from tallystick import database
 from tallystick.errors import LedgerError
 
 T = TypeVar("T")
 
 LARGEST_GROUP = 512
 """Operations in one commit: what a group loses is made again one by one, so it stays small."""
+TRIES = 5
+"""Times that an operation is run that meets others' transactions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Writer:
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tallystick-writer", daemon=True)
         self.is_open = False
+        self.failure: str | None = None
+        """Why the last transaction failed, if it was the database or its disk; None since one succeeded."""
 
     def start(self) -> None:
         """Starts the thread."""
@@ -91,7 +96,7 @@ class Writer:
             work = self._queue.get()
         return group, False
 
-    def _commit(self, group: list[Work]) -> None:
+    def _commit(self, group: list[Work], tries: int = TRIES) -> None:
         """All in one transaction; if one of them fails, each in its own, so that the others go through."""
         done: list[tuple[Work, Any]] = []
         try:
@@ -99,22 +104,36 @@ class Writer:
                 # Asked one by one, at its turn: whoever stops waiting until then is left out.
                 done += ((work, work.operation(connection)) for work in group if work.is_wanted())
         except Exception as error:  # noqa: BLE001 (whatever it is, the one who waits is told)
-            self._mend(group, error)
+            self._mend(group, error, tries)
         else:
+            self.failure = None
             for work, result in done:
                 work.future.set_result(result)
 
-    def _mend(self, group: list[Work], error: Exception) -> None:
+    def _mend(self, group: list[Work], error: Exception, tries: int) -> None:
         if len(group) > 1:
             for work in group:
                 self._commit([work])
-        elif group[0].is_wanted():
-            group[0].future.set_exception(_told(error))
+        elif database.has_collided(error) and tries > 1:
+            self._commit(group, tries - 1)
+        else:
+            self._fail(group[0], error)
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        if database.has_failed(error):
+            self.failure = _cause(error)
+        if work.is_wanted():
+            work.future.set_exception(_told(error))
 
 
 def _told(error: Exception) -> Exception:
     if not isinstance(error, SQLAlchemyError):
         return error
-    told = LedgerError(f"the ledger could not be written: {getattr(error, 'orig', None) or error}")
+    told = LedgerError(f"the ledger could not be written: {_cause(error)}")
     told.__cause__ = error
     return told
+
+
+def _cause(error: Exception) -> str:
+    """The database's own words."""
+    return str(getattr(error, "orig", None) or error)

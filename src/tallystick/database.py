@@ -1,0 +1,196 @@
+"""SQLite and PostgreSQL: where a ledger may be, and all in which the two differ.
+
+Both flush every commit to the disk before it is told (law 7). SQLite has one process at a time, which a lock
+file beside it sees to; PostgreSQL has as many as like, and is held to locking the rows that it is about to
+change. Knows no table.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Float, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from tallystick.errors import LedgerError
+
+DATABASE = "ledger.db"
+LOCK = "ledger.lock"
+
+CONNECT_LIMIT = 5
+"""Seconds in which a PostgreSQL server has to answer."""
+STATEMENT_LIMIT = 10
+"""Seconds that one statement may take, waiting for a row included."""
+PAUSE_LIMIT = 5
+"""Seconds for which a transaction may stand still: a process that was stopped in it frees what it locked."""
+
+_MIGRATING = 0x7A11_7571
+"""The number of PostgreSQL's advisory lock that is held while the tables are brought up to date."""
+_SESSION = (
+    "SET synchronous_commit = on",
+    f"SET statement_timeout = '{STATEMENT_LIMIT}s'",
+    f"SET idle_in_transaction_session_timeout = '{PAUSE_LIMIT}s'",
+)
+_READ_ONLY = "SET default_transaction_read_only = on"
+_DEAD_PEER = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""How a connection is noticed whose other end is gone: in seconds, but for the last one, in milliseconds."""
+_COLLISIONS = {"40001", "40P01"}
+"""PostgreSQL's codes for a transaction that met another one and would succeed if it were run again."""
+
+
+def url_in(directory: Path) -> str:
+    """Where a ledger is that is nowhere else."""
+    return f"sqlite:///{directory / DATABASE}"
+
+
+def place(url: str) -> str:
+    """Where a ledger is, for people: without a password."""
+    parts = make_url(url)
+    return parts.render_as_string() if is_shared(url) else str(parts.database)
+
+
+def is_shared(url: str) -> bool:
+    """True if several processes may have the ledger open."""
+    return make_url(url).get_backend_name() != "sqlite"
+
+
+def engine(url: str, *, writing: bool) -> Engine:
+    """Connections for one thread. ArgumentError, or ImportError, for a URL of neither database."""
+    if is_shared(url):
+        return _postgresql(url)
+    # A transaction that is to write takes the lock at once: it could not be had in the middle of it.
+    return _sqlite(url, "BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+@contextmanager
+def looking(url: str) -> Iterator[Connection | None]:
+    """A connection for one who only looks, so that a running node is not disturbed; None: there is no ledger.
+
+    Raises SQLAlchemy's errors.
+    """
+    path = make_url(url).database
+    if not is_shared(url) and not (path and Path(path).exists()):
+        yield None
+        return
+    # Read-only for SQLite as well: not even a lock is taken that the node could meet.
+    reading = f"sqlite:///file:{path}?mode=ro&uri=true"
+    made = _postgresql(url, _READ_ONLY) if is_shared(url) else create_engine(reading)
+    try:
+        with made.connect() as connection:
+            yield connection
+    finally:
+        made.dispose()
+
+
+def lock(directory: Path) -> int:
+    """The file that keeps others out of an SQLite ledger, until it is closed. LedgerError if one is in."""
+    path = directory / LOCK
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(file, 20, 0).decode(errors="replace").strip() or "another one"
+        os.close(file)
+        raise LedgerError(f"process {holder} has the ledger in {directory} open; stop it first") from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    return file
+
+
+def begin_migrating(connection: Connection) -> None:
+    """Has other processes that start now wait until this transaction is over."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATING})
+
+
+def is_unsafe(connection: Connection) -> bool:
+    """True if the server is set up to lose what it said was written: `fsync` is off."""
+    return connection.dialect.name == "postgresql" and connection.scalar(text("SHOW fsync")) == "off"
+
+
+def version(connection: Connection) -> str:
+    """The database's name and version."""
+    if connection.dialect.name == "postgresql":
+        return f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"
+    return f"SQLite {connection.scalar(text('SELECT sqlite_version()'))}"
+
+
+def put(table: Table, dialect: str) -> Any:
+    """An insert that can say what to do about a row that is there: each database writes it in its own way."""
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
+
+
+class now(FunctionElement[float]):  # noqa: N801 - a function of SQL
+    """The database's clock, in seconds since 1970: the one clock that all processes share."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_in_sqlite(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_in_postgresql(*_: Any, **__: Any) -> str:
+    return "extract(epoch FROM clock_timestamp())::double precision"
+
+
+def has_failed(error: Exception) -> bool:
+    """True if it is the database that failed, or its disk, and not what was asked of it."""
+    return isinstance(error, (OperationalError, InterfaceError, InternalError)) and not has_collided(error)
+
+
+def has_collided(error: Exception) -> bool:
+    """True if the transaction met another one, and may be run again."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _COLLISIONS
+
+
+def _sqlite(url: str, begin: str) -> Engine:
+    made = create_engine(url)
+    event.listen(made, "connect", _prepare_sqlite)
+    event.listen(made, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return made
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    # Left alone, Python's sqlite3 begins transactions by itself, and not before DDL: `begin` does it instead.
+    connection.isolation_level = None
+    # fullfsync: macOS's fsync leaves data in the drive's cache.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _postgresql(url: str, *further: str) -> Engine:
+    made = create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        isolation_level="READ COMMITTED",
+        pool_size=1,
+        max_overflow=1,
+        # A server that was restarted costs a look, and not a caller's write.
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": CONNECT_LIMIT, "application_name": "tallystick", **_DEAD_PEER},
+    )
+
+    def prepare(connection: Any, _: object) -> None:
+        connection.autocommit = True
+        for statement in (*_SESSION, *further):
+            connection.execute(statement)
+        connection.autocommit = False
+
+    event.listen(made, "connect", prepare)
+    return made
