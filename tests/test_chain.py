@@ -288,7 +288,7 @@ async def test_a_stale_row_and_a_row_of_another_host_say_so(market: Market) -> N
     result = await market.send(market.chain.submit_checkpoints([stale, good]), market.host)
     [skipped] = [event for event in result.events if isinstance(event, contracts.Skipped)]
     assert (skipped.job_id, type(skipped.error)) == (first, errors.StaleCheckpoint)
-    assert skipped.error.values["settledTokens"] == 300
+    assert skipped.error.values == {"settledPromptTokens": 0, "settledTokens": 300}
     result = await market.send(market.chain.submit_checkpoints([good]), market.stranger)
     assert type(only(result, contracts.Skipped).error) is errors.NotTheHost
 

@@ -62,7 +62,7 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
     function submitCheckpoint(uint256 jobId, uint256 tokens, bytes calldata proof) external nonReentrantView {
         Run memory run = _run();
 
-        if (!_settle(run, jobId, tokens, proof)) _revert(run, jobId, tokens, proof);
+        if (!_settle(run, jobId, tokens, proof)) _revert(run, jobId);
 
         _credit(run);
     }
@@ -78,9 +78,10 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
             (uint256 jobId, uint256 tokens, bytes calldata proof) = (row.jobId, row.tokens, row.proof);
 
             if (!_settle(run, jobId, tokens, proof)) {
-                _skip(run, jobId, tokens, proof);
+                emit CheckpointSkipped(jobId, run.reason, run.first, run.second);
             } else if (row.complete) {
-                _jobs[jobId].tally = _jobs[jobId].tally.asClosed();
+                JobRecord storage job = _jobs[jobId];
+                job.tally = job.tally.asClosed();
                 closed[closedCount++] = jobId;
             }
         }
@@ -97,7 +98,7 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
         view
         returns (bytes32)
     {
-        return _hashTypedDataV4(Proof.structHash(jobId, promptTokens, tokens, transcript));
+        return Proof.digest(_domainSeparatorV4(), jobId, promptTokens, tokens, transcript);
     }
 
     /// @inheritdoc IProofSystem
@@ -130,11 +131,9 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
 
     /// @dev Moves the totals of one job and adds what that earns to `run`. Returns false, with the error in `run` and nothing
     /// changed, if something speaks against the claim: one rule for the single claim, which then reverts, and for the
-    /// batch, which goes on.
+    /// batch, which goes on. In one piece, since a call in the way of a receipt would cost each row a hundred gas.
     function _settle(Run memory run, uint256 jobId, uint256 tokens, bytes calldata proof) private returns (bool) {
-        if (proof.length < Proof.ATTESTED_LENGTH) {
-            return _refuse(run, ProofLength.selector, proof.length, Proof.ATTESTED_LENGTH);
-        }
+        if (proof.length < Proof.ATTESTED_LENGTH) return _refuseLength(run, proof, Proof.ATTESTED_LENGTH);
         uint256 promptTokens = proof.claimedPromptTokens();
 
         JobRecord storage job = _jobs[jobId];
@@ -157,48 +156,38 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
         if (tally.isEqual(promptTokens, tokens)) return true;
 
         Limits limits = job.limits;
+        bytes32 transcript;
         if (limits.maxTokensPerSecond() == 0) {
-            if (!_isSigned(run, limits, jobId, promptTokens, tokens, proof)) return false;
-        } else {
-            if (!_isWithinRate(run, limits, tally, prices, promptTokens + tokens, proof)) return false;
+            if (!proof.isReceipt()) return _refuseLength(run, proof, Proof.RECEIPT_LENGTH);
+            (uint256 signedPromptTokens, uint256 signedTokens) = proof.signedTotals();
+            if (promptTokens > signedPromptTokens) {
+                return _refuse(run, AboveReceipt.selector, promptTokens, signedPromptTokens);
+            }
+            if (tokens > signedTokens) return _refuse(run, AboveReceipt.selector, tokens, signedTokens);
+
+            transcript = proof.transcript();
+            bytes32 digest = Proof.digest(run.domain, jobId, signedPromptTokens, signedTokens, transcript);
+            address recovered = proof.signer(digest);
+            if (recovered != limits.signer()) {
+                return _refuse(run, WrongSigner.selector, uint160(recovered), uint160(limits.signer()));
+            }
+        } else if (!_isWithinRate(run, limits, tally, prices, promptTokens + tokens, proof)) {
+            return false;
         }
 
         uint256 owed = prices.owed(promptTokens, tokens);
         if (owed > tally.deposit()) return _refuse(run, AboveDeposit.selector, owed, tally.deposit());
-        uint256 owedBefore = prices.owed(tally.promptTokens(), tally.tokens());
 
         job.tally = tally.withTotals(promptTokens, tokens);
+        uint256 owedBefore = prices.owed(tally.promptTokens(), tally.tokens());
         // Neither `owed` nor what the host and the treasury have of it can shrink while the totals grow.
         unchecked {
             uint256 fee = Pricing.fee(owed) - Pricing.fee(owedBefore);
             uint256 hostAmount = owed - owedBefore - fee;
             _earn(run, prices.account(), hostAmount, fee);
-            emit CheckpointSettled(jobId, msg.sender, tokens, promptTokens, hostAmount, fee, proof.transcript());
+            emit CheckpointSettled(jobId, tokens, promptTokens, hostAmount, fee, transcript);
         }
         return true;
-    }
-
-    /// @dev Whether the job's signer has signed for at least the claimed totals.
-    function _isSigned(
-        Run memory run,
-        Limits limits,
-        uint256 jobId,
-        uint256 promptTokens,
-        uint256 tokens,
-        bytes calldata proof
-    ) private pure returns (bool signed) {
-        (uint256 signedPromptTokens, uint256 signedTokens) = proof.signedTotals();
-        if (!proof.isReceipt()) {
-            signed = _refuse(run, ProofLength.selector, proof.length, Proof.RECEIPT_LENGTH);
-        } else if (promptTokens > signedPromptTokens) {
-            signed = _refuse(run, AboveReceipt.selector, promptTokens, signedPromptTokens);
-        } else if (tokens > signedTokens) {
-            signed = _refuse(run, AboveReceipt.selector, tokens, signedTokens);
-        } else {
-            address recovered = proof.signer(run.domain, jobId);
-            signed = recovered == limits.signer()
-                || _refuse(run, WrongSigner.selector, uint160(recovered), uint160(limits.signer()));
-        }
     }
 
     /// @dev Whether a host-attested job can have come to `total` tokens by now.
@@ -210,14 +199,16 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
         uint256 total,
         bytes calldata proof
     ) private view returns (bool) {
-        if (!proof.isAttested()) {
-            return _refuse(run, ProofLength.selector, proof.length, Proof.ATTESTED_LENGTH);
-        }
+        if (!proof.isAttested()) return _refuseLength(run, proof, Proof.ATTESTED_LENGTH);
 
         uint256 endsAt = limits.endsAt(tally.askedAt());
         uint256 until = block.timestamp < endsAt ? block.timestamp : endsAt;
         uint256 most = limits.maxTokensPerSecond() * (until - prices.createdAt());
         return total <= most || _refuse(run, AboveRate.selector, total, most);
+    }
+
+    function _refuseLength(Run memory run, bytes calldata proof, uint256 expected) private pure returns (bool) {
+        return _refuse(run, ProofLength.selector, proof.length, expected);
     }
 
     /// @dev Keeps the reason for which a claim is refused.
@@ -227,22 +218,10 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
     }
 
     /// @dev Reverts a single claim that was refused. First come the reasons that do not lie in the claim.
-    function _revert(Run memory run, uint256 jobId, uint256 tokens, bytes calldata proof) private view {
+    function _revert(Run memory run, uint256 jobId) private view {
         require(_existing(jobId).prices.hostId() == run.hostId, ONLY_HOST);
         _notClosed(jobId);
-        if (run.reason == StaleCheckpoint.selector) {
-            revert StaleCheckpoint(run.first, run.second, proof.claimedPromptTokens(), tokens);
-        }
         LowLevelCall.bubbleRevert(abi.encodeWithSelector(run.reason, run.first, run.second));
-    }
-
-    /// @dev Reports a row of a batch that was refused.
-    function _skip(Run memory run, uint256 jobId, uint256 tokens, bytes calldata proof) private {
-        if (run.reason == StaleCheckpoint.selector) {
-            emit CheckpointStale(jobId, run.first, run.second, proof.claimedPromptTokens(), tokens);
-        } else {
-            emit CheckpointSkipped(jobId, run.reason, run.first, run.second);
-        }
     }
 
     /// @dev Adds to what the run has earned; what it has earned for another account is credited first.

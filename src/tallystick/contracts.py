@@ -190,7 +190,6 @@ EVENTS: dict[str, Callable[[Mapping[str, Any], str, int], Event]] = {
     "CompletionRequested": lambda a, tx, block: CompletionRequested(
         a["jobId"], a["by"], a["closesAt"], tx=tx, block=block
     ),
-    "CheckpointStale": lambda a, tx, block: Skipped(a["jobId"], _stale(a), tx=tx, block=block),
     "CheckpointSkipped": lambda a, tx, block: Skipped(a["jobId"], _reason(a), tx=tx, block=block),
     "RefundCredited": lambda a, tx, block: RefundCredited(
         a["jobId"], a["payer"], a["asset"], a["amount"], tx=tx, block=block
@@ -219,11 +218,6 @@ def topic(event: str) -> bytes:
 
 def _totals(args: Mapping[str, Any]) -> Totals:
     return Totals(args["promptTokens"], args["tokens"])
-
-
-def _stale(args: Mapping[str, Any]) -> ContractError:
-    names = ("settledPromptTokens", "settledTokens", "promptTokens", "tokens")
-    return errors.StaleCheckpoint("StaleCheckpoint", {name: args[name] for name in names})
 
 
 def _reason(args: Mapping[str, Any]) -> ContractError:

@@ -49,33 +49,16 @@ interface IProofSystem {
 
     /// @notice A claim was ahead and has been paid.
     /// @param jobId The job.
-    /// @param host Its host.
     /// @param tokens The job's new total of generated tokens.
     /// @param promptTokens The job's new total of prompt tokens.
     /// @param hostAmount What this claim added to the host's earnings.
     /// @param fee What this claim added to the treasury.
     /// @param transcript The transcript hash in the receipt; zero in a host-attested job.
     event CheckpointSettled(
-        uint256 indexed jobId,
-        address indexed host,
-        uint256 tokens,
-        uint256 promptTokens,
-        uint256 hostAmount,
-        uint256 fee,
-        bytes32 transcript
+        uint256 indexed jobId, uint256 tokens, uint256 promptTokens, uint256 hostAmount, uint256 fee, bytes32 transcript
     );
 
-    /// @notice A row of a batch was stale and was left out: what it claims was settled before.
-    /// @param jobId The job that the row named.
-    /// @param settledPromptTokens The job's total of prompt tokens.
-    /// @param settledTokens The job's total of generated tokens.
-    /// @param promptTokens What the row claimed.
-    /// @param tokens What the row claimed.
-    event CheckpointStale(
-        uint256 indexed jobId, uint256 settledPromptTokens, uint256 settledTokens, uint256 promptTokens, uint256 tokens
-    );
-
-    /// @notice A row of a batch was refused for another reason and was left out; the other rows are not affected.
+    /// @notice A row of a batch was refused and left out; the other rows are not affected.
     /// @dev `reason`, `first` and `second` one after the other are the error as a revert would carry it, but for a zero
     /// word at the end of an error that has one value only.
     /// @param jobId The job that the row named.
@@ -101,7 +84,7 @@ interface IProofSystem {
     error JobClosed(uint256 jobId);
 
     /// @notice The claim is behind the settled totals in at least one of the two.
-    error StaleCheckpoint(uint256 settledPromptTokens, uint256 settledTokens, uint256 promptTokens, uint256 tokens);
+    error StaleCheckpoint(uint256 settledPromptTokens, uint256 settledTokens);
 
     /// @notice The job is another host's. In a batch only: `submitCheckpoint` says it in words.
     /// @param caller Who sent the batch.
@@ -147,7 +130,7 @@ interface IProofSystem {
     function submitCheckpoint(uint256 jobId, uint256 tokens, bytes calldata proof) external;
 
     /// @notice Claims totals for many jobs of the sender, and closes those marked `complete`.
-    /// @dev A row that `submitCheckpoint` would refuse is left out, with `CheckpointStale` or `CheckpointSkipped`. A row
+    /// @dev A row that `submitCheckpoint` would refuse is left out, with `CheckpointSkipped`. A row
     /// that is equal pays nothing and, if marked, still closes its job. Refunds are sent after every row has been paid.
     /// Earnings are written once for each run of rows in one asset, so put rows of the same asset next to each other.
     function submitCheckpoints(Checkpoint[] calldata checkpoints) external;

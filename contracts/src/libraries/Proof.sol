@@ -24,7 +24,8 @@ library Proof {
 
     /// @dev Whether `proof` is as long as a proof of a receipted job.
     function isReceipt(bytes calldata proof) internal pure returns (bool) {
-        return proof.length == RECEIPT_LENGTH || proof.length == COMPACT_RECEIPT_LENGTH;
+        // 120 and 121 differ in their lowest bit alone.
+        return proof.length | 1 == RECEIPT_LENGTH;
     }
 
     /// @dev The prompt total that is claimed, in both kinds of proof.
@@ -37,34 +38,31 @@ library Proof {
         return (_uint64(proof, 8), _uint64(proof, 16));
     }
 
-    /// @dev The transcript in the receipt, or zero if the proof has none.
+    /// @dev The transcript in the receipt.
     function transcript(bytes calldata proof) internal pure returns (bytes32) {
-        return isAttested(proof) ? bytes32(0) : _word(proof, 24);
+        return _word(proof, 24);
     }
 
-    /// @dev Who signed the receipt for `jobId`; zero when the signature is none, or s is in its upper half.
-    function signer(bytes calldata proof, bytes32 domain, uint256 jobId) internal pure returns (address recovered) {
-        (uint256 promptTokens, uint256 tokens) = signedTotals(proof);
-        bytes32 receipt = structHash(jobId, promptTokens, tokens, _word(proof, 24));
-        bytes32 digest = MessageHashUtils.toTypedDataHash(domain, receipt);
-
+    /// @dev Who signed `digest_` with the receipt's signature; zero when it is none, or s is in its upper half.
+    function signer(bytes calldata proof, bytes32 digest_) internal pure returns (address) {
         uint256 s = uint256(_word(proof, 88));
         uint8 v = uint8(bytes1(_word(proof, 120)));
         if (proof.length == COMPACT_RECEIPT_LENGTH) {
             v = s >> 255 == 0 ? 27 : 28;
             s = s << 1 >> 1;
         }
-        if (s <= HALF_ORDER) recovered = ecrecover(digest, v, _word(proof, 56), bytes32(s));
+        return s > HALF_ORDER ? address(0) : ecrecover(digest_, v, _word(proof, 56), bytes32(s));
     }
 
-    /// @dev The EIP-712 struct hash of a receipt. Hashed beyond the free memory pointer, which stays where it is, or a batch
+    /// @dev The EIP-712 digest of a receipt. Hashed beyond the free memory pointer, which stays where it is, or a batch
     /// would pay for memory that grows with each row.
-    function structHash(uint256 jobId, uint256 promptTokens, uint256 tokens, bytes32 transcript_)
+    function digest(bytes32 domain, uint256 jobId, uint256 promptTokens, uint256 tokens, bytes32 transcript_)
         internal
         pure
-        returns (bytes32 hash)
+        returns (bytes32)
     {
         bytes32 typehash = RECEIPT_TYPEHASH;
+        bytes32 receipt;
         assembly ("memory-safe") {
             let free := mload(0x40)
             mstore(free, typehash)
@@ -72,8 +70,9 @@ library Proof {
             mstore(add(free, 0x40), promptTokens)
             mstore(add(free, 0x60), tokens)
             mstore(add(free, 0x80), transcript_)
-            hash := keccak256(free, 0xa0)
+            receipt := keccak256(free, 0xa0)
         }
+        return MessageHashUtils.toTypedDataHash(domain, receipt);
     }
 
     function _uint64(bytes calldata proof, uint256 offset) private pure returns (uint256) {

@@ -19,35 +19,27 @@ library TallyFields {
 
     uint256 internal constant DEPOSIT_BITS = 96;
     uint256 internal constant TOTAL_BITS = 48;
-    uint256 private constant TIME_BITS = 40;
 
-    uint256 private constant PROMPT_TOKENS_AT = DEPOSIT_BITS + TOTAL_BITS;
-    uint256 private constant ASKED_AT_AT = PROMPT_TOKENS_AT + TOTAL_BITS;
-    uint256 private constant CLOSED_AT = ASKED_AT_AT + TIME_BITS;
-
-    uint256 private constant DEPOSIT_MASK = 2 ** DEPOSIT_BITS - 1;
-    uint256 private constant TOTAL_MASK = 2 ** TOTAL_BITS - 1;
-    uint256 private constant TOTALS_MASK = TOTAL_MASK << DEPOSIT_BITS | TOTAL_MASK << PROMPT_TOKENS_AT;
-    uint256 private constant TIME_MASK = 2 ** TIME_BITS - 1;
+    uint256 private constant TOTALS_MASK = uint256(type(uint96).max) << 96;
 
     function deposit(Tally tally) internal pure returns (uint256) {
-        return Tally.unwrap(tally) & DEPOSIT_MASK;
+        return uint96(Tally.unwrap(tally));
     }
 
     function tokens(Tally tally) internal pure returns (uint256) {
-        return Tally.unwrap(tally) >> DEPOSIT_BITS & TOTAL_MASK;
+        return uint48(Tally.unwrap(tally) >> 96);
     }
 
     function promptTokens(Tally tally) internal pure returns (uint256) {
-        return Tally.unwrap(tally) >> PROMPT_TOKENS_AT & TOTAL_MASK;
+        return uint48(Tally.unwrap(tally) >> 144);
     }
 
     function askedAt(Tally tally) internal pure returns (uint256) {
-        return Tally.unwrap(tally) >> ASKED_AT_AT & TIME_MASK;
+        return uint40(Tally.unwrap(tally) >> 192);
     }
 
     function closed(Tally tally) internal pure returns (bool) {
-        return Tally.unwrap(tally) >> CLOSED_AT != 0;
+        return Tally.unwrap(tally) >> 232 != 0;
     }
 
     /// @dev Whether claimed totals are stale: lower than the settled ones in either of the two.
@@ -61,23 +53,20 @@ library TallyFields {
     }
 
     function withDeposit(Tally tally, uint256 deposit_) internal pure returns (Tally) {
-        return Tally.wrap((Tally.unwrap(tally) & ~DEPOSIT_MASK) | deposit_.fit(DEPOSIT_BITS));
+        return Tally.wrap(Tally.unwrap(tally) >> 96 << 96 | deposit_.fit(DEPOSIT_BITS));
     }
 
     /// @dev The totals are not checked again: a claim of more than 48 bits was refused before.
     function withTotals(Tally tally, uint256 promptTokens_, uint256 tokens_) internal pure returns (Tally) {
-        return
-            Tally.wrap(
-                (Tally.unwrap(tally) & ~TOTALS_MASK) | tokens_ << DEPOSIT_BITS | promptTokens_ << PROMPT_TOKENS_AT
-            );
+        return Tally.wrap((Tally.unwrap(tally) & ~TOTALS_MASK) | tokens_ << 96 | promptTokens_ << 144);
     }
 
     /// @dev For a tally in which nobody has asked.
     function withAskedAt(Tally tally, uint256 askedAt_) internal pure returns (Tally) {
-        return Tally.wrap(Tally.unwrap(tally) | askedAt_.fit(TIME_BITS) << ASKED_AT_AT);
+        return Tally.wrap(Tally.unwrap(tally) | askedAt_.fit(40) << 192);
     }
 
     function asClosed(Tally tally) internal pure returns (Tally) {
-        return Tally.wrap(Tally.unwrap(tally) | 2 ** CLOSED_AT);
+        return Tally.wrap(Tally.unwrap(tally) | 1 << 232);
     }
 }
