@@ -18,6 +18,9 @@ from tallystick.chain import Chain, TxResult
 from tallystick.contracts import Call, Claim
 from tallystick.devnet import Account, Devnet
 from tallystick.errors import ChainError, Reverted, RpcError, WrongChain
+from tallystick.testing.faults import Erring, nth
+from tallystick.testing.geth import Upstream
+from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import (
     ETH,
     ZERO_HASH,
@@ -580,6 +583,28 @@ async def test_the_dollar_is_what_the_deployment_says(market: Market) -> None:
     token = market.chain._token(market.dollar)
     assert asset.symbol == await token.functions.symbol().call()
     assert asset.decimals == await token.functions.decimals().call()
+
+
+async def test_a_tokens_domain_is_the_one_it_tells(market: Market) -> None:
+    """Name and version of the domain for authorizations are read from the token, with or without EIP-5267."""
+    told = await market.chain.token_domain(market.dollar)
+    assert told == proof.TokenDomain("Test Dollar", "2", market.chain.deployment.chain_id, market.dollar)
+    async with Upstream(market.devnet.rpc_url) as node, FaultyRpc(node) as rpc:
+        # What geth answers for a token that has no `eip712Domain`.
+        rpc.fail(Erring(-32000, "execution reverted"), "eth_call", when=nth(1))
+        async with Chain(rpc.url, market.chain.deployment) as chain:
+            assert await chain.token_domain(market.dollar) == told
+        assert rpc.fired.total() == 1
+
+
+async def test_a_token_that_tells_a_wrong_domain_is_refused(market: Market) -> None:
+    """What is told has to be what the token's separator was made of, or nothing signed for it would hold."""
+    code = bytes.fromhex((await market.devnet.ask("eth_getCode", market.dollar, "latest"))[2:])
+    renamed = code.replace(b"Test Dollar".ljust(31, b"\0"), b"Best Dollar".ljust(31, b"\0"))
+    assert renamed != code
+    await market.devnet.ask("anvil_setCode", market.dollar, "0x" + renamed.hex())
+    with pytest.raises(ChainError, match=f"domain of {market.dollar} is not 'Best Dollar', version '2'"):
+        await market.chain.token_domain(market.dollar)
 
 
 async def until(asked: Callable[[], Awaitable[object]]) -> None:

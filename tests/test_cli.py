@@ -23,12 +23,14 @@ from aiohttp.test_utils import unused_port
 from eth_account import Account as EthAccount
 from typer.testing import CliRunner, Result
 
+from tallystick import networks
 from tallystick.chain import Chain
 from tallystick.cli import app
-from tallystick.devnet import Devnet, account
+from tallystick.devnet import Anvil, Devnet, account
 from tallystick.proof import read_bearer
 from tallystick.testing.engine import Script, ScriptedEngine, oai_server, say
 from tallystick.types import JobId, JobStatus
+from tests.deploying import BASE, undeployed
 
 HOST, PAYER, TREASURY = account(1), account(2), account(3)
 MODEL = Path(sys.modules["tallystick.cli"].__file__ or "").parent / "models" / "tally-demo.gguf"
@@ -140,8 +142,9 @@ def test_help_is_there_at_once_and_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
     for group, commands in {
-        (): ("demo", "devnet", "host", "chat", "job", "withdraw", "doctor"),
+        (): ("demo", "devnet", "host", "chat", "job", "withdraw", "doctor", "contracts"),
         ("host",): ("register", "run"),
+        ("contracts",): ("deploy", "check", "source"),
         ("job",): ("open", "list", "show", "top-up", "complete", "reclaim", "token"),
     }.items():
         told = CliRunner().invoke(app, [*group, "--help"]).stdout
@@ -207,6 +210,60 @@ def test_a_devnet_says_where_it_is_and_keeps_its_keys_out_of_sight(tmp_path: Pat
     )
     assert again.returncode == 1
     assert again.stderr.startswith("tally: .env is there already")
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty chain that says that it is Base, and a `networks.json` of the test's own."""
+    monkeypatch.setattr(networks, "FILE", undeployed(tmp_path / "networks.json"))
+    loop = asyncio.new_event_loop()
+    anvil = Anvil(chain_id=BASE)
+    loop.run_until_complete(anvil.start())
+    yield anvil.rpc_url
+    loop.run_until_complete(anvil.close())
+    loop.close()
+
+
+def test_contracts_are_deployed_once_it_is_agreed_to(tally: Tally, base: str) -> None:
+    """The plan with its cost is shown first, and nothing is sent without a yes; what is there is found."""
+    deploy = ("contracts", "deploy", "--rpc-url", base, "--treasury", TREASURY.address)
+    key = {"DEPLOYER_PRIVATE_KEY": account(0).private_key.hex()}
+    shown = tally(*deploy, typed="n\n", status=1, settings=key).stdout
+    assert re.search(r"JobMarketplace +0x\w+ +is to be created\n", shown)
+    assert re.search(r"\d gas, 0\.0\d+ ETH at the present fee", shown)
+    assert "`tally contracts deploy" in tally.error("host", "register", RPC_URL=base)
+    assert "`tally contracts deploy" in tally("doctor", status=1, settings={"RPC_URL": base}).stdout
+
+    deployed = json.loads(tally(*deploy, "--yes", "--json", settings=key).stdout)
+    assert deployed["recorded"] == str(networks.FILE)
+    again = tally(*deploy).stdout
+    assert again.count("is there\n") == 2
+    registry = tally.json("host", "register", RPC_URL=base)
+    assert registry["host"] == HOST.address
+    assert "another one" in tally.error(*deploy[:-1], HOST.address)
+
+
+def test_contracts_that_differ_from_the_build_fail_their_check(tally: Tally) -> None:
+    """Status 0 while all is as it was built, 1 from the first byte that is not; a line a check."""
+    sound = tally(
+        "contracts", "check", "--rpc-url", tally.devnet.rpc_url, settings={"RPC_URL": "http://127.0.0.1:9"}
+    )
+    assert "FAIL" not in sound.stdout
+    assert re.search(r"pass  JobMarketplace +0x\w+: \d+ bytes, as built\n", sound.stdout)
+    asyncio.run(tally.devnet.ask("anvil_setCode", tally.devnet.deployment.registry, "0x00"))
+    broken = json.loads(tally("contracts", "check", "--json", status=1).stdout)
+    assert [check["name"] for check in broken["checks"] if not check["passed"]] == ["NodeRegistry"]
+    assert not broken["sound"]
+
+
+def test_the_compilers_input_is_written_out(tally: Tally) -> None:
+    """A file for each contract, with what an explorer asks for beside it."""
+    told = tally.json("contracts", "source", "inputs")
+    for name, facts in told.items():
+        sources = json.loads((tally.directory / facts["file"]).read_text())["sources"]
+        assert f"contract {name} " in sources[f"src/{name}.sol"]["content"]
+    people = tally("contracts", "source", "inputs").stdout
+    assert all(facts["compiler"] in people for facts in told.values())
 
 
 def test_a_host_registers_itself_and_brings_its_metadata_up_to_date(tally: Tally) -> None:
@@ -391,7 +448,9 @@ def test_a_keystore_pays_as_well(tally: Tally, tmp_path: Path) -> None:
         ("job open --asset GBP", {}, "it has ETH, tUSD"),
         ("withdraw --as treasury", {"TREASURY_PRIVATE_KEY": ""}, "TREASURY_PRIVATE_KEY is not set"),
         ("withdraw --as treasury", {"TREASURY_PRIVATE_KEY": HOST.private_key.hex()}, "only its key"),
-        ("withdraw --to nobody", {}, "--to nobody is not an address"),
+        ("withdraw --to nobody", {}, "--to: 'nobody' is not an address"),
+        ("contracts deploy --treasury nobody", {}, "--treasury: 'nobody' is not an address"),
+        ("contracts check --rpc-url nowhere", {}, "--rpc-url: it is not of the form http"),
         ("host run --level loud", {}, "--level"),
         ("host run", {"MODEL_PATH": ""}, "MODEL_PATH"),
         ("host run", {"MODEL_PATH": "nowhere.gguf"}, "MODEL_PATH"),

@@ -35,6 +35,7 @@ from tallystick.contracts import (
 from tallystick.endpoint import CALL_TIMEOUT, Endpoint
 from tallystick.errors import ChainError, ContractError, RpcError, WrongChain
 from tallystick.networks import Deployment, Network, network
+from tallystick.proof import TokenDomain
 from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Prices, Settlement, Totals
 
 INCLUSION_TIMEOUT = 120.0
@@ -218,6 +219,22 @@ class Chain(Contracts):
         """How much of the ERC-20 `asset` the marketplace may take from `owner`."""
         marketplace = self.deployment.marketplace
         return int(await self._read(self._token(asset).functions.allowance(owner, marketplace)))
+
+    async def token_domain(self, asset: Address) -> TokenDomain:
+        """The domain in which the ERC-20 `asset` takes authorizations, as the token itself tells it.
+
+        ChainError if it tells none, or one that is not the one of its DOMAIN_SEPARATOR.
+        """
+        functions = self._token(asset).functions
+        try:
+            told = await self._read(functions.eip712Domain())
+            name, version = told.name, told.version
+        except ChainError:  # USDC, for one, has no EIP-5267
+            name, version = await self._read(functions.name()), await self._read(functions.version())
+        domain = TokenDomain(name, version, self.deployment.chain_id, asset)
+        if domain.separator != await self._read(functions.DOMAIN_SEPARATOR()):
+            raise ChainError(f"the EIP-712 domain of {asset} is not {name!r}, version {version!r}")
+        return domain
 
     async def earnings(self, owner: Address, asset: Address) -> int:
         """What `owner` earned as a host and has not been paid out."""

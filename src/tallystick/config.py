@@ -93,7 +93,8 @@ def _private_key(text: str) -> Secret[bytes]:
     return Secret(key)
 
 
-def _address(text: str) -> Address:
+def checked_address(text: str) -> Address:
+    """An address as people type or paste it. ValueError for none, or one whose capitals do not add up."""
     if not re.fullmatch(r"0x[0-9a-fA-F]{40}", text):
         raise ValueError(f"{text!r} is not an address: 0x and 40 hexadecimal digits")
     address = to_checksum_address(text)
@@ -117,7 +118,7 @@ def _assets(text: str) -> tuple[AssetPrice, ...]:
 
 def _asset_price(entry: str) -> AssetPrice:
     address, priced, prices = entry.partition("=")
-    asset = _address(address)
+    asset = checked_address(address)
     if not priced:
         if asset == ETH:  # a general price is in dollars
             raise ValueError(f"ETH needs prices of its own: {address}=<price>/<prompt price>")
@@ -200,7 +201,7 @@ class Variable:
 
 _FORMS: Mapping[Callable[[str], object], str] = {
     _private_key: "64 hexadecimal digits",
-    _address: "0x and 40 hexadecimal digits",
+    checked_address: "0x and 40 hexadecimal digits",
     _assets: "addresses, with prices or without",
     _amount: "an amount like `2` or `0.90`",
     http_url: "http://… or https://…",
@@ -251,7 +252,7 @@ class HostConfig:
 
     host_private_key: Annotated[Secret[bytes] | None, Variable("HOST_PRIVATE_KEY", _private_key)] = None
     """The key that settles. Without it the node serves for `HOST_ADDRESS` and is not paid."""
-    host_address: Annotated[Address | None, Variable("HOST_ADDRESS", _address)] = None
+    host_address: Annotated[Address | None, Variable("HOST_ADDRESS", checked_address)] = None
     """What the operator expects the key's address to be; without a key, the host that is served unpaid."""
     rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
         default="http://127.0.0.1:8545", repr=False
@@ -332,7 +333,7 @@ class PayerConfig:
     """The session keys and receipts."""
     deposit: Annotated[str, Variable("PAYER_DEPOSIT", _amount)] = "2"
     """The deposit of a new job, in whole units of its asset."""
-    asset: Annotated[Address | None, Variable("PAYER_ASSET", _address)] = None
+    asset: Annotated[Address | None, Variable("PAYER_ASSET", checked_address)] = None
     """What new jobs are paid in. Not set: the deployment's dollar token."""
     interval: Annotated[int, Variable("PAYER_INTERVAL", Number(INTERVAL_MIN, 1_000_000))] = INTERVAL
     """The interval of a new job: tokens that may be delivered beyond the last receipt."""

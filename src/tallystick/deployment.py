@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from eth_utils.address import is_address, to_checksum_address
 from eth_utils.conversions import to_hex
 
 from tallystick import networks, proof
 from tallystick.artifacts import CREATE2_PROXY, Blueprint
 from tallystick.chain import TxResult, network_at
-from tallystick.config import DeployerConfig
+from tallystick.config import DeployerConfig, checked_address
 from tallystick.errors import ChainError, ConfigError
 from tallystick.inspection import inspect_contracts
 from tallystick.networks import Deployment, Network
@@ -137,17 +136,25 @@ def _treasury(network: Network, named: str | None) -> Address:
     if named is None:
         if network.treasury is None:
             raise ConfigError(
-                f"name the treasury of {network.name} with --treasury: it gets the fees, for ever"
+                f"name the treasury on {network.name} with --treasury: it gets the fees, for ever"
             )
         return network.treasury
-    if not is_address(named) or named == ETH:
-        raise ConfigError(f"--treasury {named} is no address that could be paid")
-    treasury = Address(to_checksum_address(named))
+    treasury = _payable(named)
     if network.treasury not in (None, treasury):
         raise ConfigError(
             f"the treasury on {network.name} is {network.treasury}, for ever: leave out --treasury, since "
             "another one makes a second marketplace, where no host or payer of this package looks"
         )
+    return treasury
+
+
+def _payable(named: str) -> Address:
+    try:
+        treasury = checked_address(named)
+    except ValueError as error:
+        raise ConfigError(f"--treasury: {error}") from None
+    if treasury == ETH:  # the zero address
+        raise ConfigError("--treasury: nobody can be paid at the zero address")
     return treasury
 
 
@@ -160,7 +167,7 @@ async def _plan(site: Site, network: Network, config: DeployerConfig) -> Plan:
 
 
 async def _costs(site: Site, missing: Sequence[Blueprint], key: bytes) -> Costs:
-    """ConfigError where the proxy is missing; ChainError if there is not enough ETH."""
+    """ConfigError where the proxy is missing, or there is not enough ETH."""
     if not await site.code(CREATE2_PROXY):
         raise ConfigError(
             f"{site.deployment.name} has no CREATE2 proxy at {CREATE2_PROXY}, from which addresses follow: "

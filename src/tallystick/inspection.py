@@ -6,6 +6,7 @@ The endpoint is believed in what it answers; each check is a pure function of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from eth_utils.conversions import to_hex
 
@@ -49,7 +50,7 @@ async def _inspect_asset(site: Site, address: Address) -> Check:
     if address == ETH:
         return asset(address, known, known)
     try:
-        return asset(address, known, await site.asset(address))
+        return asset(address, await site.asset(address), known)
     except ChainError as error:
         return Check(known.symbol, False, str(error), FALSE)
 
@@ -94,8 +95,9 @@ def constants(found: Constants, deployment: Deployment) -> list[Check]:
 
 def asset(address: Address, found: Asset, known: Asset) -> Check:
     """An asset has the symbol and the decimals that are known of it."""
-    told = (f"{address}: {each.symbol}, {each.decimals} decimals" for each in (found, known))
-    return _same(known.symbol, *told)
+    told, expected = (f"{each.symbol!r} with {each.decimals} decimals" for each in (found, known))
+    check = _same(known.symbol, told, expected)
+    return replace(check, seen=f"{address}: {check.seen}")
 
 
 def _same(name: str, found: str, expected: str) -> Check:

@@ -140,7 +140,7 @@ def network(chain_id: int) -> Network:
     if chain_id not in known:
         told = ", ".join(f"{each.chain_id} ({each.name})" for each in known.values())
         raise ConfigError(
-            f"nothing is known of chain {chain_id}; known are {told}: set RPC_URL to an endpoint of one of them"
+            f"nothing is known of chain {chain_id}; known are {told}: set RPC_URL to an endpoint of one"
         )
     return known[chain_id]
 

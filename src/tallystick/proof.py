@@ -38,20 +38,33 @@ def _word(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
+def _separator(name: str, version: str, chain_id: int, contract: Address) -> bytes:
+    names = keccak(name.encode()) + keccak(version.encode())
+    return keccak(_DOMAIN_TYPE + names + _word(chain_id) + bytes(12) + bytes.fromhex(contract[2:]))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDomain:
+    """The EIP-712 domain of a token, in which its owners authorize payments (EIP-3009)."""
+
+    name: str
+    version: str
+    chain_id: int
+    token: Address
+
+    @property
+    def separator(self) -> bytes:
+        """32 bytes, with which every digest begins."""
+        return _separator(self.name, self.version, self.chain_id, self.token)
+
+
 class Domain:
     """The EIP-712 domain of one marketplace: the digests of all that is signed for it, 32 bytes each."""
 
     def __init__(self, chain_id: int, contract: Address) -> None:
         self.chain_id = chain_id
         self.contract = contract
-        self.separator = keccak(
-            _DOMAIN_TYPE
-            + keccak(DOMAIN_NAME.encode())
-            + keccak(DOMAIN_VERSION.encode())
-            + _word(chain_id)
-            + bytes(12)
-            + bytes.fromhex(contract[2:])
-        )
+        self.separator = _separator(DOMAIN_NAME, DOMAIN_VERSION, chain_id, contract)
         self._prefix = b"\x19\x01" + self.separator
 
     def __repr__(self) -> str:

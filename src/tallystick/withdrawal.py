@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eth_utils.address import is_address, to_checksum_address
-
 from tallystick import proof, wallet
 from tallystick.chain import Chain, deployment_at
-from tallystick.config import HostConfig, PayerConfig, TreasuryConfig
+from tallystick.config import HostConfig, PayerConfig, TreasuryConfig, checked_address
 from tallystick.contracts import Call, Event, TreasuryWithdrawn, Withdrawn
 from tallystick.errors import ConfigError
 from tallystick.types import Address
@@ -85,9 +83,10 @@ async def _withdrawal(
 
 
 def _receiver(to: str) -> Address:
-    if not is_address(to):
-        raise ConfigError(f"--to {to} is not an address")
-    return Address(to_checksum_address(to))
+    try:
+        return checked_address(to)
+    except ValueError as error:
+        raise ConfigError(f"--to: {error}") from None
 
 
 def _paid_out(event: Event) -> int:
