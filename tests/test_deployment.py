@@ -18,6 +18,9 @@ from tallystick.devnet import Anvil, Devnet, account
 from tallystick.errors import ChainError, ConfigError
 from tallystick.networks import Contracts, network
 from tallystick.site import Site
+from tallystick.testing.faults import Erring, nth
+from tallystick.testing.geth import Upstream
+from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import ETH, Address
 from tests.deploying import BASE, BASE_SEPOLIA, DEPLOYER, TREASURY, deploy, sent, undeployed
 
@@ -97,6 +100,21 @@ async def test_a_deployment_that_was_interrupted_is_completed(base: Anvil) -> No
     assert networks.deployment(BASE).from_block == 10
 
 
+async def test_an_interrupted_deployment_keeps_its_treasury(base: Anvil) -> None:
+    """The treasury is written down before anything is sent: the next deployment can name no other."""
+    async with Upstream(base.rpc_url) as node, FaultyRpc(node) as rpc:
+        rpc.fail(Erring(-32000, "out of order"), "eth_sendRawTransaction", when=nth(2))
+        config = DeployerConfig(Secret(DEPLOYER.private_key), rpc.url)
+        with pytest.raises(ChainError, match="out of order"):
+            await deployment.deploy(config, TREASURY.address, lambda _: None, lambda _: None)
+    with pytest.raises(ConfigError, match=r"not on Base .*: `tally contracts deploy --rpc-url URL` puts"):
+        networks.deployment(BASE)
+    assert f"the treasury on Base is {TREASURY.address}" in await refused(base, account(4).address)
+    _, done = await deploy(base, None)
+    assert list(done.created) == ["JobMarketplace"]
+    assert networks.deployment(BASE).treasury == TREASURY.address
+
+
 async def test_a_deployment_that_was_not_recorded_is(base: Anvil) -> None:
     """Killed between confirmation and record: the next one finds the contracts, and their block."""
     await base.mine(9)
@@ -144,7 +162,7 @@ async def test_nothing_is_sent_without_key_or_money(base: Anvil) -> None:
 
 
 async def test_a_record_that_cannot_be_written_costs_nothing(base: Anvil, file: Path) -> None:
-    """Whether `networks.json` can be written is seen before money is spent."""
+    """Whether `networks.json` can be written is seen before anything is sent."""
     file.with_suffix(".new").mkdir()
     assert "networks.json cannot be written" in await refused(base)
 
@@ -173,11 +191,10 @@ async def test_the_plan_costs_what_is_paid_then(base: Anvil) -> None:
 
 
 async def test_waits_for_the_confirmations_of_the_network(base: Anvil) -> None:
-    """Nothing is recorded before the contracts are as deep as the network asks."""
+    """The marketplace is sent once the registry is as deep as the network asks, and is as deep at the end."""
     networks.save(msgspec.structs.replace(network(BASE), confirmations=4))
     deploying = asyncio.create_task(deploy(base))
     while not deploying.done():
-        assert network(BASE).contracts is None
         await base.mine()
         await asyncio.sleep(0.01)
     _, done = await deploying

@@ -123,9 +123,10 @@ async def deploy(
     deployment = network.planned(_treasury(network, treasury))
     async with Site(config.rpc_url, deployment) as site:
         plan = await _plan(site, network, config)
-        if not plan.is_recorded:
-            networks.save(network)  # before money is spent on what could not be recorded
         agree(plan)
+        if not plan.is_recorded:
+            # The treasury is known before anything is sent: whoever completes this can name no other.
+            networks.save(msgspec.structs.replace(network, treasury=deployment.treasury))
         created = await _create(site, plan, config, say)
         await _require_sound(site, plan.contracts)
         return Deployed(plan, await _record(site, plan, created), created)

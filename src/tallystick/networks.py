@@ -76,7 +76,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     assets: dict[Address, Asset] = {}
     """Beside ETH."""
     treasury: Address | None = None
-    """Who receives the fees of the contracts there, for ever. None: there are none yet."""
+    """Who receives the fees there, for ever. None: that is not decided yet."""
     contracts: Contracts | None = None
     from_block: int = 0
     """The block in which the first of them was created."""
@@ -91,9 +91,10 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         if self.is_devnet and self.treasury is not None:
             return self.planned(self.treasury)
         if self.contracts is None or self.treasury is None:
+            treasury = " --treasury 0x…" if self.treasury is None else ""
             raise ConfigError(
                 f"the contracts are not on {self.name} (chain {self.chain_id}) yet: "
-                "`tally contracts deploy --rpc-url URL --treasury 0x…` puts them there"
+                f"`tally contracts deploy --rpc-url URL{treasury}` puts them there"
             )
         return self._deployment(self.contracts, self.treasury)
 
