@@ -16,7 +16,7 @@ from tallystick.config import DeployerConfig, Secret
 from tallystick.deployment import Plan
 from tallystick.devnet import Anvil, Devnet, account
 from tallystick.errors import ChainError, ConfigError
-from tallystick.networks import Contracts, network
+from tallystick.networks import Addresses, network
 from tallystick.site import Site
 from tallystick.testing.faults import Erring, nth
 from tallystick.testing.geth import Upstream
@@ -214,7 +214,7 @@ async def test_other_code_at_an_address_is_not_recorded(base: Anvil) -> None:
 
 async def test_contracts_of_another_version_are_replaced_in_the_record(base: Anvil) -> None:
     """A new version's contracts are others: the plan says where the jobs of the old ones go on."""
-    old = Contracts(account(7).address, account(8).address)
+    old = Addresses(account(7).address, account(8).address)
     networks.save(msgspec.structs.replace(network(BASE), treasury=TREASURY.address, contracts=old))
     plan, _ = await deploy(base, None)
     assert any(old.job_marketplace in line for line in plan.lines())

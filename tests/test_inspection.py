@@ -12,7 +12,7 @@ from tallystick import networks
 from tallystick.devnet import Anvil, Devnet, account
 from tallystick.errors import ConfigError, RpcError
 from tallystick.inspection import difference, inspect
-from tallystick.networks import Contracts, network
+from tallystick.networks import Addresses, network
 from tallystick.testing.faults import Erring, nth
 from tallystick.testing.geth import Upstream
 from tallystick.testing.rpc import FaultyRpc
@@ -113,7 +113,7 @@ async def test_contracts_of_another_version_are_not_these(base: Anvil, devnet: D
     """A record of other addresses is another version's: it says where this one's belong."""
     known = network(BASE)
     assert known.contracts is not None
-    elsewhere = Contracts(account(7).address, known.contracts.job_marketplace)
+    elsewhere = Addresses(account(7).address, known.contracts.job_marketplace)
     await base.ask("anvil_setCode", elsewhere.node_registry, "0x00")
     networks.save(msgspec.structs.replace(known, contracts=elsewhere))
     failed = await failing(base)

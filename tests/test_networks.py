@@ -12,7 +12,7 @@ from tallystick import networks
 from tallystick.artifacts import blueprint, blueprints
 from tallystick.devnet import account
 from tallystick.errors import ConfigError
-from tallystick.networks import DEVNET, Contracts, deployment, network
+from tallystick.networks import DEVNET, Addresses, deployment, network
 from tallystick.types import ETH
 
 BASE, BASE_SEPOLIA = 8453, 84532
@@ -72,7 +72,7 @@ def test_what_is_saved_is_found(file: Path) -> None:
     """What is recorded is what `deployment` answers from then on; other networks stay as they are."""
     treasury = account(3).address
     planned = network(BASE).planned(treasury)
-    contracts = Contracts(planned.registry, planned.marketplace)
+    contracts = Addresses(planned.registry, planned.marketplace)
     before = network(BASE_SEPOLIA)
     networks.save(
         msgspec.structs.replace(network(BASE), treasury=treasury, contracts=contracts, from_block=17)
@@ -89,7 +89,7 @@ def test_what_is_saved_is_found(file: Path) -> None:
 
 def test_a_recorded_deployment_outlives_the_build(file: Path) -> None:
     """Recorded addresses are taken as they are, whatever this package's code would give."""
-    contracts = Contracts(account(7).address, account(8).address)
+    contracts = Addresses(account(7).address, account(8).address)
     networks.save(msgspec.structs.replace(network(BASE), treasury=account(3).address, contracts=contracts))
     assert deployment(BASE).marketplace == account(8).address
 

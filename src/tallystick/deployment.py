@@ -35,7 +35,8 @@ class Costs:
 
     def __str__(self) -> str:
         cost, balance = (from_units(wei, 18) for wei in (self.gas * self.fee, self.balance))
-        return f"{self.gas} gas, {cost} ETH at the present fee, data aside; {self.payer} has {balance} ETH"
+        price = f"{self.gas} gas, {cost} ETH at the present fee (a rollup adds one for data)"
+        return f"{price}; {self.payer} has {balance} ETH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ async def _record(site: Site, plan: Plan, created: dict[str, TxResult]) -> int:
     recorded = msgspec.structs.replace(
         plan.network,
         treasury=plan.deployment.treasury,
-        contracts=networks.Contracts(plan.deployment.registry, plan.deployment.marketplace),
+        contracts=networks.Addresses(plan.deployment.registry, plan.deployment.marketplace),
         from_block=min(blocks),
     )
     networks.save(recorded)

@@ -60,7 +60,7 @@ class Deployment:
         raise ConfigError(f"no asset {symbol!r} on {self.name}; it has {known}")
 
 
-class Contracts(msgspec.Struct, frozen=True, rename="pascal"):
+class Addresses(msgspec.Struct, frozen=True, rename="pascal"):
     """Where the contracts were deployed."""
 
     node_registry: Address
@@ -77,7 +77,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """Beside ETH."""
     treasury: Address | None = None
     """Who receives the fees there, for ever. None: that is not decided yet."""
-    contracts: Contracts | None = None
+    contracts: Addresses | None = None
     from_block: int = 0
     """The block in which the first of them was created."""
 
@@ -101,13 +101,13 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     def planned(self, treasury: Address) -> Deployment:
         """Where this package's contracts are, once they are deployed with that treasury."""
         registry, marketplace = blueprints(treasury)
-        return self._deployment(Contracts(registry.address, marketplace.address), treasury)
+        return self._deployment(Addresses(registry.address, marketplace.address), treasury)
 
     def blueprints(self, treasury: Address) -> tuple[Blueprint, ...]:
         """What there is to be created, in order."""
         return blueprints(treasury) + ((devnet_dollar(),) if self.is_devnet else ())
 
-    def _deployment(self, contracts: Contracts, treasury: Address) -> Deployment:
+    def _deployment(self, contracts: Addresses, treasury: Address) -> Deployment:
         dollar = {devnet_dollar().address: Asset("tUSD", 6)} if self.is_devnet else {}
         return Deployment(
             chain_id=self.chain_id,
