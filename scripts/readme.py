@@ -19,8 +19,8 @@ CONTRACTS = ROOT / "contracts" / "src"
 ORDER = """
     types errors config
     keccak pricing meter transcript proof receipt countersign admission policy fees wire reply
-    engine counter database tables writer rows outbox ledger store artifacts networks contracts endpoint
-    chain sender site
+    engine counter database tables writer rows outbox ledger store artifacts networks contracts
+    roster endpoint endpoints chain sender site
     account stream lookout desk settlement node peer server websocket opening frames session
     devnet testing mends doctor inspection deployment verification screen demo cli
 """.split()

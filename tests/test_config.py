@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from tallystick import config, pricing, proof, wire
-from tallystick.config import AssetPrice, HostConfig, PayerConfig, Secret
+from tallystick.config import AssetPrice, HostConfig, PayerConfig, Secret, TreasuryConfig
 from tallystick.errors import ConfigError
 from tallystick.keccak import keccak
 from tallystick.meter import LOW_DIVISOR
@@ -204,6 +204,15 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert HostConfig.from_env({}, dotenv=tmp_path / "none") == HostConfig()
 
 
+def test_several_endpoints_are_named_with_commas() -> None:
+    """With spaces or without, each as one alone would be read."""
+    several = "https://one.example/key/, http://127.0.0.1:8545 ,https://other.example?key=1"
+    ours = host(RPC_URL=several)
+    assert ours.rpc_url == "https://one.example/key,http://127.0.0.1:8545,https://other.example?key=1"
+    assert payer(RPC_URL=several).rpc_url == TreasuryConfig.from_env({"RPC_URL": several}, None).rpc_url
+    assert "example" not in repr(ours)
+
+
 def test_the_key_says_who_the_host_is() -> None:
     """With a key the host is the key's address, and whether HOST_ADDRESS agrees is told."""
     ours = host(HOST_PRIVATE_KEY=KEY.hex())
@@ -239,6 +248,9 @@ def test_a_home_directory_is_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("HOST_ADDRESS", OWN.swapcase().replace("0X", "0x"), "capitals"),
         ("RPC_URL", "127.0.0.1:8545", "http://"),
         ("RPC_URL", "ws://127.0.0.1:8545", "http://"),
+        ("RPC_URL", "http://127.0.0.1:8545, ws://127.0.0.1:8546", "http://"),
+        ("RPC_URL", ",", "names no endpoint"),
+        ("RPC_URL", "http://127.0.0.1:8545,http://127.0.0.1:8545/", "named twice"),
         ("ENGINE_URL", "http://", "http://"),
         ("ENGINE_URL", "http://[::1", "."),
         ("HOST_LISTEN", "8402", "127.0.0.1:8402"),

@@ -219,16 +219,23 @@ async def test_a_snapshot_brings_everything_back(devnet: Devnet, chain: Chain) -
 # What befalls a chain
 
 
-def payment(devnet: Devnet, chain: Chain, nonce: int) -> Signed:
+def payment(devnet: Devnet, chain: Chain) -> Signed:
     """One wei to an account that nobody else pays."""
     call, key = Call(devnet.accounts[9].address, b"", 1), devnet.accounts.host.private_key
-    return chain.sign(call, key, nonce=nonce, gas=21_000, tip=GWEI, max_fee=10 * GWEI)
+    return chain.sign(call, key, nonce=0, gas=21_000, tip=GWEI, max_fee=10 * GWEI)
+
+
+async def pay(devnet: Devnet, chain: Chain) -> Signed:
+    """A payment in the latest block, which comes a moment after it is sent."""
+    paid = payment(devnet, chain)
+    await chain.send(paid.raw)
+    await chain.included(paid.hash)
+    return paid
 
 
 async def test_a_reorganisation_forgets_transactions(devnet: Devnet, chain: Chain) -> None:
     """The chain is as long as before; what was in the blocks is neither there nor in the pool."""
-    paid = payment(devnet, chain, 0)
-    await chain.send(paid.raw)
+    paid = await pay(devnet, chain)
     before = await chain.block()
     await devnet.reorganise(1)
     after = await chain.block()
@@ -239,8 +246,7 @@ async def test_a_reorganisation_forgets_transactions(devnet: Devnet, chain: Chai
 
 async def test_a_reorganisation_may_take_a_transaction_along(devnet: Devnet, chain: Chain) -> None:
     """In another block than before."""
-    paid = payment(devnet, chain, 0)
-    await chain.send(paid.raw)
+    paid = await pay(devnet, chain)
     await devnet.mine()
     before = await chain.result(paid.hash)
     await devnet.reorganise(2, [(paid.raw, 1)])
@@ -253,8 +259,7 @@ async def test_a_reorganisation_may_take_a_transaction_along(devnet: Devnet, cha
 async def test_a_rollback_makes_the_chain_shorter(devnet: Devnet, chain: Chain) -> None:
     """Another transaction may then take the nonce."""
     start = await chain.block()
-    paid = payment(devnet, chain, 0)
-    await chain.send(paid.raw)
+    paid = await pay(devnet, chain)
     await devnet.mine(2)
     await devnet.roll_back(3)
     assert await chain.block() == start
@@ -265,7 +270,7 @@ async def test_a_rollback_makes_the_chain_shorter(devnet: Devnet, chain: Chain) 
 async def test_a_dropped_transaction_is_in_no_pool(devnet: Devnet, chain: Chain) -> None:
     """It is not mined, and can be sent again."""
     await devnet.set_automine(False)
-    paid = payment(devnet, chain, 0)
+    paid = payment(devnet, chain)
     await chain.send(paid.raw)
     await devnet.drop(paid.hash)
     await devnet.mine()

@@ -190,6 +190,17 @@ async def test_an_endpoint_that_is_down_is_seen(settings: pytest.MonkeyPatch) ->
     assert "secret" not in failed.seen
 
 
+async def test_each_of_several_endpoints_is_shown(settings: pytest.MonkeyPatch, devnet: Devnet) -> None:
+    """One that is down does not keep the host from being paid, and is named; its URL is not."""
+    down = f"127.0.0.1:{unused_port()}"
+    settings.setenv("RPC_URL", f"http://{down}/secret,{devnet.rpc_url}")
+    [check] = [check for check in await examine() if check.name == "RPC_URL"]
+    assert check.passed
+    assert f"{down} cannot be reached" in check.seen
+    assert f"{devnet.rpc_url.removeprefix('http://')} is at block" in check.seen
+    assert "secret" not in check.seen
+
+
 async def test_another_chain_is_seen(settings: pytest.MonkeyPatch) -> None:
     """An endpoint that answers, on a chain without our contracts, fails as the wrong chain."""
 

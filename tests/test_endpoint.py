@@ -11,10 +11,15 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
+from web3 import AsyncWeb3
 from web3.types import RPCEndpoint
 
+from tallystick.devnet import Devnet
 from tallystick.endpoint import Endpoint
 from tallystick.errors import ChainError, ConfigError, RpcError
+from tallystick.testing.faults import Status
+from tallystick.testing.geth import Upstream
+from tallystick.testing.rpc import FaultyRpc
 
 TestServer.__test__ = False  # pytest would collect it by its name
 
@@ -111,6 +116,17 @@ async def test_a_connection_that_was_closed_meanwhile_is_opened_again() -> None:
         answers = [await made.make_request(BLOCK_NUMBER, []) for _ in range(2)]
     assert [answer["result"] for answer in answers] == ["0x7", "0x7"]
     assert asked == 3
+
+
+@pytest.mark.parametrize("method", ["eth_sendRawTransaction", "eth_gasPrice"])
+async def test_web3_does_not_repeat_a_call_by_itself(devnet: Devnet, method: str) -> None:
+    """web3's own provider asks five times, for a transaction too; of ours each call is one request."""
+    async with Upstream(devnet.rpc_url) as node, FaultyRpc(node) as rpc, endpoint(rpc.url) as made:
+        rpc.fail(Status(503, after=True), method)
+        eth = AsyncWeb3(made, middleware=[]).eth
+        with pytest.raises(ChainError):
+            await (eth.gas_price if method == "eth_gasPrice" else eth.send_raw_transaction(b"\2"))
+        assert rpc.calls[method] == 1
 
 
 @pytest.mark.parametrize("kind", ["refused", "silent", "gateway", "error"])

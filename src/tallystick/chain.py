@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -32,10 +33,12 @@ from tallystick.contracts import (
     decode_revert,
     topic,
 )
-from tallystick.endpoint import CALL_TIMEOUT, Endpoint
+from tallystick.endpoint import CALL_TIMEOUT
+from tallystick.endpoints import chain_id_at, provider
 from tallystick.errors import ChainError, ContractError, RpcError, WrongChain
 from tallystick.networks import Deployment, Network, network
 from tallystick.proof import TokenDomain
+from tallystick.roster import Status
 from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Prices, Settlement, Totals
 
 INCLUSION_TIMEOUT = 120.0
@@ -83,21 +86,34 @@ _turns: WeakValueDictionary[tuple[int, Address], asyncio.Lock] = WeakValueDictio
 
 
 class Chain(Contracts):
-    """The contracts of one deployment, through one endpoint. `async with` connects and closes.
+    """The contracts of one deployment, through one endpoint or several. `async with` connects and closes.
 
-    Every method raises ChainError when the endpoint gives no usable answer within `timeout` seconds.
+    `rpc_url`: as RPC_URL, with commas between several. Every method raises ChainError when there is no usable
+    answer within `timeout` seconds, from each of them.
     """
 
     def __init__(self, rpc_url: str, deployment: Deployment, *, timeout: float = CALL_TIMEOUT) -> None:
-        self._endpoint = Endpoint(rpc_url, timeout)
+        self._endpoint = provider(rpc_url, deployment.chain_id, timeout)
         super().__init__(deployment, AsyncWeb3(self._endpoint, middleware=[]))
         self._openings: dict[JobId, Created] = {}
         self._with_code: set[Address] = set()
 
     @property
     def endpoint(self) -> str:
-        """Host and port of the endpoint: all of its URL that may be shown."""
+        """Host and port of the endpoint that is asked: all of its URL that may be shown."""
         return self._endpoint.host
+
+    async def endpoints(self) -> list[Status]:
+        """How each endpoint is, after a look at all of them. ChainError if the only one does not answer."""
+        return await self._endpoint.statuses()
+
+    def view(self, at_least: int = 0) -> AbstractAsyncContextManager[None]:
+        """Inside, all reads are of one endpoint, which is not behind: nothing is missed that was seen before.
+
+        `at_least`: a block that is known to be there. ChainError: no endpoint can give such a view, or it
+        failed in the middle; nothing is to be concluded then. See endpoints.py.
+        """
+        return self._endpoint.view(at_least)
 
     async def __aenter__(self) -> Self:
         try:
@@ -538,11 +554,7 @@ async def deployment_at(rpc_url: str) -> Deployment:
 
 async def network_at(rpc_url: str) -> Network:
     """The network that an endpoint is on. ConfigError if it is none that is known; ChainError."""
-    endpoint = Endpoint(rpc_url)
-    try:
-        return network(await AsyncWeb3(endpoint, middleware=[]).eth.chain_id)
-    finally:
-        await endpoint.disconnect()
+    return network(await chain_id_at(rpc_url))
 
 
 def _as_params(call: Call, sender: Address) -> TxParams:

@@ -317,11 +317,11 @@ def _deployer(rpc_url: str | None) -> DeployerConfig:
     """The settings, with the endpoint that was named."""
     from dataclasses import replace
 
-    from tallystick.config import DeployerConfig, http_url
+    from tallystick.config import DeployerConfig, rpc_urls
 
     config = DeployerConfig.from_env()
     try:
-        return replace(config, rpc_url=http_url(rpc_url)) if rpc_url else config
+        return replace(config, rpc_url=rpc_urls(rpc_url)) if rpc_url else config
     except ValueError as error:
         raise ConfigError(f"--rpc-url: {error}") from None
 

@@ -153,6 +153,14 @@ def _ledger_url(text: str) -> Secret[str]:
     return Secret(text)
 
 
+def rpc_urls(text: str) -> str:
+    """URLs as `http_url` reads them, with commas and nothing else in between."""
+    urls = [http_url(entry) for entry in _entries(text)]
+    if not urls or len(set(urls)) < len(urls):
+        raise ValueError("an endpoint is named twice" if urls else "it names no endpoint")
+    return ",".join(urls)
+
+
 def _networks(text: str) -> tuple[str, ...]:
     return tuple(str(ip_network(entry)) for entry in _entries(text))
 
@@ -205,6 +213,7 @@ _FORMS: Mapping[Callable[[str], object], str] = {
     _assets: "addresses, with prices or without",
     _amount: "an amount like `2` or `0.90`",
     http_url: "http://… or https://…",
+    rpc_urls: "http://… or https://…, with commas between several",
     _ledger_url: "postgresql://…",
     _networks: "networks",
     _listen: "HOST:PORT",
@@ -254,10 +263,10 @@ class HostConfig:
     """The key that settles. Without it the node serves for `HOST_ADDRESS` and is not paid."""
     host_address: Annotated[Address | None, Variable("HOST_ADDRESS", checked_address)] = None
     """What the operator expects the key's address to be; without a key, the host that is served unpaid."""
-    rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
+    rpc_url: Annotated[str, Variable("RPC_URL", rpc_urls)] = field(
         default="http://127.0.0.1:8545", repr=False
     )
-    """The chain\'s JSON-RPC endpoint."""
+    """The chain's JSON-RPC endpoint, or several: one that fails or lags is then set aside."""
     model_path: Annotated[Path | None, Variable("MODEL_PATH", _path)] = None
     """A GGUF file for llama.cpp in the process."""
     engine_url: Annotated[str | None, Variable("ENGINE_URL", http_url)] = None
@@ -323,10 +332,10 @@ class PayerConfig:
     """An encrypted key file, in the place of `PAYER_PRIVATE_KEY`."""
     keystore_password: Annotated[Secret[str] | None, Variable("PAYER_KEYSTORE_PASSWORD", _secret)] = None
     """The keystore's password. Not set: it is asked for."""
-    rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
+    rpc_url: Annotated[str, Variable("RPC_URL", rpc_urls)] = field(
         default="http://127.0.0.1:8545", repr=False
     )
-    """The chain\'s JSON-RPC endpoint."""
+    """The chain's JSON-RPC endpoint, or several: one that fails or lags is then set aside."""
     host_url: Annotated[str, Variable("HOST_URL", http_url)] = "http://127.0.0.1:8402"
     """The host that is talked to where none is named with `--host`."""
     data_dir: Annotated[Path, Variable("PAYER_DATA_DIR", _path)] = Path("~/.tally/payer")
@@ -367,10 +376,10 @@ class TreasuryConfig:
         None
     )
     """The key of the deployment's treasury."""
-    rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
+    rpc_url: Annotated[str, Variable("RPC_URL", rpc_urls)] = field(
         default="http://127.0.0.1:8545", repr=False
     )
-    """The chain\'s JSON-RPC endpoint."""
+    """The chain's JSON-RPC endpoint, or several: one that fails or lags is then set aside."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:
@@ -386,10 +395,10 @@ class DeployerConfig:
         None
     )
     """The account that pays for `tally contracts deploy`. It has no right to anything afterwards."""
-    rpc_url: Annotated[str, Variable("RPC_URL", http_url)] = field(
+    rpc_url: Annotated[str, Variable("RPC_URL", rpc_urls)] = field(
         default="http://127.0.0.1:8545", repr=False
     )
-    """The chain\'s JSON-RPC endpoint."""
+    """The chain's JSON-RPC endpoint, or several: one that fails or lags is then set aside."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Self:

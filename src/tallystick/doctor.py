@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 import aiohttp
@@ -21,6 +21,7 @@ from tallystick.errors import ChainError, ConfigError, LedgerError
 from tallystick.networks import Deployment
 from tallystick.node import COUNTER
 from tallystick.pricing import from_units
+from tallystick.roster import Status
 from tallystick.types import Address, Check, JobId, Totals
 
 SETTLEMENT_GAS = 80_000
@@ -42,6 +43,8 @@ class ChainFacts:
     registered: bool = False
     balance: int = 0
     fee: int = 0
+    endpoints: tuple[Status, ...] = ()
+    """Each of RPC_URL's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ async def _ask_chain(config: HostConfig) -> ChainFacts | ChainError | ConfigErro
     try:
         deployment = await deployment_at(config.rpc_url)
         async with Chain(config.rpc_url, deployment) as chain:
-            return await _ask_contracts(chain, config.host)
+            found = await _ask_contracts(chain, config.host)
+            return replace(found, endpoints=tuple(await chain.endpoints()))
     except (ChainError, ConfigError) as error:
         return error
 
@@ -242,13 +246,14 @@ def host_address(facts: Facts) -> Check:
 
 
 def rpc_url(facts: Facts) -> Check:
-    """RPC_URL answers."""
+    """RPC_URL answers; of several endpoints, one at least."""
     if isinstance(facts.chain, ChainError):
         mend = "set RPC_URL to an endpoint that answers; `tally devnet` is one"
         return Check("RPC_URL", False, str(facts.chain), mend)
     if facts.chain is None:
         return _unseen("RPC_URL", facts, "RPC_URL")
-    return Check("RPC_URL", True, "it answers")
+    told = [status.told for status in facts.chain.endpoints] if isinstance(facts.chain, ChainFacts) else []
+    return Check("RPC_URL", True, "; ".join(told) or "it answers")
 
 
 def right_chain(facts: Facts) -> Check:

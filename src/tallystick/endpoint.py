@@ -6,6 +6,10 @@ than its host into an error.
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import orjson
@@ -15,9 +19,13 @@ from web3.types import RPCEndpoint, RPCResponse
 from yarl import URL
 
 from tallystick.errors import ChainError, ConfigError, RpcError
+from tallystick.roster import Status
 
 CALL_TIMEOUT = 10.0
 """Seconds that one call may take."""
+
+CHAIN_ID = RPCEndpoint("eth_chainId")
+HEAD = RPCEndpoint("eth_blockNumber")
 
 # Of these, null says "there is no such thing"; of any other it is no answer: a replica that lags gives it.
 NULL_IS_AN_ANSWER = {"eth_getBlockByNumber", "eth_getTransactionReceipt"}
@@ -41,12 +49,28 @@ class Endpoint(AsyncJSONBaseProvider):
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """The whole answer. RpcError: it is an error. ChainError: it came too late, or makes no sense."""
-        answer = await self._answer(self.encode_rpc_request(method, params))
+        status, answer = await self._answer(self.encode_rpc_request(method, params))
         if answer.get("error") is not None:
-            raise _rpc_error(self.host, answer["error"])
+            raise _rpc_error(self.host, answer["error"], status)
         if answer.get("result") is None and method.startswith("eth_") and method not in NULL_IS_AN_ANSWER:
             raise ChainError(f"{self.host} answered null to {method}")
         return answer
+
+    async def number(self, method: RPCEndpoint) -> int:
+        """The result of a call that takes nothing and answers a number."""
+        result = (await self.make_request(method, []))["result"]
+        if not isinstance(result, str) or not re.fullmatch("0x[0-9a-fA-F]+", result):
+            raise ChainError(f"{self.host} answered no number to {method}")
+        return int(result, 16)
+
+    async def statuses(self) -> list[Status]:
+        """As of several endpoints."""
+        return [Status(True, f"{self.host} is at block {await self.number(HEAD)}")]
+
+    @asynccontextmanager
+    async def view(self, at_least: int = 0) -> AsyncIterator[None]:
+        """As of several endpoints (endpoints.py): of one alone, all answers are from the same."""
+        yield
 
     async def disconnect(self) -> None:
         """Closes the connections. The next request opens new ones."""
@@ -54,7 +78,7 @@ class Endpoint(AsyncJSONBaseProvider):
             session, self._session = self._session, None
             await session.close()
 
-    async def _answer(self, request: bytes) -> RPCResponse:
+    async def _answer(self, request: bytes) -> tuple[int, RPCResponse]:
         status, body = await self._post(request)
         try:
             answer = orjson.loads(body)
@@ -62,16 +86,17 @@ class Endpoint(AsyncJSONBaseProvider):
             answer = None
         if not isinstance(answer, dict) or not answer.keys() & {"result", "error"}:
             raise ChainError(f"{self.host} answered HTTP {status}, and no JSON-RPC")
-        return cast(RPCResponse, answer)
+        return status, cast(RPCResponse, answer)
 
     async def _post(self, request: bytes) -> tuple[int, bytes]:
         # No cause is chained: aiohttp's exceptions may quote the URL.
         try:
-            try:
-                return await self._post_once(request)
-            except ServerDisconnectedError:
-                # It has just closed an idle connection. A request of ours may arrive twice without harm.
-                return await self._post_once(request)
+            async with asyncio.timeout(self._timeout):
+                try:
+                    return await self._post_once(request)
+                except ServerDisconnectedError:
+                    # It has just closed an idle connection. A request of ours may arrive twice without harm.
+                    return await self._post_once(request)
         except TimeoutError:
             raise ChainError(f"{self.host} did not answer within {self._timeout:g} s") from None
         except (ClientError, OSError) as error:
@@ -81,7 +106,7 @@ class Endpoint(AsyncJSONBaseProvider):
     async def _post_once(self, request: bytes) -> tuple[int, bytes]:
         if self._session is None:
             self._session = ClientSession(
-                timeout=ClientTimeout(total=self._timeout), headers={"Content-Type": "application/json"}
+                timeout=ClientTimeout(total=None), headers={"Content-Type": "application/json"}
             )
         async with self._session.post(self._url, data=request) as response:
             return response.status, await response.read()
@@ -97,7 +122,8 @@ def _http_url(url: str) -> URL:
     return parsed
 
 
-def _rpc_error(host: str, error: Any) -> RpcError:
+def _rpc_error(host: str, error: Any, status: int) -> RpcError:
     if not isinstance(error, dict):
-        return RpcError(host, 0, str(error))
-    return RpcError(host, error.get("code", 0), str(error.get("message", "no message")), error.get("data"))
+        return RpcError(host, 0, str(error), status=status)
+    message = str(error.get("message", "no message"))
+    return RpcError(host, error.get("code", 0), message, error.get("data"), status=status)

@@ -42,12 +42,18 @@ class WrongChain(ChainError):
 
 
 class RpcError(ChainError):
-    """The endpoint answered with an error: `code` and `message`, and `data` if some came along."""
+    """The endpoint answered with an error: `code` and `message`, and `data` if some came along.
 
-    def __init__(self, endpoint: str, code: int, message: str, data: Any = None) -> None:
+    `status`: of the HTTP response that it came in; some gateways speak JSON-RPC in the node's place.
+    """
+
+    def __init__(
+        self, endpoint: str, code: int, message: str, data: Any = None, *, status: int = 200
+    ) -> None:
         self.code = code
         self.message = message
         self.data = data
+        self.status = status
         super().__init__(f"{endpoint}: {message} ({code})")
 
 

@@ -197,17 +197,19 @@ class Sender:
     # One step
 
     async def _step(self) -> bool:
+        """In one view of the chain, which has all that was seen before: what it lacks is gone."""
         flights = await self._ledger.in_flight(self.address)
-        nonce = await self._chain.nonce(self.address)
-        flights = await self._mend(flights, nonce)
-        # The receipts first: the head that is read after them is never older than their blocks.
-        results = [await self._look(transaction) for transaction in flights]
-        if flights:
-            head = await self._chain.block()
-            market = Market(head.base_fee, await self._chain.priority_fee())
-            for transaction, result in zip(flights, results, strict=True):
-                first = transaction.nonce == flights[0].nonce
-                await self._advance(transaction, result, self._view(head, nonce, market, result), first)
+        async with self._chain.view(_seen_at(flights)):
+            nonce = await self._chain.nonce(self.address)
+            flights = await self._mend(flights, nonce)
+            # The receipts first: the head that is read after them is never older than their blocks.
+            results = [await self._look(transaction) for transaction in flights]
+            if flights:
+                head = await self._chain.block()
+                market = Market(head.base_fee, await self._chain.priority_fee())
+                for transaction, result in zip(flights, results, strict=True):
+                    first = transaction.nonce == flights[0].nonce
+                    await self._advance(transaction, result, self._view(head, nonce, market, result), first)
         self._resumed = True
         return bool(flights)
 
@@ -374,11 +376,12 @@ class Sender:
         if nonce >= expected:
             return flights
         known = await self._ledger.at_nonces(self.address, range(nonce, expected))
-        for transaction in known:
-            # Its receipt is there: the endpoint's count lags behind.
-            if await self._look(transaction) is not None:
-                return flights
-            await self._take_back(transaction)
+        async with self._chain.view(_seen_at(known)):
+            for transaction in known:
+                # Its receipt is there: the endpoint's count lags behind.
+                if await self._look(transaction) is not None:
+                    return flights
+                await self._take_back(transaction)
         for missing in sorted(set(range(nonce, expected)) - {transaction.nonce for transaction in known}):
             await self._save(Draft(self.address, missing, GAP, self.address, b"", 0, CANCEL_GAS))
         return await self._ledger.in_flight(self.address)
@@ -425,6 +428,11 @@ class Sender:
         elif self._trouble and not trouble:
             log.info("sender.recovered")
         self._trouble = trouble
+
+
+def _seen_at(transactions: Iterable[Transaction]) -> int:
+    """The highest block that one of them was seen in."""
+    return max((each.mined_block or 0 for each in transactions), default=0)
 
 
 def _taken_at(transaction: Transaction) -> float | None:
