@@ -48,7 +48,7 @@ def test_the_standard_json_gives_the_very_bytecode(name: str) -> None:
     """What a block explorer is handed, compiled by the pinned compiler, is what the package deploys."""
     if not (ROOT / "node_modules" / "solc").is_dir() or shutil.which("node") is None:
         missing("solc (npm ci)")
-    command = [ROOT / "scripts" / "solc", "--standard-json"]
+    command = [str(ROOT / "scripts" / "solc"), "--standard-json"]
     done = subprocess.run(command, input=standard_json(name), capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     assert [each for each in answer.get("errors", []) if each["severity"] == "error"] == []
