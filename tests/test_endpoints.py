@@ -357,6 +357,15 @@ async def test_nothing_runs_on_after_it_is_closed(bench: Bench) -> None:
     assert ours_running() == []
 
 
+async def test_after_it_is_closed_it_can_be_used_again(bench: Bench) -> None:
+    """Though it was closed before its first look had begun."""
+    asking = asyncio.create_task(bench.ask())
+    await asyncio.sleep(0)
+    asking.cancel()
+    await bench.all.disconnect()
+    assert int(await bench.ask(), 16) == await bench.truth.block_number()
+
+
 def ours_running() -> list[str]:
     running = (str(task.get_coro()) for task in asyncio.all_tasks())
     return [name for name in running if "Endpoints" in name]

@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequ
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -158,7 +159,11 @@ class Endpoints(AsyncJSONBaseProvider):
     def _start_looking(self, members: Collection[Member]) -> None:
         for member in members:
             if member not in self._looks:
-                self._looks[member] = self._spawn(self._look(member))
+                look = self._looks[member] = self._spawn(self._look(member))
+                look.add_done_callback(partial(self._looked, member))
+
+    def _looked(self, member: Member, _: asyncio.Task[None]) -> None:
+        del self._looks[member]
 
     async def _look(self, member: Member) -> None:
         try:
@@ -169,8 +174,6 @@ class Endpoints(AsyncJSONBaseProvider):
         else:
             self._roster.looked(member, chain_id, head, self._clock())
             self._tell()
-        finally:
-            del self._looks[member]
 
     async def _level(self, at_least: int) -> Member:
         """An endpoint for a view, looked at just now."""
@@ -235,7 +238,9 @@ class Endpoints(AsyncJSONBaseProvider):
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # told already, or nobody waits for it any longer
+            _trouble(
+                task
+            )  # seen: what an endpoint does wrong is told already, a fault of ours the loop tells
 
     # Telling
 
@@ -272,7 +277,7 @@ def _block_in(method: RPCEndpoint, result: Any) -> int:
     return 0
 
 
-def _trouble(call: asyncio.Task[RPCResponse]) -> ChainError | None:
+def _trouble(call: asyncio.Task[Any]) -> ChainError | None:
     """What a call that is done has failed with, if it has."""
     error = call.exception()
     if error is None or isinstance(error, ChainError):
