@@ -548,6 +548,10 @@ contract JobMarketplaceTest is Fixture {
         _refuses(IJobMarketplace.InvalidReceiver.selector, address(market));
         vm.prank(host);
         market.withdraw(address(dollar), address(market));
+        vm.prank(host);
+        registry.setPayout(host, address(market));
+        _refuses(IJobMarketplace.InvalidReceiver.selector, address(market));
+        market.withdrawFor(host, address(dollar));
         _refuses(IJobMarketplace.InvalidReceiver.selector, address(0));
         vm.prank(treasury);
         market.withdrawTreasury(address(dollar), address(0));

@@ -14,7 +14,9 @@ import {
     RevertingReceiver,
     WillingReceiver
 } from "./mocks/Receivers.sol";
-import {GiftToken, HungryToken, ListedToken, SilentToken, TollToken} from "./mocks/Tokens.sol";
+import {AnsweringToken, GiftToken, HungryToken, ListedToken, SilentToken, TollToken} from "./mocks/Tokens.sol";
+import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 
 /// @dev Exits cannot be blocked, and no receiver or token can do more harm than to itself.
 contract RefundsTest is Fixture {
@@ -100,7 +102,7 @@ contract RefundsTest is Fixture {
 
     /// @dev Either every receiver has its money, or nothing has happened.
     function testFuzz_NoChoiceOfGasStarvesARefund(uint256 gas, uint256 way) public {
-        bytes memory data = _closings(_bound(way, 0, 3));
+        bytes memory data = _closings(_bound(way, 0, 4));
         gas = _bound(gas, 30_000, 1_500_000);
 
         vm.prank(host);
@@ -118,7 +120,7 @@ contract RefundsTest is Fixture {
 
     /// @dev The least gas with which a call succeeds, to which `eth_estimateGas` halves its way.
     function test_TheGasThatIsEstimatedStarvesNoRefund() public {
-        for (uint256 way; way < 4; ++way) {
+        for (uint256 way; way < 5; ++way) {
             uint256 clean = vm.snapshotState();
             bytes memory data = _closings(way);
             uint256 gas = _estimate(data);
@@ -225,6 +227,55 @@ contract RefundsTest is Fixture {
         }
     }
 
+    /// @dev A word of one is a yes, and so is no word at all; whatever else it says, the refund is kept.
+    function test_ATokenThatDoesNotSayYesHasTheRefundCredited() public {
+        AnsweringToken token = new AnsweringToken();
+        token.mint(payer, 6 * DEPOSIT);
+        bytes[4] memory noes = [abi.encode(0), abi.encode(2), new bytes(31), new bytes(20_000)];
+        for (uint256 i; i < noes.length; ++i) {
+            token.answer("", true);
+            uint256 jobId = _open(_termsIn(address(token)));
+            token.answer(noes[i], false);
+
+            _complete(host, jobId);
+            vm.assertEq(_refunds(payer, address(token)), (i + 1) * DEPOSIT);
+        }
+
+        bytes[2] memory yeses = [bytes(""), abi.encode(1, 0)];
+        for (uint256 i; i < yeses.length; ++i) {
+            token.answer(yeses[i], true);
+            _complete(host, _open(_termsIn(address(token))));
+            vm.assertEq(_refunds(payer, address(token)), noes.length * DEPOSIT);
+        }
+    }
+
+    function test_ATokenThatRefusesHostAndTreasuryHoldsUpNobodyElse() public {
+        ListedToken token = new ListedToken();
+        token.mint(payer, DEPOSIT);
+        vm.prank(payer);
+        token.approve(address(market), DEPOSIT);
+        token.list(host, true);
+        token.list(treasury, true);
+        _submit(_row(_open(_termsIn(address(token))), 0, 47_580, true));
+        vm.assertEq(token.balanceOf(payer), 456_988);
+
+        vm.expectRevert("listed");
+        vm.prank(host);
+        market.withdraw(address(token), host);
+        vm.expectRevert("listed");
+        market.withdrawFor(host, address(token));
+        vm.expectRevert("listed");
+        vm.prank(treasury);
+        market.withdrawTreasury(address(token), treasury);
+
+        vm.prank(host);
+        registry.setPayout(host, stranger);
+        market.withdrawFor(host, address(token));
+        vm.prank(treasury);
+        market.withdrawTreasury(address(token), stranger);
+        vm.assertEq(token.balanceOf(stranger), 38_711 + 4_301);
+    }
+
     function test_ATokenWithoutCodeHasNothingToGiveBack() public {
         ListedToken token = new ListedToken();
         token.mint(payer, DEPOSIT);
@@ -258,13 +309,29 @@ contract RefundsTest is Fixture {
         _open(_termsIn(address(token)));
     }
 
-    function test_WithoutAllowanceOrTokenThereIsNoJob() public {
-        ListedToken token = new ListedToken();
-        vm.expectRevert();
+    function test_ATokenThatMovesNothingIsRefused() public {
+        AnsweringToken token = new AnsweringToken();
+        token.mint(payer, DEPOSIT);
+
+        token.answer(abi.encode(1), false);
+        _refuses(IJobMarketplace.WrongAmountReceived.selector, DEPOSIT, 0);
         _open(_termsIn(address(token)));
-        vm.expectRevert();
+        token.answer(abi.encode(0), false);
+        _refuses(SafeERC20.SafeERC20FailedOperation.selector, address(token));
+        _open(_termsIn(address(token)));
+    }
+
+    function test_WithoutAllowanceThereIsNoJob() public {
+        ListedToken token = new ListedToken();
+        token.mint(payer, DEPOSIT);
+
+        _refuses(IERC20Errors.ERC20InsufficientAllowance.selector, uint160(address(market)), 0, DEPOSIT);
+        _open(_termsIn(address(token)));
+    }
+
+    function test_WithoutATokenThereIsNoJob() public {
+        vm.expectRevert(bytes(""));
         _open(_termsIn(stranger));
-        vm.assertEq(market.jobCount(), 0);
     }
 
     function test_OneTokenCannotTouchAnothersBalance() public {
@@ -339,22 +406,23 @@ contract RefundsTest is Fixture {
         receiver.call(address(market), 0, abi.encodeCall(market.completeSession, (jobId)));
     }
 
-    /// @dev Jobs of payers who want all of their gas, and a call of the host's that closes them: alone, in ETH or in a token,
-    /// or four of both in one batch, with a last claim or without.
+    /// @dev Jobs of payers who want all of their gas, and a call that closes them: one alone, in ETH or in a token, by its host
+    /// or by a reclaim, or four in one batch, with a last claim or without.
     function _closings(uint256 way) private returns (bytes memory) {
         HungryToken token = new HungryToken();
         token.mint(payer, 2 * DEPOSIT);
         vm.prank(payer);
         token.approve(address(market), 2 * DEPOSIT);
-        if (way < 2) {
+        if (way < 3) {
             uint256 jobId = way == 0 ? _openAs(new HungryReceiver()) : _open(_termsIn(address(token)));
-            return abi.encodeCall(market.completeSession, (jobId));
+            vm.warp(START + 7 days + 12 hours);
+            return way < 2 ? abi.encodeCall(market.completeSession, (jobId)) : abi.encodeCall(market.reclaim, (jobId));
         }
 
         IProofSystem.Checkpoint[] memory rows = new IProofSystem.Checkpoint[](4);
         for (uint256 i; i < rows.length; ++i) {
             uint256 jobId = i % 2 == 0 ? _openAs(new HungryReceiver()) : _open(_termsIn(address(token)));
-            rows[i] = _row(jobId, 0, way == 2 ? 0 : 47_580, true);
+            rows[i] = _row(jobId, 0, way == 3 ? 0 : 47_580, true);
         }
         return abi.encodeCall(market.submitCheckpoints, (rows));
     }

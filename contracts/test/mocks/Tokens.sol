@@ -63,6 +63,33 @@ contract ListedToken is TestDollar {
     }
 }
 
+/// @dev A token that answers every transfer with what it was told to, and moves only if it was told so.
+contract AnsweringToken is TestDollar {
+    bytes private _answer;
+    bool private _moves;
+
+    function answer(bytes calldata with, bool moves) external {
+        (_answer, _moves) = (with, moves);
+    }
+
+    function transfer(address to, uint256 amount) public override returns (bool) {
+        if (_moves) _transfer(msg.sender, to, amount);
+        _say();
+    }
+
+    function transferFrom(address from, address to, uint256 amount) public override returns (bool) {
+        if (_moves) _transfer(from, to, amount);
+        _say();
+    }
+
+    function _say() private view {
+        bytes memory words = _answer;
+        assembly ("memory-safe") {
+            return(add(words, 0x20), mload(words))
+        }
+    }
+}
+
 /// @dev A token that declines at once if it is given noticeably less gas than a refund comes with.
 contract HungryToken is TestDollar {
     function transfer(address to, uint256 amount) public override returns (bool) {
