@@ -155,24 +155,30 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
         }
         if (tally.isEqual(promptTokens, tokens)) return true;
 
-        Limits limits = job.limits;
         bytes32 transcript;
-        if (limits.maxTokensPerSecond() == 0) {
-            if (!proof.isReceipt()) return _refuseLength(run, proof, Proof.RECEIPT_LENGTH);
-            (uint256 signedPromptTokens, uint256 signedTokens) = proof.signedTotals();
-            if (promptTokens > signedPromptTokens) {
-                return _refuse(run, AboveReceipt.selector, promptTokens, signedPromptTokens);
-            }
-            if (tokens > signedTokens) return _refuse(run, AboveReceipt.selector, tokens, signedTokens);
+        // Scopes, since without the IR pipeline, which is too slow for mutation testing, the stack is short.
+        {
+            Limits limits = job.limits;
+            if (limits.maxTokensPerSecond() == 0) {
+                if (!proof.isReceipt()) return _refuseLength(run, proof, Proof.RECEIPT_LENGTH);
+                bytes32 digest;
+                {
+                    (uint256 signedPromptTokens, uint256 signedTokens) = proof.signedTotals();
+                    if (promptTokens > signedPromptTokens) {
+                        return _refuse(run, AboveReceipt.selector, promptTokens, signedPromptTokens);
+                    }
+                    if (tokens > signedTokens) return _refuse(run, AboveReceipt.selector, tokens, signedTokens);
 
-            transcript = proof.transcript();
-            bytes32 digest = Proof.digest(run.domain, jobId, signedPromptTokens, signedTokens, transcript);
-            address recovered = proof.signer(digest);
-            if (recovered != limits.signer()) {
-                return _refuse(run, WrongSigner.selector, uint160(recovered), uint160(limits.signer()));
+                    transcript = proof.transcript();
+                    digest = Proof.digest(run.domain, jobId, signedPromptTokens, signedTokens, transcript);
+                }
+                address recovered = proof.signer(digest);
+                if (recovered != limits.signer()) {
+                    return _refuse(run, WrongSigner.selector, uint160(recovered), uint160(limits.signer()));
+                }
+            } else if (!_isWithinRate(run, limits, tally, prices, promptTokens + tokens, proof)) {
+                return false;
             }
-        } else if (!_isWithinRate(run, limits, tally, prices, promptTokens + tokens, proof)) {
-            return false;
         }
 
         uint256 owed = prices.owed(promptTokens, tokens);
