@@ -19,9 +19,9 @@ CONTRACTS = ROOT / "contracts" / "src"
 ORDER = """
     types errors config
     keccak pricing meter transcript proof receipt countersign admission policy fees wire reply
-    engine counter database tables writer rows outbox ledger store artifacts networks contracts
-    roster endpoint endpoints chain sender site
-    account stream lookout desk settlement node peer server websocket opening frames session
+    engine counter database tables leases heartbeat writer rows outbox ledger store
+    artifacts networks contracts roster endpoint endpoints chain sender site
+    account stream lookout desk standby settlement node peer server websocket opening frames session
     devnet testing mends doctor inspection deployment verification screen demo cli
 """.split()
 PLACES = {

@@ -46,6 +46,12 @@ class Account:
         """
         self.job = job
         self.slot = slot
+        self.epoch = row.epoch
+        """In which this process owns the job: what it writes of it is of this epoch."""
+        self.lapsed = False
+        """This process may own the job no more."""
+        self.behind = False
+        """The ledger did not take something of it yet."""
         self.stored = row.receipted
         """The last receipt that was acknowledged."""
         self.ended = row.ending or row.closed

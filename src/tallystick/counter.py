@@ -3,13 +3,15 @@
 A store into a shared mapping belongs to the kernel at once, so nothing that was counted is lost with the
 process; a thread brings it to the disk within 10 ms, which is what a power cut can cost. A slot holds
 two copies, written in turn: a kill in the middle of one leaves the other whole, with the count before
-it.
+it. Each process has a file of its own, which says whose it is; a dead one's is for the next process, and what
+it holds can be read by all.
 
-Knows no ledger, no receipt and no price; the ledger's lock on the directory keeps other processes out.
+Knows no ledger, no receipt and no price.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import struct
@@ -17,7 +19,9 @@ import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -28,12 +32,18 @@ NOTHING = Totals()
 SYNC_INTERVAL = 0.010
 """Seconds between a count and its way to the disk, at most, while the disk keeps up."""
 
+RETRY_EVERY = 1.0
+"""Seconds between tries while the disk fails."""
+
 _MAGIC = b"tally.counter.1\n"
 _SLOT = 128
 _COPY = 64
 """Bytes of one copy: a cache line, so that no copy shares one with another."""
 _SEGMENT = 1 << 16
 """Bytes that the file grows by: a multiple of every page size in use. The first slot is the file's header."""
+_SPARE = _SLOT - 1
+"""A byte of each slot, and of the header, that is never anything but zero."""
+_OWNER = struct.Struct("<100sI")  # whose file it is, and a checksum; after the magic
 
 _RECORD = struct.Struct("<QQQQQ")  # job id, epoch, sequence, prompt tokens, tokens
 _CHECKED = struct.Struct("<QQQQQQ")  # the same and their checksum
@@ -105,14 +115,22 @@ class Slot:
             log.error("counter.slot_damaged", slot=self._offset // _SLOT)
 
 
+class Taken(LedgerError):
+    """Another process counts in the file."""
+
+
 class Counter:
     """The file of slots. Opening it reads what an earlier process left; `recovered` tells what that is."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or creates the file. LedgerError if it cannot be written, or is no file of this kind."""
+        """Opens or creates the file. LedgerError if it cannot be written, or is no file of this kind.
+
+        Taken if another process has it open.
+        """
         self.path = path
         self.failure: OSError | None = None
-        """Why the disk stopped taking counts. They still survive kill -9, but no new job is counted."""
+        """Why the disk takes no counts. They still survive kill -9, but no new job is counted meanwhile."""
+        self._file = -1
         self._segments: list[mmap.mmap] = []
         self._jobs: dict[JobId, Slot] = {}
         self._free: list[Slot] = []
@@ -120,14 +138,27 @@ class Counter:
         self._wake = threading.Event()
         self._stop = threading.Event()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._file = _locked(path)
             self._map_file()
         except OSError as error:
+            self._let_go()
             raise LedgerError(f"tokens cannot be counted in {path}: {error}") from error
+        self.predecessor = self._owner()
+        """The process that counted here last, which is dead; "" if none did."""
         self._thread = threading.Thread(target=self._sync, name="tallystick-counter", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Counter:
+    @classmethod
+    def claim(cls, path: Path) -> Self:
+        """The file at `path`, or the first beside it that no living process counts in. LedgerError."""
+        for number in count(1):
+            try:
+                return cls(path if number == 1 else path.with_name(f"{path.name}.{number}"))
+            except Taken:
+                continue
+        raise AssertionError("numbers do not end")
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,6 +167,24 @@ class Counter:
     def recovered(self) -> list[Record]:
         """What every slot in use holds now."""
         return [Record(slot.job_id, slot.epoch, slot.totals) for slot in self._jobs.values()]
+
+    def sign(self, process: str) -> None:
+        """From here on the slots are this process's: what its predecessor left is in the ledger."""
+        name = process.encode()[:100]
+        _OWNER.pack_into(self._segments[0], len(_MAGIC), name, _crc(name))
+        self._wake.set()
+
+    def found(self, job_id: JobId) -> list[Record]:
+        """What all files here hold of a job: this process's slot, and those of processes beside it."""
+        slot = self._jobs.get(job_id)
+        mine = [Record(job_id, slot.epoch, slot.totals)] if slot is not None else []
+        return mine + [record for record in self.left() if record.job_id == job_id]
+
+    def left(self) -> list[Record]:
+        """What the slots of processes beside this one hold, dead or alive."""
+        first = self.path.with_suffix("")
+        others = {first, *first.parent.glob(f"{first.name}.*")} - {self.path}
+        return [record for path in sorted(others) for record in read(path)]
 
     def open(self, job_id: JobId, epoch: int, floor: Totals = NOTHING) -> Slot:
         """The slot of a job in an epoch, never below `floor`, the ledger's gross count.
@@ -170,9 +219,13 @@ class Counter:
         self._wake.set()
         self._thread.join()
         self._flush()
+        self._let_go()
+
+    def _let_go(self) -> None:
         for segment in self._segments:
             segment.close()
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
 
     def _map_file(self) -> None:
         size = os.fstat(self._file).st_size
@@ -183,22 +236,30 @@ class Counter:
             self._wake.set()
             return
         if os.pread(self._file, len(_MAGIC), 0) != _MAGIC and any(os.pread(self._file, _SLOT, 0)):
-            os.close(self._file)
+            self._let_go()
             raise LedgerError(f"{self.path} is not a file of token counts")
         self._reserve(size, -size % _SEGMENT)
         for offset in range(0, size, _SEGMENT):
             self._map_segment(offset)
         self._segments[0][: len(_MAGIC)] = _MAGIC
 
+    def _owner(self) -> str:
+        name, checksum = _OWNER.unpack_from(self._segments[0], len(_MAGIC))
+        name = name.rstrip(b"\0")
+        return name.decode() if _crc(name) == checksum else ""
+
     def _grow(self) -> None:
-        size = os.fstat(self._file).st_size
+        size = len(self._segments) * _SEGMENT
         self._reserve(size, _SEGMENT)
         self._map_segment(size)
 
     def _reserve(self, offset: int, length: int) -> None:
         """Zeros at the end of the file: written, since a store into a hole of a full disk is a SIGBUS."""
+        end = offset + length
+        while offset < end:
+            # A disk that is nearly full takes a part, and says only the next time that it is.
+            offset += os.pwrite(self._file, bytes(end - offset), offset)
         if length:
-            os.pwrite(self._file, bytes(length), offset)
             os.fsync(self._file)
 
     def _map_segment(self, offset: int) -> None:
@@ -235,7 +296,7 @@ class Counter:
 
     def _sync(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait()
+            self._wake.wait(None if self.failure is None else RETRY_EVERY)
             self._stop.wait(SYNC_INTERVAL)
             # In this order: a store after the second line sets both again, one before it is in this flush.
             self._wake.clear()
@@ -244,11 +305,23 @@ class Counter:
 
     def _flush(self) -> None:
         try:
+            if self.failure is not None:
+                self._touch()
             self._flush_file()
         except OSError as error:
             if self.failure is None:
                 log.error("counter.sync_failed", path=str(self.path), error=str(error))
             self.failure = error
+        else:
+            if self.failure is not None:
+                log.info("counter.recovered", path=str(self.path))
+            self.failure = None
+
+    def _touch(self) -> None:
+        """Has every page written again: those that a disk once failed to take count as taken."""
+        for segment in list(self._segments):
+            for page in range(0, _SEGMENT, mmap.PAGESIZE):
+                segment[page + _SPARE] = 0
 
     def _flush_file(self) -> None:
         if hasattr(os, "fdatasync"):
@@ -258,6 +331,16 @@ class Counter:
         for segment in self._segments:
             segment.flush()
         os.fsync(self._file)
+
+
+def _locked(path: Path) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise Taken(f"another process counts in {path}") from None
+    return file
 
 
 def read(path: Path) -> list[Record]:

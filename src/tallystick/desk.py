@@ -11,9 +11,10 @@ out what they say. Knows no socket: server.py and websocket.py speak for it.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -25,16 +26,26 @@ from tallystick.admission import Check, Facts, Offer, first_refusal
 from tallystick.config import HostConfig
 from tallystick.counter import Counter
 from tallystick.engine import Engine
-from tallystick.errors import ChainError, EngineError, LedgerError, ReceiptError, Refusal, TallystickError
+from tallystick.errors import (
+    ChainError,
+    Elsewhere,
+    EngineError,
+    LedgerError,
+    ReceiptError,
+    Refusal,
+    TallystickError,
+)
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.meter import Fit
 from tallystick.receipt import check_own, check_signer
-from tallystick.stream import CANCELLED, NODE_STOPPING, Order, Stream, engine_refusal
+from tallystick.stream import CANCELLED, LEDGER_UNAVAILABLE, NODE_STOPPING, Order, Stream, engine_refusal
 from tallystick.types import Ack, Job, JobId, Receipt, RequestId, Totals
 from tallystick.wire import ChatRequest
 
 NOTHING = Totals()
+CATCH_UP_EVERY = 1.0
+"""Seconds between tries to write what the ledger did not take."""
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -69,6 +80,8 @@ def refusal_of(error: TallystickError) -> Refusal:
         return error
     if isinstance(error, EngineError):
         return engine_refusal(error)
+    if isinstance(error, Elsewhere):
+        return Refusal("job_elsewhere", retry_after=math.ceil(error.seconds))
     log.error("desk.failed", error=str(error))
     if isinstance(error, LedgerError):
         return Refusal("ledger_unavailable")
@@ -80,7 +93,8 @@ def refusal_of(error: TallystickError) -> Refusal:
 class Desk:
     """All that a host is asked by payers, for every job that it serves.
 
-    Methods raise Refusal, or another TallystickError that `refusal_of` turns into one.
+    Methods raise Refusal, or another TallystickError that `refusal_of` turns into one. A job that another
+    process of the host serves is Elsewhere: that is to be asked.
     """
 
     def __init__(
@@ -104,6 +118,10 @@ class Desk:
         self._poke = poke
         self._key = config.host_private_key.reveal() if config.host_private_key else None
         self._accounts: dict[JobId, Account] = {}
+        """The jobs that this process serves."""
+        self._opening: dict[JobId, asyncio.Task[Account]] = {}
+        self._lapses = 0
+        """How often this process may have lost all that it served."""
         self._writing: set[asyncio.Task[Any]] = set()
         self._admitting = 0
         """Requests that are neither turned down nor a stream yet."""
@@ -123,6 +141,7 @@ class Desk:
 
     async def _admit(self, asked: ChatRequest, access: Access) -> Stream:
         self._refuse_while_stopping()
+        self._refuse_while_failing()
         if asked.n > 1:
             raise Refusal("invalid_request", "`n`: this host makes one choice a request.", param="n")
         _refuse_other_than_text(asked.body["messages"])
@@ -152,6 +171,7 @@ class Desk:
         if account is not None:
             meter = account.meter
             return _view(job, meter.counted, meter.acknowledged, account.stored, ended=account.ended)
+        await self._refuse_elsewhere(job_id)
         row = await self._ledger.job(job_id)
         if row is not None:
             return _view(job, row.counted, row.acknowledged, row.receipted, ended=row.ending or row.closed)
@@ -193,19 +213,38 @@ class Desk:
     async def _open(self, job: Job) -> Account:
         """The account of a job, as the chain tells the job now."""
         account = self._accounts.get(job.id)
-        if account is not None:
-            await self._refresh(account, job)
-            return account
-        row = await self._ledger.adopt(job)
+        if account is None:
+            return await self._open_once(job)
+        await self._refresh(account, job)
+        return account
+
+    async def _open_once(self, job: Job) -> Account:
+        """Requests that come at the same time share one account: each would be a new epoch of the job."""
+        opening = self._opening.get(job.id)
+        if opening is None:
+            opening = self._opening[job.id] = self._spawn(self._take_up(job))
+            opening.add_done_callback(lambda _: self._opening.pop(job.id))
+        return await asyncio.shield(opening)
+
+    async def _take_up(self, job: Job) -> Account:
+        lapses = self._lapses
+        found = await asyncio.to_thread(self._counter.found, job.id)
+        row = await self._ledger.serve(job, found)
         positions = await self._ledger.positions(job.id)
-        if job.id in self._accounts:  # opened by another request meanwhile
-            return self._accounts[job.id]
+        if self._lapses != lapses:
+            raise LedgerError(f"job {job.id} may have been taken over while it was taken up")
         slot = self._counter.open(job.id, row.epoch, floor=row.gross)
         asked = self.offer.asked(job)
         account = Account(job, row, slot, positions, self.offer.domain, self._lookout.clock, asked)
         self._accounts[job.id] = account
         self._give_grace_to_lost(account)
+        log.info("job.taken_up", job=job.id, epoch=row.epoch)
         return account
+
+    async def _refuse_elsewhere(self, job_id: JobId) -> None:
+        owner = await self._ledger.served_elsewhere(job_id)
+        if owner is not None:
+            raise Elsewhere(job_id, owner.address, owner.seconds)
 
     async def _refresh(self, account: Account, job: Job) -> None:
         if job != account.job:
@@ -247,6 +286,7 @@ class Desk:
         # From here on nothing else runs until the stream is there, so what is checked holds.
         try:
             self._refuse_while_stopping()
+            _refuse_lapsed(account)
             if account.knows(order.request):
                 raise Refusal("invalid_request", "The request id was used before.", param="tally.request")
             facts = replace(
@@ -295,6 +335,11 @@ class Desk:
         if self.stopping:
             raise Refusal("node_stopping")
 
+    def _refuse_while_failing(self) -> None:
+        """No new work while what comes of it could not be written down."""
+        if self._ledger.failure is not None or self._counter.failure is not None:
+            raise Refusal("ledger_unavailable")
+
     # Receipts
 
     async def receipt(self, receipt: Receipt, access: Access) -> Answer:
@@ -321,7 +366,10 @@ class Desk:
             due = account.due(judgement)
             gross = account.meter.gross
             acknowledged = judgement.acknowledged
-            await self._ledger.store_receipt(receipt, acknowledged=acknowledged, gross=gross, due=due)
+            with self._owning(account):
+                await self._ledger.store_receipt(
+                    receipt, acknowledged=acknowledged, gross=gross, due=due, epoch=account.epoch
+                )
             account.take(receipt, judgement)
         self._tell_receipted(receipt, due=due)
         return Answer(self._ack(receipt))
@@ -376,14 +424,18 @@ class Desk:
         """No more is delivered from here on; once that is on the disk, settlement sees to the rest."""
         account.ended = True
         account.cut(CANCELLED)
-        await self._ledger.end(account.job.id, account.meter.gross)
-        log.info("session.ended", job=account.job.id, tokens=account.meter.counted.tokens)
-        self._poke()
+        with self._noting_failure(account):
+            await self._note_end(account)
 
     async def drain(self, job_id: JobId) -> Totals | None:
-        """Ends the streams of a job that the chain is closing; its gross count, if it was served here."""
+        """Ends the streams of a job that the chain is closing; its gross count, if it is served here.
+
+        What a dead process had counted beside this one is brought into the ledger.
+        """
         account = self._accounts.get(job_id)
         if account is None:
+            if found := await asyncio.to_thread(self._counter.found, job_id):
+                await self._ledger.recover(found)
             return None
         account.cut(CANCELLED)
         return account.meter.gross
@@ -394,7 +446,19 @@ class Desk:
         if account is not None:
             account.ended = True
             account.cut(CANCELLED)
-            self._counter.release(job_id)
+        self._counter.release(job_id)
+
+    def lapse(self) -> None:
+        """Another process may serve what this one did: no token goes out of it, and no count is relied on."""
+        self._lapses += 1
+        for account in list(self._accounts.values()):
+            self._lose(account)
+
+    def _lose(self, account: Account) -> None:
+        account.lapsed = True
+        account.cut(LEDGER_UNAVAILABLE)
+        if self._accounts.get(account.job.id) is account:
+            del self._accounts[account.job.id]
 
     async def stop(self, seconds: float) -> None:
         """Refuses what is new, ends what runs, and waits for that, `seconds` at most."""
@@ -428,7 +492,8 @@ class Desk:
     async def checkpoint(self, account: Account) -> None:
         account.crossed = False
         if account.meter.attested:
-            await self._ledger.checkpoint(account.job.id, account.meter.gross, due=True)
+            with self._noting_failure(account):
+                await self._note_count(account, due=True)
             self._poke()
 
     async def forgive(self, account: Account) -> None:
@@ -436,7 +501,8 @@ class Desk:
             totals = account.abandoned()
             if not account.forgive():
                 return
-            await self._ledger.write_off(account.job.id, account.meter.written_off)
+            with self._noting_failure(account):
+                await self._note_written_off(account)
         _tell_written_off("tokens.written_off", account, totals)
 
     def left(self, stream: Stream) -> None:
@@ -445,12 +511,57 @@ class Desk:
             account.gone(request)
         self._stream_left.set()
         if account.meter.attested:
-            self._in_background(self._note_count(account))
+            self._in_background(self._note_last_count(account))
         elif account.open_of(request) != NOTHING:
             self._write_off_after(self._config.grace, account, lambda: account.open_of(request))
 
-    async def _note_count(self, account: Account) -> None:
-        await self._ledger.checkpoint(account.job.id, account.meter.gross)
+    async def _note_last_count(self, account: Account) -> None:
+        with self._noting_failure(account):
+            await self._note_count(account, due=False)
+
+    async def _note_count(self, account: Account, *, due: bool) -> None:
+        await self._ledger.checkpoint(account.job.id, account.meter.gross, due=due, epoch=account.epoch)
+
+    async def _note_written_off(self, account: Account) -> None:
+        await self._ledger.write_off(account.job.id, account.meter.written_off, epoch=account.epoch)
+
+    async def _note_end(self, account: Account) -> None:
+        await self._ledger.end(account.job.id, account.meter.gross, epoch=account.epoch)
+        log.info("session.ended", job=account.job.id, tokens=account.meter.counted.tokens)
+        self._poke()
+
+    # What the ledger did not take
+
+    @contextmanager
+    def _owning(self, account: Account) -> Iterator[None]:
+        """For a write that only the job's owner makes: who is told that another is, serves it no more."""
+        try:
+            yield
+        except Elsewhere:
+            self._lose(account)
+            raise
+
+    @contextmanager
+    def _noting_failure(self, account: Account) -> Iterator[None]:
+        """What is known of the job is written once the ledger takes it: nobody may ask for it again."""
+        try:
+            with self._owning(account):
+                yield
+        except LedgerError:
+            if not (account.behind or account.lapsed):
+                account.behind = True
+                self._in_background(self._catch_up(account))
+            raise
+
+    async def _catch_up(self, account: Account) -> None:
+        while account.behind and self._accounts.get(account.job.id) is account and not self.stopping:
+            await asyncio.sleep(CATCH_UP_EVERY)
+            with suppress(LedgerError):
+                await self._note_count(account, due=account.meter.attested)
+                await self._note_written_off(account)
+                if account.ended:
+                    await self._note_end(account)
+                account.behind = False
 
     # What nobody signs for
 
@@ -471,11 +582,12 @@ class Desk:
         """Takes what is unsigned off the count; a job that has cost its one credit is completed instead."""
         async with account.receiving:
             totals = unsigned()
-            if totals == NOTHING or account.ended:
+            if totals == NOTHING or account.ended or account.lapsed:
                 return
             within_credit = account.write_off(totals)
             if within_credit:
-                await self._ledger.write_off(account.job.id, account.meter.written_off)
+                with self._noting_failure(account):
+                    await self._note_written_off(account)
         event = "tokens.written_off" if within_credit else "tokens.unsigned"
         _tell_written_off(event, account, totals)
         if not within_credit:
@@ -492,6 +604,11 @@ class Desk:
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         self._spawn(work).add_done_callback(_tell_failure)
+
+
+def _refuse_lapsed(account: Account) -> None:
+    if account.lapsed:
+        raise Refusal("ledger_unavailable")
 
 
 def _tell_written_off(event: str, account: Account, totals: Totals) -> None:

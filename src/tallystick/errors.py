@@ -12,6 +12,7 @@
     │   ├── EngineTimeout        it was silent for too long
     │   └── EngineRefused        it does not take the request as it stands
     ├── LedgerError              the ledger could not be written or read
+    │   └── Elsewhere            another process of the host owns the job
     ├── ReceiptError             a receipt, signature or transcript that does not hold
     └── SessionError             the payer's side cannot go on
 
@@ -79,6 +80,16 @@ class EngineRefused(EngineError):
 
 class LedgerError(TallystickError):
     """The ledger could not be written or read."""
+
+
+class Elsewhere(LedgerError):
+    """Another process of the host owns job `job_id`, and is reached at `address`, for `seconds` or longer."""
+
+    def __init__(self, job_id: int, address: str | None, seconds: float) -> None:
+        self.job_id = job_id
+        self.address = address
+        self.seconds = seconds
+        super().__init__(f"job {job_id} is served by the process at {address or 'an unknown address'}")
 
 
 class ReceiptError(TallystickError):
@@ -295,6 +306,13 @@ REFUSALS: dict[str, Row] = {
         "The node met a fault of its own.",
         "host",
         "Try again; the host finds the fault in its log.",
+        retry=True,
+    ),
+    "job_elsewhere": Row(
+        503,
+        "Another process of the host serves the job, and does not answer.",
+        "host",
+        "Try again after the seconds that `Retry-After` names: another process takes the job over by then.",
         retry=True,
     ),
     "chain_unavailable": Row(

@@ -4,16 +4,19 @@ Every change is on disk, flushed, when the call that makes it returns (law 7). W
 from the rows alone (law 8). The statements are in rows.py and outbox.py, the tables in tables.py.
 
 One thread writes, with group commit, another one reads, and the event loop waits for neither. Which database
-that is, SQLite or PostgreSQL, only database.py knows. Knows no chain and no clock; what they say comes in as
-arguments.
+that is, SQLite or PostgreSQL, only database.py knows; where several processes share it, leases.py says which
+of them may write what. Knows no chain and no clock; what they say comes in as arguments.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -22,9 +25,11 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tallystick import database, outbox, rows
+from tallystick import database, leases, outbox, rows
 from tallystick.counter import Record
 from tallystick.errors import LedgerError
+from tallystick.heartbeat import Heartbeat
+from tallystick.leases import Hold, Owner
 from tallystick.rows import DueRow
 from tallystick.tables import Attempt, Draft, JobRow, State, Transaction
 from tallystick.types import Address, Completion, Job, JobId, Receipt, RequestId, Settlement, Totals
@@ -48,6 +53,13 @@ class Ledger:
         """`url`: `postgresql://…`; by default an SQLite file in `data_dir`."""
         self.data_dir = data_dir
         self.url = url or database.url_in(data_dir)
+        self.process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
+        """This process, as long as the ledger is open, and no other one ever."""
+        self.address: str | None = None
+        """Where other processes reach this one; told with the next renewal of its lease."""
+        self.heartbeat = Heartbeat(self.renew)
+        self._epochs: dict[Address, int] = {}
+        """Of the keys that this process sends for."""
         self.database = ""
         """Which one it is in, with its version; known once it is open."""
         self._lock: int | None = None
@@ -66,12 +78,23 @@ class Ledger:
         """Brings the tables up to date and starts writing."""
         try:
             await asyncio.to_thread(self._open)
+            since = asyncio.get_running_loop().time()
+            await self.renew()
+            self.heartbeat.start(since)
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Writes what is queued and lets the ledger go. Harmless when repeated."""
+        """Writes what is queued, frees what this process owns, and lets the ledger go.
+
+        Harmless when repeated.
+        """
+        await self.heartbeat.stop()
+        if self._writer is not None and self._writer.is_open:
+            # Otherwise it is free once the lease runs out.
+            with suppress(LedgerError):
+                await self._write(leases.leave, self.process)
         await asyncio.to_thread(self._close)
 
     @property
@@ -96,7 +119,7 @@ class Ledger:
 
     def _prepare(self, connection: Connection) -> None:
         database.begin_migrating(connection)
-        _migrate(connection)
+        migrate(connection)
         self.database = database.version(connection)
         if database.is_unsafe(connection):
             log.error(
@@ -145,7 +168,64 @@ class Ledger:
         """
         await self._write(rows.bind, identity)
 
+    # Processes
+
+    async def renew(self) -> bool:
+        """Keeps what this process owns. False if its lease had run out."""
+        return await self._write(leases.renew, self.process, self.address)
+
+    async def reach(self, address: str) -> None:
+        """From now on other processes reach this one at that URL."""
+        self.address = address
+        await self.renew()
+
+    async def bury(self, process: str) -> None:
+        """Frees what a process owned that is known to be dead."""
+        await self._write(leases.leave, process)
+
+    async def lead(self, address: Address) -> bool:
+        """Sends for a key, if no other process does. Without it no transaction of the key's is written.
+
+        A transaction is written in the epoch of the last call: nothing that was begun in an earlier one.
+        """
+        epoch = await self._read(leases.led, address, self.process)
+        if epoch is None and not await self._read(leases.is_led_by_other, address, self.process):
+            epoch = await self._write(leases.lead, address, self.process)
+        self._epochs[address] = epoch or 0
+        return epoch is not None
+
+    async def leads(self, address: Address) -> bool:
+        """True if this process sends for a key, in the epoch of the last `lead`."""
+        epoch = await self._read(leases.led, address, self.process)
+        return epoch is not None and epoch == self.epoch(address)
+
+    def epoch(self, address: Address) -> int:
+        """The epoch of the last `lead`; 0: this process does not send for the key."""
+        return self._epochs.get(address, 0)
+
+    def _hold(self, transaction: Draft) -> Hold:
+        return Hold(self.process, self.epoch(transaction.sender))
+
     # Jobs
+
+    async def serve(self, job: Job, records: Iterable[Record] = ()) -> JobRow:
+        """Adopts a job that this process is going to serve: in a new epoch, in which only it writes.
+
+        `records`: what slots of this or dead processes hold of it. Elsewhere if another process serves it.
+        """
+        return await self._write(rows.serve, self.process, job, list(records))
+
+    async def served_elsewhere(self, job_id: JobId) -> Owner | None:
+        """The other process that serves a job now."""
+        return await self._read(rows.served_elsewhere, job_id, self.process)
+
+    async def served(self) -> list[JobRow]:
+        """Every job that this process serves, or served until it was closed; `release` takes it off."""
+        return await self._read(rows.served, self.process)
+
+    async def release(self, job_id: JobId) -> None:
+        """This process serves a job no more: another one may, at once."""
+        await self._write(leases.release_job, job_id, self.process)
 
     async def adopt(self, job: Job) -> JobRow:
         """The row of a job, made or brought up to what the chain says now.
@@ -179,32 +259,36 @@ class Ledger:
         """Every receipt of a job, oldest first: the evidence."""
         return await self._read(rows.stored_receipts, job_id)
 
-    # Counts
+    # Counts: by the process that serves the job, in the epoch in which it does; raise Elsewhere for another
+    # one. Without an epoch a job that nobody serves becomes this process's.
 
     async def store_receipt(
-        self, receipt: Receipt, *, acknowledged: Totals, gross: Totals, due: bool
+        self, receipt: Receipt, *, acknowledged: Totals, gross: Totals, due: bool, epoch: int | None = None
     ) -> None:
         """A receipt ahead of the stored one, what all positions so far add up to, and the slot's gross count.
 
         `due`: it is the first at or past a whole interval, so what it lets the host claim is to be settled.
-        LedgerError for a receipt that is not ahead.
+        LedgerError for a receipt that is not ahead; the stored one, again, is harmless.
         """
-        await self._write(rows.store_receipt, receipt, acknowledged, gross, due)
+        hold = Hold(self.process, epoch)
+        await self._write(rows.store_receipt, hold, receipt, acknowledged, gross, due)
 
-    async def checkpoint(self, job_id: JobId, gross: Totals, *, due: bool = False) -> None:
+    async def checkpoint(
+        self, job_id: JobId, gross: Totals, *, due: bool = False, epoch: int | None = None
+    ) -> None:
         """The slot's gross count. `due`: settle all that is claimable (an attested job's whole interval)."""
-        await self._write(rows.checkpoint, job_id, gross, due)
+        await self._write(rows.checkpoint, Hold(self.process, epoch), job_id, gross, due)
 
-    async def write_off(self, job_id: JobId, written_off: Totals) -> None:
+    async def write_off(self, job_id: JobId, written_off: Totals, *, epoch: int | None = None) -> None:
         """The total that is written off now."""
-        await self._write(rows.write_off, job_id, written_off)
+        await self._write(rows.write_off, Hold(self.process, epoch), job_id, written_off)
 
-    async def end(self, job_id: JobId, gross: Totals | None = None) -> None:
+    async def end(self, job_id: JobId, gross: Totals | None = None, *, epoch: int | None = None) -> None:
         """The session is over: all that is claimable is to be settled, and the job completed."""
-        await self._write(rows.end, job_id, gross)
+        await self._write(rows.end, Hold(self.process, epoch), job_id, gross)
 
     async def recover(self, records: Iterable[Record]) -> list[JobId]:
-        """Takes over what a killed process had counted; a slot of another epoch is void.
+        """Takes over what killed processes had counted; a slot of another epoch is void.
 
         Returns the jobs whose slots count for nothing: closed, unknown or of another epoch.
         """
@@ -226,9 +310,9 @@ class Ledger:
 
     async def closed(self, completion: Completion) -> bool:
         """A completion seen N blocks deep. True if the job was not known to be closed."""
-        return await self._write(rows.closed, completion)
+        return await self._write(rows.closed, completion, self.process)
 
-    # Transactions
+    # Transactions: written by the process that sends for their key (`lead`), LedgerError for any other
 
     async def next_nonce(self, sender: Address) -> int:
         """The nonce after the highest one that the ledger knows of; 0 if it knows none."""
@@ -239,15 +323,15 @@ class Ledger:
 
         LedgerError if the nonce is used already, or one of its jobs is in flight.
         """
-        return await self._write(outbox.save, draft, attempt)
+        return await self._write(outbox.save, self._hold(draft), draft, attempt)
 
     async def add_attempt(self, transaction: Transaction, attempt: Attempt) -> Transaction:
         """One more signed form of a transaction, before it is sent."""
-        return await self._write(outbox.add_attempt, transaction, attempt)
+        return await self._write(outbox.add_attempt, self._hold(transaction.draft), transaction, attempt)
 
     async def taken(self, transaction: Transaction, attempt: Attempt, at: float) -> Transaction:
         """An endpoint took an attempt at `at`, in seconds since 1970; only the first time counts."""
-        return await self._write(outbox.taken, transaction, attempt, at)
+        return await self._write(outbox.taken, self._hold(transaction.draft), transaction, attempt, at)
 
     async def in_flight(self, sender: Address) -> list[Transaction]:
         """The transactions of a key that are not final, by nonce."""
@@ -261,7 +345,9 @@ class Ledger:
         self, transaction: Transaction, tx: str, block: int, settlements: Sequence[Settlement] = ()
     ) -> Transaction:
         """One of its hashes has a receipt, which settled these."""
-        return await self._write(outbox.mined, transaction, tx, block, settlements)
+        return await self._write(
+            outbox.mined, self._hold(transaction.draft), transaction, tx, block, settlements
+        )
 
     async def finish(
         self,
@@ -273,14 +359,24 @@ class Ledger:
         completions: Sequence[Completion] = (),
     ) -> Transaction:
         """It is final, with what its receipt says N blocks deep: its jobs are free for the next one."""
-        return await self._write(outbox.finish, transaction, state, tx, block, settlements, completions)
+        return await self._write(
+            outbox.finish,
+            self._hold(transaction.draft),
+            transaction,
+            state,
+            tx,
+            block,
+            settlements,
+            completions,
+        )
 
     async def take_back(self, transaction: Transaction) -> Transaction:
         """Its receipt is gone: it is in flight again, and what it did is undone."""
-        return await self._write(outbox.take_back, transaction)
+        return await self._write(outbox.take_back, self._hold(transaction.draft), transaction)
 
 
-def _migrate(connection: Connection) -> None:
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Brings the tables up to a revision. LedgerError if they are of one that this program does not know."""
     # Imported here: it takes longer than all the rest of opening.
     from alembic import command
     from alembic.config import Config
@@ -289,6 +385,6 @@ def _migrate(connection: Connection) -> None:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
     except CommandError as error:
         raise LedgerError(f"the ledger was written by another version of this program: {error}") from error

@@ -119,13 +119,14 @@ class Node:
             self.chain = await parts.enter_async_context(await _chain(self.config))
             self.engine = await parts.enter_async_context(self._engine or _engine(self.config))
             self.ledger = await parts.enter_async_context(_ledger(self.config))
-            self.counter = parts.enter_context(Counter(self.config.data_dir / COUNTER))
+            self.counter = parts.enter_context(Counter.claim(self.config.data_dir / COUNTER))
             await self._take_over()
             self.offer = offer_of(self.config, self.chain.deployment, self.engine.models)
             self.lookout = Lookout(self.chain, self.chain.deployment.depth)
             self.desk = Desk(
                 self.config, self.offer, self.engine, self.lookout, self.ledger, self.counter, self._poke
             )
+            self.ledger.heartbeat.listen(self.desk.lapse)
             parts.push_async_callback(self._stop_tasks)
             self._start_settling()
             await self._say_what_works()
@@ -139,12 +140,18 @@ class Node:
         log.info("node.stopped", host=self.offer.host)
 
     async def _take_over(self) -> None:
-        """The ledger belongs to this chain; what a killed process had counted is brought into it."""
+        """The ledger belongs to this chain; what killed processes had counted here is brought into it.
+
+        The one whose file of slots is now this process's is known to be dead: nobody waits for its lease.
+        """
         deployment = self.chain.deployment
         genesis = await self.chain.block(0)
         await self.ledger.bind(f"{deployment.chain_id}:{deployment.marketplace}:{genesis.hash}")
         for void in await self.ledger.recover(self.counter.recovered()):
             self.counter.release(void)
+        await self.ledger.recover(self.counter.left())
+        await self.ledger.bury(self.counter.predecessor)
+        self.counter.sign(self.ledger.process)
 
     # What it offers
 
@@ -168,6 +175,8 @@ class Node:
             reasons.append("HOST_PRIVATE_KEY is not set: this host will not be paid")
         if self.desk.stopping:
             reasons.append("the node is shutting down")
+        if self.ledger.failure is not None:
+            reasons.append(f"the ledger cannot be written: {self.ledger.failure}")
         if self.counter.failure is not None:
             reasons.append(f"counts do not reach the disk: {self.counter.failure}")
         reasons += [f"{name} broke down" for name, task in self._running.items() if task.done()]

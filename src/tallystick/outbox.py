@@ -1,8 +1,8 @@
 """The ledger's statements over transactions: a nonce, every signed form of it, the claims that it carries.
 
 A transaction is saved before it is sent, and is in flight until it is final; meanwhile no other one carries
-its jobs. Each function runs on the connection that it is given, in the caller's transaction. Knows no chain
-and no key.
+its jobs. Whoever changes one has to be the process that sends for its key. Each function runs on the
+connection that it is given, in the caller's transaction. Knows no chain and no key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
-from tallystick import rows
+from tallystick import leases, rows
+from tallystick.leases import Hold
 from tallystick.tables import (
     IN_FLIGHT,
     Attempt,
@@ -92,8 +93,9 @@ def _carried(connection: Connection, transaction_id: int) -> tuple[Carried, ...]
 # Sending
 
 
-def save(connection: Connection, draft: Draft, attempt: Attempt) -> Transaction:
+def save(connection: Connection, hold: Hold, draft: Draft, attempt: Attempt) -> Transaction:
     """A signed transaction. IntegrityError if its nonce is used, or one of its jobs is in flight."""
+    leases.check_sender(connection, draft.sender, hold)
     columns = {
         "sender": draft.sender,
         "nonce": draft.nonce,
@@ -122,15 +124,21 @@ def _claim_out(transaction_id: int, carried: Carried) -> dict[str, Any]:
     }
 
 
-def add_attempt(connection: Connection, transaction: Transaction, attempt: Attempt) -> Transaction:
+def add_attempt(
+    connection: Connection, hold: Hold, transaction: Transaction, attempt: Attempt
+) -> Transaction:
     """One more signed form."""
+    leases.check_sender(connection, transaction.draft.sender, hold)
     row = attempt_out(transaction.id, len(transaction.attempts), attempt)
     connection.execute(insert(attempts), row)
     return _one(connection, transaction.id)
 
 
-def taken(connection: Connection, transaction: Transaction, attempt: Attempt, at: float) -> Transaction:
+def taken(
+    connection: Connection, hold: Hold, transaction: Transaction, attempt: Attempt, at: float
+) -> Transaction:
     """An endpoint took an attempt; only the first time counts."""
+    leases.check_sender(connection, transaction.draft.sender, hold)
     fresh = and_(attempts.c.hash == attempt.hash, attempts.c.taken_at.is_(None))
     connection.execute(update(attempts).where(fresh), {"taken_at": at})
     return _one(connection, transaction.id)
@@ -140,9 +148,15 @@ def taken(connection: Connection, transaction: Transaction, attempt: Attempt, at
 
 
 def mined(
-    connection: Connection, transaction: Transaction, tx: str, block: int, settlements: Sequence[Settlement]
+    connection: Connection,
+    hold: Hold,
+    transaction: Transaction,
+    tx: str,
+    block: int,
+    settlements: Sequence[Settlement],
 ) -> Transaction:
     """It has a receipt, which may yet go."""
+    leases.check_sender(connection, transaction.draft.sender, hold)
     _set_state(connection, transaction, State.MINED, tx, block)
     _mark(connection, transaction, active=True, paid=False)
     for settlement in settlements:
@@ -153,6 +167,7 @@ def mined(
 
 def finish(
     connection: Connection,
+    hold: Hold,
     transaction: Transaction,
     state: State,
     tx: str | None,
@@ -161,18 +176,20 @@ def finish(
     completions: Sequence[Completion],
 ) -> Transaction:
     """It is final."""
+    leases.check_sender(connection, transaction.draft.sender, hold)
     _set_state(connection, transaction, state, tx, block)
     _mark(connection, transaction, active=False, paid=False)
     for settlement in settlements:
         _mark(connection, transaction, settlement.job_id, paid=True)
         rows.witnessed(connection, settlement)
     for completion in completions:
-        rows.closed(connection, completion)
+        rows.closed(connection, completion, hold.process)
     return _one(connection, transaction.id)
 
 
-def take_back(connection: Connection, transaction: Transaction) -> Transaction:
+def take_back(connection: Connection, hold: Hold, transaction: Transaction) -> Transaction:
     """Its receipt is gone: what it did is undone, and it is in flight again."""
+    leases.check_sender(connection, transaction.draft.sender, hold)
     _set_state(connection, transaction, State.OPEN, None, None)
     _mark(connection, transaction, paid=False)
     for carried in transaction.draft.carried:

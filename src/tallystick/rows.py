@@ -15,9 +15,10 @@ from typing import Any
 from sqlalchemy import Connection, Insert, Select, bindparam, insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 
-from tallystick import database
+from tallystick import database, leases
 from tallystick.counter import Record
 from tallystick.errors import LedgerError, Refusal
+from tallystick.leases import Hold, Owner
 from tallystick.tables import (
     Counts,
     JobRow,
@@ -94,6 +95,7 @@ _JOBS = (
 )
 _JOB = _JOBS.where(jobs.c.job_id == bindparam("of"))
 _OPEN_JOBS = _JOBS.where(jobs.c.closed.is_(False))
+_SERVED = _JOBS.where(jobs.c.owner == bindparam("by"))
 _DUE_JOBS = _OPEN_JOBS.where(
     or_(
         jobs.c.due_tokens > jobs.c.settled_tokens,
@@ -111,7 +113,9 @@ _TOTALS = (
             for name in ("gross", "written_off", "acknowledged", "receipted", "due", "settled", "confirmed")
             for column in ("prompt_tokens", "tokens")
         ),
+        jobs.c.job_id,
         jobs.c.max_tokens_per_second,
+        jobs.c.owner,
         jobs.c.epoch,
         jobs.c.closed,
     )
@@ -122,6 +126,7 @@ _TOTALS = (
 _UPDATE = update(jobs).where(jobs.c.job_id == bindparam("of"))
 _REOPEN = _UPDATE.where(jobs.c.closed_by == bindparam("by")).values(closed=False, closed_by=None)
 _KNOWN = select(jobs.c.job_id).where(jobs.c.job_id == bindparam("of"))
+_OWNER = select(jobs.c.owner).where(jobs.c.job_id == bindparam("of"))
 _SERVED_BY = select(jobs.c.job_id).where(jobs.c.signer == bindparam("by"))
 _POSITIONS = select(positions).where(positions.c.job_id == bindparam("of"))
 _RECEIPTS = select(receipts).where(receipts.c.job_id == bindparam("of")).order_by(receipts.c.id)
@@ -168,6 +173,11 @@ def open_jobs(connection: Connection) -> list[JobRow]:
     return _rows(connection, _OPEN_JOBS)
 
 
+def served(connection: Connection, process: str) -> list[JobRow]:
+    """Every job that the process serves; one that was closed until that is released."""
+    return _rows(connection, _SERVED, by=process)
+
+
 def due(connection: Connection, now: int) -> list[DueRow]:
     """What is to be settled at the chain's time `now`, of all jobs that are not in flight."""
     found = (due_row(row, now) for row in _rows(connection, _DUE_JOBS, before=now + EXPIRY_MARGIN))
@@ -183,6 +193,13 @@ def acknowledged_positions(connection: Connection, job_id: JobId) -> dict[Reques
 def stored_receipts(connection: Connection, job_id: JobId) -> list[Receipt]:
     """Every receipt of a job, oldest first."""
     return [receipt_in(row) for row in connection.execute(_RECEIPTS, {"of": job_id}).mappings()]
+
+
+def _held(connection: Connection, job_id: JobId, hold: Hold) -> RowMapping:
+    """As `_totals`, of a job that the writer owns: only its owner counts and stores receipts."""
+    row = _totals(connection, job_id)
+    leases.check_job(connection, row, hold)
+    return row
 
 
 def _totals(connection: Connection, job_id: JobId) -> RowMapping:
@@ -228,19 +245,41 @@ def _insert_job(connection: Connection, job: Job) -> None:
         raise Refusal("signer_reused", f"the signer {job.signer} has served job {other}")
 
 
+def serve(connection: Connection, process: str, job: Job, records: Iterable[Record]) -> JobRow:
+    """A job that is the process's from now on, with what `records` of slots know of it."""
+    adopt(connection, job)
+    recover(connection, records)
+    leases.take_job(connection, _totals(connection, job.id), process)
+    [row] = _rows(connection, _JOB, of=job.id)
+    return row
+
+
+def served_elsewhere(connection: Connection, job_id: JobId, process: str) -> Owner | None:
+    """The other process that serves a job now."""
+    owner = connection.execute(_OWNER, {"of": job_id}).scalar()
+    return leases.other(connection, owner, process)
+
+
 def store_receipt(
-    connection: Connection, receipt: Receipt, acknowledged: Totals, gross: Totals, due: bool
+    connection: Connection, hold: Hold, receipt: Receipt, acknowledged: Totals, gross: Totals, due: bool
 ) -> None:
     """A receipt that is ahead of the stored one; `due`: what it lets the host claim is to be settled."""
-    row = _totals(connection, receipt.job_id)
+    row = _held(connection, receipt.job_id, hold)
     before = counts_in(row)
     if receipt.totals.against(before.receipted) is not Standing.AHEAD:
+        if _is_stored(connection, receipt):
+            return  # whoever stored it was not told: the commit's answer was lost
         raise LedgerError(f"a receipt over {receipt.totals} does not come after one over {before.receipted}")
     after = _signed(before, receipt.totals, acknowledged, gross)
     receipt_id = connection.execute(_ADD_RECEIPT, receipt_out(receipt)).scalar_one()
     _put_positions(connection, receipt)
     claim = _due_out(after, row, receipt_id) if due else {}
     _set(connection, receipt.job_id, receipt_id=receipt_id, **_counts_out(after), **claim)
+
+
+def _is_stored(connection: Connection, receipt: Receipt) -> bool:
+    [row] = _rows(connection, _JOB, of=receipt.job_id)
+    return row.receipted == receipt
 
 
 def _signed(before: Counts, receipted: Totals, acknowledged: Totals, gross: Totals) -> Counts:
@@ -274,36 +313,42 @@ def _put_positions(connection: Connection, receipt: Receipt) -> None:
         connection.execute(_put_position(connection.dialect.name), moved)
 
 
-def checkpoint(connection: Connection, job_id: JobId, gross: Totals, due: bool) -> None:
+def checkpoint(connection: Connection, hold: Hold, job_id: JobId, gross: Totals, due: bool) -> None:
     """The gross count so far; `due`: all that is claimable is to be settled."""
-    row = _totals(connection, job_id)
+    _count(connection, _held(connection, job_id, hold), gross, due=due)
+
+
+def _count(connection: Connection, row: RowMapping, gross: Totals, *, due: bool = False) -> None:
     before = counts_in(row)
     after = replace(before, gross=before.gross.higher(gross))
     claim = _due_out(after, row, None) if due else {}
-    _set(connection, job_id, **_counts_out(after), **claim)
+    _set(connection, row["job_id"], **_counts_out(after), **claim)
 
 
-def write_off(connection: Connection, job_id: JobId, written_off: Totals) -> None:
+def write_off(connection: Connection, hold: Hold, job_id: JobId, written_off: Totals) -> None:
     """The total that is written off now."""
-    _totals(connection, job_id)
+    _held(connection, job_id, hold)
     _set(connection, job_id, **totals_out("written_off", written_off))
 
 
-def end(connection: Connection, job_id: JobId, gross: Totals | None) -> None:
+def end(connection: Connection, hold: Hold, job_id: JobId, gross: Totals | None) -> None:
     """The session is over."""
-    checkpoint(connection, job_id, gross or NOTHING, due=False)
+    _count(connection, _held(connection, job_id, hold), gross or NOTHING)
     _set(connection, job_id, ending=True)
 
 
 def recover(connection: Connection, records: Iterable[Record]) -> list[JobId]:
-    """What slots held when the process began. Returns the jobs whose slots count for nothing."""
+    """What slots hold. Returns the jobs whose slots count for nothing.
+
+    A slot of a job's present epoch was its owner's, whoever reads it now.
+    """
     void = []
     for record in records:
         row = connection.execute(_TOTALS, {"of": record.job_id}).mappings().first()
         if row is None or row["closed"] or row["epoch"] != record.epoch:
             void.append(record.job_id)
         else:
-            checkpoint(connection, record.job_id, record.totals, due=False)
+            _count(connection, row, record.totals)
     return void
 
 
@@ -337,11 +382,13 @@ def recount(connection: Connection, job_id: JobId, to_settled: Totals, to_confir
     _set(connection, job_id, **totals_out("settled", to_settled), **totals_out("confirmed", to_confirmed))
 
 
-def closed(connection: Connection, completion: Completion) -> bool:
-    """A completion seen N blocks deep. True if the job was not known to be closed."""
+def closed(connection: Connection, completion: Completion, process: str) -> bool:
+    """A completion seen N blocks deep by a process. True if the job was not known to be closed."""
     row = _totals(connection, completion.job_id)
     if not row["closed"]:
         _set(connection, completion.job_id, closed=True, closed_by=completion.tx)
+    # Another process that serves it has to hear of it first.
+    leases.release_job(connection, completion.job_id, process)
     return not row["closed"]
 
 

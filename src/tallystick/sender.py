@@ -108,6 +108,8 @@ class _Sent:
 class Sender:
     """Sends for one key. `run` has to run beside `submit`, or `step` be called.
 
+    Of several processes with one key and one ledger, one sends and the others stand by (leases.py).
+
     Methods raise ChainError when the chain cannot be asked, LedgerError when the ledger cannot be written;
     what is in flight is looked after in the next step all the same.
     """
@@ -134,6 +136,8 @@ class Sender:
         self._sent: dict[int, _Sent] = {}
         self._passed: dict[int, int] = {}
         self._turn = asyncio.Lock()
+        self._epoch = 0
+        """In which this process sends for the key; 0: it stands by."""
         self._resumed = False
         self._woken = asyncio.Event()
         self._trouble = ""
@@ -147,6 +151,11 @@ class Sender:
         """True while what is in flight cannot be paid for: nothing more should be submitted."""
         return any(sent.answer is Answer.NO_FUNDS for sent in self._sent.values())
 
+    @property
+    def leading(self) -> bool:
+        """True if this process sends for the key, as of its last turn."""
+        return self._epoch > 0
+
     def listen(self, listener: Callable[[Report], None]) -> None:
         """Tells `listener` of every change from now on. It must not raise."""
         self._listeners.append(listener)
@@ -158,9 +167,13 @@ class Sender:
     async def submit(self, call: Call, purpose: str, carried: Sequence[Carried] = ()) -> Transaction:
         """Signs, saves and sends a transaction; returns it once it is saved, whether or not it was taken.
 
-        `carried`: what it claims for which jobs. Raises the ContractError that the call would meet.
+        `carried`: what it claims for which jobs. Raises the ContractError that the call would meet, and
+        LedgerError while another process sends for the key.
         """
         async with self._turn:
+            await self._lead()
+            if not self.leading:
+                raise LedgerError(f"another process sends for {self.address}")
             if not self._resumed:
                 await self._step()
             gas = await self._chain.estimate_gas(call, self.address)
@@ -175,16 +188,23 @@ class Sender:
             return await self._broadcast(transaction)
 
     async def step(self) -> bool:
-        """Looks once after everything in flight. True if something still is."""
+        """Looks once after everything in flight. True if something of this process's still is."""
         async with self._turn:
-            return await self._step()
+            await self._lead()
+            return self.leading and await self._step()
+
+    async def lead(self) -> bool:
+        """Sends for the key from now on, if no other process does."""
+        async with self._turn:
+            await self._lead()
+        return self.leading
 
     async def run(self) -> None:
         """Steps for ever, at once after `poke`, and goes on through failures of chain and ledger."""
         while True:
             pause = self._poll
             try:
-                if not await self.step():
+                if not await self.step() and self.leading:
                     pause = max(self._poll, IDLE_POLL)
                 self._tell_trouble("")
             except (ChainError, LedgerError) as error:
@@ -193,6 +213,17 @@ class Sender:
                 async with asyncio.timeout(pause):
                     await self._woken.wait()
             self._woken.clear()
+
+    async def _lead(self) -> None:
+        before = self._epoch
+        await self._ledger.lead(self.address)
+        self._epoch = self._ledger.epoch(self.address)
+        if self._epoch != before:
+            # Another process may have sent meanwhile: what is known is in the ledger.
+            self._sent.clear()
+            self._passed.clear()
+            self._resumed = False
+            log.info("sender.leading" if self.leading else "sender.standing_by", address=self.address)
 
     # One step
 
@@ -301,6 +332,8 @@ class Sender:
         return transaction
 
     async def _send(self, attempt: Attempt) -> _Sent:
+        if not await self._ledger.leads(self.address):
+            raise LedgerError(f"another process sends for {self.address}, or is about to")
         answer, message = Answer.ACCEPTED, ""
         try:
             await self._chain.send(attempt.raw)

@@ -18,10 +18,19 @@ import structlog
 from tallystick import pricing, proof
 from tallystick.chain import Block, Chain
 from tallystick.contracts import Call, Claim, Skipped
-from tallystick.errors import AboveRate, ChainError, ContractError, JobClosed, LedgerError, StaleCheckpoint
+from tallystick.errors import (
+    AboveRate,
+    ChainError,
+    ContractError,
+    Elsewhere,
+    JobClosed,
+    LedgerError,
+    StaleCheckpoint,
+)
 from tallystick.ledger import Ledger
 from tallystick.rows import DueRow
 from tallystick.sender import Outcome, Report, Sender
+from tallystick.standby import Standby
 from tallystick.tables import Carried, JobRow
 from tallystick.types import Address, Completion, Job, JobId, JobStatus, Standing, Totals
 from tallystick.types import Settlement as Settled
@@ -34,6 +43,8 @@ BATCH = 50
 """Rows in one transaction: about a million gas, a small part of any chain's block."""
 PATIENCE = (5.0, 600.0)
 """Seconds that a job waits after its claim failed: at first, doubled each time, and at most."""
+DRAIN_PATIENCE = 30.0
+"""Seconds that the process which serves a job has to end it in, once the chain is closing it."""
 NOTHING = Totals()
 
 Listener = Callable[[Settled | Completion], None]
@@ -110,11 +121,14 @@ class Settlement:
         """Jobs whose claim failed: until when they wait, and how long that is."""
         self._behind: dict[JobId, int] = {}
         """Jobs of which the chain shows less than was settled: the block at which that was first seen."""
+        self._draining: dict[JobId, float] = {}
+        """Jobs that other processes are to end: when that was first seen."""
         self._completed: list[Completion] = []
         self._told: set[tuple[str, JobId]] = set()
         self._woken = asyncio.Event()
         self._idle = asyncio.Event()
         self._trouble = ""
+        self._standby = Standby(ledger, chain, self._end, self._pass_on)
         sender.listen(self._hear)
 
     def listen(self, listener: Listener) -> None:
@@ -146,6 +160,11 @@ class Settlement:
     async def step(self) -> None:
         """Looks once at what is due, and now and then at all open jobs."""
         head = await self._chain.block()
+        if not self._sender.leading:
+            await self._standby.step(head)
+        if not await self._sender.lead():
+            self._idle.set()
+            return
         if self._clock() >= self._sweep_at:
             await self._sweep(head)
             self._sweep_at = self._clock() + self._sweep_every
@@ -166,7 +185,7 @@ class Settlement:
         for each in over:
             await self._end(each.row.job.id)
         if over:
-            due = await self._due(head.timestamp)
+            due = [each for each in await self._due(head.timestamp) if self._is_drained(each)]
         checked = [await self._checked(each, head) for each in due[:BATCH]]
         rows = [row for row in checked if row is not None]
         if rows:
@@ -182,7 +201,16 @@ class Settlement:
     async def _end(self, job_id: JobId) -> None:
         """The chain says that the job is over: what is being served of it ends, and the ledger knows."""
         gross = await self._drain(job_id) if self._drain is not None else None
-        await self._ledger.end(job_id, gross)
+        try:
+            await self._ledger.end(job_id, gross)
+            self._draining.pop(job_id, None)
+        except Elsewhere:
+            self._draining.setdefault(job_id, self._clock())
+
+    def _is_drained(self, due: DueRow) -> bool:
+        """What another process is still serving of a job that goes, it brings into the ledger first."""
+        since = self._draining.get(due.row.job.id)
+        return due.row.ending or since is None or self._clock() - since >= DRAIN_PATIENCE
 
     async def _checked(self, due: DueRow, head: Block) -> Ready | None:
         """One job that the endpoint cannot tell about does not hold up the others."""
@@ -396,15 +424,19 @@ class Settlement:
             treasury=settled.fee,
             tx=settled.tx,
         )
-        for listener in self._listeners:
-            listener(settled)
+        self._standby.told(settled)
+        self._pass_on(settled)
 
     def _tell_completed(self, completion: Completion) -> None:
         self._waiting.pop(completion.job_id, None)
+        self._draining.pop(completion.job_id, None)
         self._completed.append(completion)
         log.info("session.completed", job=completion.job_id, refund=completion.refund, tx=completion.tx)
+        self._pass_on(completion)
+
+    def _pass_on(self, event: Settled | Completion) -> None:
         for listener in self._listeners:
-            listener(completion)
+            listener(event)
 
     async def _tell_lost(self) -> None:
         """What a closed job can no longer be claimed of, in base units of its asset."""

@@ -37,6 +37,7 @@ RECEIPT_DUE = "receipt_due"
 DEPOSIT_EXHAUSTED = "deposit_exhausted"
 CANCELLED = "cancelled"
 NODE_STOPPING = "node_stopping"
+LEDGER_UNAVAILABLE = "ledger_unavailable"
 ENGINE_FAILED = "engine_failed"
 
 log = structlog.get_logger(__name__)

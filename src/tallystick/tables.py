@@ -103,6 +103,7 @@ jobs = Table(
     Column("model_id", LargeBinary(32), nullable=False),
     *_two("chain"),
     # as the host counts it
+    Column("owner", String(100)),
     Column("epoch", BigInteger, nullable=False, server_default="1"),
     *_two("gross"),
     *_two("written_off"),
@@ -194,6 +195,25 @@ claims = Table(
 )
 
 
+# Who owns what: see leases.py
+
+processes = Table(
+    "processes",
+    metadata,
+    Column("id", String(100), primary_key=True),
+    Column("address", String(200)),
+    Column("until", Float, nullable=False),
+)
+
+senders = Table(
+    "senders",
+    metadata,
+    Column("address", String(42), primary_key=True),
+    Column("owner", String(100), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What was counted and signed of a job in its whole life."""
@@ -240,6 +260,8 @@ class JobRow:
     """The session has ended: claim what there is, and complete."""
     closed: bool
     """Seen closed, N blocks deep."""
+    owner: str | None = None
+    """The process that serves it, or did."""
 
     @property
     def gross(self) -> Totals:
@@ -424,6 +446,7 @@ def job_row(row: Row, receipt: Receipt | None, due_receipt: Receipt | None) -> J
         confirmed=totals_in(row, "confirmed"),
         ending=row["ending"],
         closed=row["closed"],
+        owner=row["owner"],
     )
 
 
