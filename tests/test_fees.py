@@ -101,6 +101,10 @@ def test_no_bump_beyond_the_ceiling() -> None:
         ("intrinsic gas too low", Answer.REFUSED),
         ("exceeds block gas limit", Answer.REFUSED),
         ("tx fee (1.20 ether) exceeds the configured cap (1.00 ether)", Answer.REFUSED),
+        ("max priority fee per gas higher than max fee per gas", Answer.REFUSED),
+        ("insufficient gas for floor data gas cost: gas 21000, minimum needed 30000", Answer.REFUSED),
+        ("invalid sender: invalid chain id for signer: have 31337 want 1", Answer.SILENCE),
+        ("InvalidTxChainId", Answer.SILENCE),
         ("nonce too high", Answer.SILENCE),
         ("txpool is full", Answer.SILENCE),
         ("Too many requests", Answer.SILENCE),
@@ -188,6 +192,13 @@ def test_a_receipt_that_is_gone_takes_everything_back() -> None:
     mined = replace(SENT, mined=RECEIPT)
     assert decide(mined, VIEW, NOW, PACE) == Decision(Move.TAKE_BACK)
     assert decide(mined, replace(VIEW, nonce=8), NOW, PACE) == Decision(Move.TAKE_BACK)
+
+
+def test_a_receipt_is_not_gone_for_an_endpoint_that_is_behind_it() -> None:
+    """Law 9: it has to have come to the receipt's block to know that it is not there."""
+    mined = replace(SENT, mined=RECEIPT)
+    assert decide(mined, replace(VIEW, head=RECEIPT.block - 1), NOW, PACE) == WAIT
+    assert decide(mined, replace(VIEW, head=RECEIPT.block), NOW, PACE) == Decision(Move.TAKE_BACK)
 
 
 def test_a_used_nonce_without_a_receipt_waits_n_blocks() -> None:

@@ -20,6 +20,9 @@ from tallystick.ledger import Ledger
 from tallystick.networks import Deployment
 from tallystick.sender import GAP, Outcome, Report, Sender
 from tallystick.tables import State, Transaction
+from tallystick.testing.faults import Lag
+from tallystick.testing.geth import Geth
+from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import Address
 
 DEPTH = 3
@@ -406,6 +409,28 @@ async def test_a_reorganisation_takes_a_transaction_back(bench: Bench) -> None:
         Outcome.CONFIRMED,
     ]
     assert await bench.paid() == 1
+
+
+async def test_one_endpoint_that_lags_takes_nothing_back(bench: Bench) -> None:
+    """Law 9: what an endpoint that is behind does not show, in flight or confirmed, is not gone."""
+    async with (
+        Geth(bench.devnet.rpc_url) as geth,
+        FaultyRpc(geth) as rpc,
+        Chain(rpc.url, bench.chain.deployment) as chain,
+    ):
+        bench.restart(chain)
+        await bench.pay()
+        await geth.mine()
+        await bench.sender.step()
+        with rpc.failing(Lag(1)):
+            await bench.sender.step()
+        await geth.mine(DEPTH)
+        await bench.sender.step()
+        bench.restart(chain)
+        with rpc.failing(Lag(DEPTH + 1)):
+            await bench.sender.step()
+    assert rpc.fired["lag"] > 0
+    assert bench.outcomes() == [Outcome.SUBMITTED, Outcome.MINED, Outcome.CONFIRMED]
 
 
 async def test_a_reorganisation_deeper_than_n_takes_confirmed_transactions_back(bench: Bench) -> None:

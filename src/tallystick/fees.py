@@ -52,9 +52,12 @@ _WORDS = (
         Answer.UNDERPRICED,
         r"underpriced|(fee|price|tip|cap)s? ?(is )?too ?low|(less than|below) .*(minimum|base ?fee)",
     ),
+    # It is about the endpoint, which is on another chain.
+    (Answer.SILENCE, r"chain.?id"),
     (
         Answer.REFUSED,
-        r"revert|intrinsic gas|gas limit|configured cap|oversized|invalid|not supported|gas too (low|high)",
+        r"revert|intrinsic gas|gas limit|configured cap|oversized|invalid|not supported|gas too (low|high)"
+        r"|floor data gas|priority fee .*higher than max fee",
     ),
 )
 _ANSWERS = tuple((answer, re.compile(words, re.IGNORECASE)) for answer, words in _WORDS)
@@ -197,7 +200,8 @@ def decide(flight: Flight, view: View, now: float, pace: Pace) -> Decision:
     if view.sighting is not None:
         return Decision(_seen(flight, view, view.sighting))
     if flight.mined is not None:
-        return Decision(Move.TAKE_BACK)
+        # An endpoint that has not come to that block yet cannot know that it is gone.
+        return Decision(Move.TAKE_BACK if view.head >= flight.mined.block else Move.WAIT)
     if view.nonce > flight.nonce:
         return Decision(_passed(flight, view))
     return _unmined(flight, view.market, now, pace)
