@@ -1,0 +1,298 @@
+#!/usr/bin/env python3
+"""Mutates the contracts with slither-mutate and writes what the tests let live into docs/mutation.md.
+
+campaign.py [CONTRACT...]          those contracts, or all; exit 1 if a survivor has no reason there, or too many live
+campaign.py --one DIR CONTRACT     one contract in a scratch directory that is prepared, as the first form starts it
+
+Each mutant is compiled beside the tests that were compiled before it, and they run on its bytecode. Only what lives
+through that is compiled with the tests as well, for those that call a library directly.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = ROOT / "docs" / "mutation.md"
+FILES = {
+    "JobMarketplace": "JobMarketplace.sol",
+    "ProofSystem": "ProofSystem.sol",
+    "Transfers": "libraries/Transfers.sol",
+    "Proof": "libraries/Proof.sol",
+    "TallyFields": "libraries/Tally.sol",
+    "NodeRegistry": "NodeRegistry.sol",
+    "LimitsFields": "libraries/Limits.sol",
+    "PricesFields": "libraries/Prices.sol",
+    "Pricing": "libraries/Pricing.sol",
+    "Fit": "libraries/Fit.sol",
+}
+DEPLOYED = ("JobMarketplace", "NodeRegistry")
+WORKERS = 2
+LEAST = 95.0
+# Far beyond what a run takes: a mutant that runs out of it is counted as killed, and the page says how many did.
+SECONDS_A_MUTANT = 300
+UNEXPLAINED = "unexplained"
+
+TRIED = re.compile(r"\[(\w+)\] Line (\d+): '(.*?)' ==> '(.*?)' --> UNCAUGHT", re.DOTALL)
+COUNTED = re.compile(r"(Revert|Comment|Tweak) mutants: (\d+) caught of (\d+)")
+COLOUR = re.compile(r"\x1b\[\d*m")
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A mutant that no test noticed."""
+
+    contract: str
+    line: int
+    operator: str
+    change: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tool counted in one contract, and what it let live."""
+
+    contract: str
+    mutants: int
+    killed: int
+    late: int
+    survivors: tuple[Survivor, ...]
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.killed / self.mutants
+
+
+def code(text: str) -> str:
+    """Source in one line, as a cell of a table may hold it."""
+    return "`" + " ".join(text.split()).replace("|", "\\|") + "`"
+
+
+def outcome(contract: str, log: str) -> Outcome:
+    """Reads the tool's own log."""
+    log = COLOUR.sub("", log)
+    counts = [(int(caught), int(tried)) for _, caught, tried in COUNTED.findall(log)]
+    if not counts:
+        raise SystemExit(f"slither-mutate counted nothing in {contract}:\n{log[-2000:]}")
+    survivors = tuple(
+        Survivor(contract, int(line), operator, f"{code(old)} → {code(new)}")
+        for operator, line, old, new in TRIED.findall(log)
+    )
+    killed, mutants = sum(caught for caught, _ in counts), sum(tried for _, tried in counts)
+    return Outcome(contract, mutants, killed, log.count("Tests took too long"), survivors)
+
+
+# The scratch directory: `mutated` is what the tool changes, `tests` runs compiled tests on its bytecode.
+
+
+def copy_tree(place: Path) -> None:
+    """The contracts, and what forge reads to build and test them."""
+    place.mkdir(parents=True)
+    ignored = shutil.ignore_patterns("out", "cache")
+    shutil.copytree(ROOT / "contracts", place / "contracts", symlinks=True, ignore=ignored)
+    shutil.copytree(ROOT / "scripts", place / "scripts")
+    (place / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "vectors.json", place / "tests")
+    shutil.copytree(ROOT / "src" / "tallystick" / "abi", place / "src" / "tallystick" / "abi")
+    (place / "node_modules").symlink_to(ROOT / "node_modules")
+
+
+def surroundings(scratch: Path) -> dict[str, str]:
+    """The environment in which forge builds mutants with the warm compiler."""
+    return {
+        **os.environ,
+        "FOUNDRY_PROFILE": "mutation",
+        "FOUNDRY_SOLC": str(scratch / "mutated" / "scripts" / "mutate" / "solc"),
+        "SOLC_SOCKET": str(scratch / "solc.sock"),
+    }
+
+
+def forge(scratch: Path, tree: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Forge on one of the two trees."""
+    place = scratch / tree / "contracts"
+    return subprocess.run(
+        ["forge", *arguments], cwd=place, env=surroundings(scratch), capture_output=True, check=False
+    )
+
+
+def prepare(scratch: Path) -> subprocess.Popen[bytes]:
+    """Both trees, built, and the compiler, which the caller ends."""
+    for tree in ("mutated", "tests"):
+        copy_tree(scratch / tree)
+    environment = surroundings(scratch)
+    compiler = subprocess.Popen([environment["FOUNDRY_SOLC"], "--serve"], env=environment)
+    while not (scratch / "solc.sock").exists():
+        time.sleep(0.1)
+    for tree in ("tests", "mutated"):
+        built = forge(scratch, tree, "build")
+        if built.returncode != 0:
+            raise SystemExit(built.stderr.decode())
+    return compiler
+
+
+def judgement(scratch: Path) -> str:
+    """The command that succeeds if a mutant lives."""
+    mutated, tests = scratch / "mutated" / "contracts", scratch / "tests" / "contracts"
+    built = "cache/mutation/out"
+    copies = [f"cp {mutated}/{built}/{name}.sol/{name}.json {tests}/{built}/{name}.sol/" for name in DEPLOYED]
+    runs = [f"forge test --root {tests} --fail-fast", f"forge test --root {mutated}"]
+    return " && ".join(copies + runs)
+
+
+def mutate(scratch: Path, contract: str) -> None:
+    """Runs the tool, with an incremental build in the place of its own, which compiles all that a file imports anew."""
+    from slither.tools.mutator import __main__ as tool
+    from slither.tools.mutator.utils import testing_generated_mutant
+
+    def compiles(_file: str, _remappings: str | None) -> bool:
+        return forge(scratch, "mutated", "build", "src").returncode == 0
+
+    testing_generated_mutant.compile_generated_mutant = compiles
+    file = scratch / "mutated" / "contracts" / "src" / FILES[contract]
+    os.environ.update(surroundings(scratch), FOUNDRY_PROFILE="slither")
+    sys.argv = ["slither-mutate", str(file), "--contract-names", contract, "--verbose"]
+    sys.argv += ["--test-cmd", f"export FOUNDRY_PROFILE=mutation; {judgement(scratch)}"]
+    sys.argv += ["--timeout", str(SECONDS_A_MUTANT), "--output-dir", str(scratch / "campaign")]
+    tool.main()
+
+
+def campaign(scratch: Path, contract: str) -> Outcome:
+    """One contract, in a process of its own: the tool keeps what it knows in globals."""
+    command = [sys.executable, __file__, "--one", str(scratch), contract]
+    log = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    ).stdout
+    (scratch.parent / f"{contract}.log").write_text(log)
+    return outcome(contract, log)
+
+
+def work(scratch: Path, waiting: queue.SimpleQueue[str], outcomes: list[Outcome]) -> None:
+    """Takes contracts until there are none."""
+    compiler = prepare(scratch)
+    try:
+        while True:
+            found = campaign(scratch, waiting.get_nowait())
+            print(f"{found.contract}: {found.killed} of {found.mutants} killed", flush=True)
+            outcomes.append(found)
+    except queue.Empty:
+        return
+    finally:
+        compiler.terminate()
+        compiler.wait()
+
+
+def run(contracts: list[str], logs: Path) -> list[Outcome]:
+    """All contracts, on as many cores as WORKERS."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for contract in contracts:
+        waiting.put(contract)
+    outcomes: list[Outcome] = []
+    workers = [
+        threading.Thread(target=work, args=(logs / str(n), waiting, outcomes))
+        for n in range(min(WORKERS, len(contracts)))
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if len(outcomes) != len(contracts):
+        raise SystemExit(f"a campaign did not finish; its log is in {logs}")
+    return sorted(outcomes, key=lambda found: list(FILES).index(found.contract))
+
+
+# The page: counts and survivors are written, the reason of a survivor that was there before is kept.
+
+
+def section(page: str, name: str) -> str:
+    """What stands between the two marks of a section."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", page, re.DOTALL)
+    return found[1] if found else ""
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """The page with another text in a section."""
+    block = f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
+    return re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, page, flags=re.DOTALL)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a table's rows, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def counts(outcomes: list[Outcome], before: str) -> str:
+    """The table of counts; a contract that was not mutated this time keeps its row."""
+    kept = {row[0]: row for row in rows(before)}
+    for found in outcomes:
+        numbers = [str(found.mutants), str(found.killed), str(len(found.survivors)), f"{found.percent:.1f} %"]
+        kept[found.contract] = [found.contract, *numbers, str(found.late)]
+    ordered = [kept[name] for name in FILES if name in kept]
+    tried, killed = (sum(int(row[column]) for row in ordered) for column in (1, 2))
+    late = sum(int(row[5]) for row in ordered)
+    ordered.append(
+        ["all", str(tried), str(killed), str(tried - killed), f"{100 * killed / tried:.1f} %", str(late)]
+    )
+    head = [
+        "| contract | mutants | killed | survivors | killed | of these by time |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    return "\n".join(head + ["| " + " | ".join(row) + " |" for row in ordered])
+
+
+def survivors(outcomes: list[Outcome], before: str) -> str:
+    """The table of survivors, with the reasons that stand on the page."""
+    reasons = {(row[0], row[2], row[3]): row[4] for row in rows(before)}
+    mutated = {found.contract for found in outcomes}
+    listed = [row for row in rows(before) if row[0] not in mutated]
+    for found in outcomes:
+        for one in found.survivors:
+            why = reasons.get((one.contract, one.operator, one.change), UNEXPLAINED)
+            listed.append([one.contract, str(one.line), one.operator, one.change, why])
+    listed.sort(key=lambda row: (list(FILES).index(row[0]), int(row[1])))
+    head = ["| contract | line | operator | change | why it lives |", "|---|--:|---|---|---|"]
+    return "\n".join(head + ["| " + " | ".join(row) + " |" for row in listed])
+
+
+def rewrite(outcomes: list[Outcome]) -> str:
+    """The page with these outcomes."""
+    page = PAGE.read_text()
+    page = replaced(page, "version", f"slither-mutate of slither-analyzer {version('slither-analyzer')}.")
+    page = replaced(page, "counts", counts(outcomes, section(page, "counts")))
+    return replaced(page, "survivors", survivors(outcomes, section(page, "survivors")))
+
+
+def main(argv: list[str]) -> int:
+    if argv[:1] == ["--one"]:
+        mutate(Path(argv[1]), argv[2])
+        return 0
+    contracts = argv or list(FILES)
+    if unknown := [name for name in contracts if name not in FILES]:
+        print(
+            f"no contract to mutate is called {', '.join(unknown)}: one of {', '.join(FILES)}",
+            file=sys.stderr,
+        )
+        return 2
+    os.nice(10)
+    logs = Path(tempfile.mkdtemp(prefix="mutation-"))
+    print(f"logs in {logs}", flush=True)
+    page = rewrite(run(contracts, logs))
+    PAGE.write_text(page)
+    total, unexplained = rows(section(page, "counts"))[-1], section(page, "survivors").count(UNEXPLAINED)
+    print(f"{total[2]} of {total[1]} killed, {unexplained} survivors without a reason")
+    return 1 if unexplained or float(total[4].split()[0]) < LEAST else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
