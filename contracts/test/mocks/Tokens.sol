@@ -93,7 +93,7 @@ contract AnsweringToken is TestDollar {
 /// @dev A token that declines at once if it is given noticeably less gas than a refund comes with.
 contract HungryToken is TestDollar {
     function transfer(address to, uint256 amount) public override returns (bool) {
-        require(gasleft() > 99_000, "hungry");
+        require(gasleft() > 99_500, "hungry");
         return super.transfer(to, amount);
     }
 }
