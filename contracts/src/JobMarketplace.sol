@@ -59,7 +59,7 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
 
         jobId = _open(auth.from, terms, terms.deposit - relayFee);
 
-        emit JobRelayed(jobId, msg.sender, relayFee);
+        if (relayFee != 0) emit JobRelayed(jobId, msg.sender, relayFee);
 
         Transfers.pullAuthorized(terms.asset, terms.deposit, openNonce(terms, relayFee, salt), auth);
         if (relayFee != 0) Transfers.pay(terms.asset, msg.sender, relayFee);

@@ -47,7 +47,8 @@ DEPOSIT_BITS = pricing.MAX_DEPOSIT.bit_length()
 MAX_RATE = 2**32 - 1
 MAX_METADATA = 4096
 
-Books = dict[tuple[Any, ...], Any]
+Name = tuple[Any, ...]
+Books = dict[Name, int]
 """All that is known of everybody's money and of every job, by what it is and whose."""
 
 
@@ -76,7 +77,7 @@ class Event(NamedTuple):
     words: tuple[int, ...]
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(told(word) for word in self.words)})"
+        return f"{self.name}({', '.join(codec.error_name(word) or told(word) for word in self.words)})"
 
 
 class Row(NamedTuple):
@@ -151,12 +152,14 @@ class Model:
             books["wallet", MARKETPLACE, asset] = self.wallets[MARKETPLACE, asset]
             for party in PARTIES:
                 books["wallet", party, asset] = self.wallets[party, asset]
-                books["kept", party, asset] = (self.refunds[party, asset], self.earnings[party, asset])
+                books["refunds", party, asset] = self.refunds[party, asset]
+                books["earnings", party, asset] = self.earnings[party, asset]
         for host in HOSTS:
             books["registered", host] = int(host in self.registered)
             books["payout", host] = codec.word(self.payout_of(host))
         for job in self.jobs.values():
-            books["job", job.id] = self._view(job)
+            for member, word in zip(codec.job_members(), self._view(job), strict=True):
+                books["job", job.id, member] = word
         return books
 
     def _view(self, job: Job) -> tuple[int, ...]:
@@ -190,7 +193,8 @@ class Model:
 
         self._pull_authorized(terms.asset, terms.deposit, nonce, auth)
         job = self._open(auth.payer, terms, terms.deposit - relay_fee)
-        self._say("JobRelayed", job.id, by, relay_fee)
+        if relay_fee:
+            self._say("JobRelayed", job.id, by, relay_fee)
         self._move(MARKETPLACE, by, terms.asset, relay_fee)
 
     def top_up(self, by: Address, job_id: int, amount: int, value: int) -> None:
@@ -284,16 +288,20 @@ class Model:
         claimed = Totals(int.from_bytes(proof[:8], "big"), tokens)
         job = self._not_closed(job_id)
         self._check_totals(job, claimed)
-        if job.terms.host != by:
-            raise Refused("NotTheHost", caller=by, host=job.terms.host)
         if claimed == job.settled:
+            self._check_host(job, by)
             return job
         if job.receipted:
             self._check_receipt(job, claimed, proof)
         else:
             self._check_rate(job, claimed, proof)
+        self._check_host(job, by)
         self._pay(job, claimed, proof)
         return job
+
+    def _check_host(self, job: Job, by: Address) -> None:
+        if job.terms.host != by:
+            raise Refused("NotTheHost", caller=by, host=job.terms.host)
 
     def _check_totals(self, job: Job, claimed: Totals) -> None:
         if self.is_stale(job, claimed):

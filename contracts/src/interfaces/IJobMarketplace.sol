@@ -111,7 +111,8 @@ interface IJobMarketplace is IProofSystem {
     /// @notice `payer` opened a job on `terms`.
     event JobCreated(uint256 indexed jobId, address indexed payer, address indexed host, Terms terms);
 
-    /// @notice A job was opened by authorization, and who brought that earned `relayFee` of the job's asset.
+    /// @notice A job was opened by authorization, and who brought that earned `relayFee` of the job's asset. Not logged when
+    /// there was no fee.
     event JobRelayed(uint256 indexed jobId, address indexed relayer, uint256 relayFee);
 
     /// @notice `amount` was added to the deposit, which is now `deposit`.
