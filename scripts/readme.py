@@ -21,7 +21,7 @@ ORDER = """
     keccak pricing meter transcript proof receipt countersign admission policy fees wire reply
     engine counter database tables leases heartbeat writer rows outbox ledger store
     artifacts networks contracts roster endpoint endpoints chain sender site
-    account stream lookout desk standby settlement node peer server websocket opening frames session
+    account stream lookout desk standby settlement node peer relay server websocket opening frames session
     devnet testing mends doctor inspection deployment verification screen demo cli
 """.split()
 PLACES = {

@@ -281,6 +281,8 @@ class HostConfig:
     """The ledger and the counters: what is owed is here."""
     ledger_url: Annotated[Secret[str] | None, Variable("LEDGER_URL", _ledger_url)] = None
     """A PostgreSQL database for the ledger. Not set: SQLite in `HOST_DATA_DIR`."""
+    peer_url: Annotated[str | None, Variable("HOST_PEER_URL", http_url)] = None
+    """Where other nodes with the same ledger reach this one. Not set: at `HOST_LISTEN`."""
     price: Annotated[str, Variable("HOST_PRICE", _amount)] = "0.90"
     """The price per million generated tokens, in whole units of each asset that has no price of its own."""
     prompt_price: Annotated[str, Variable("HOST_PROMPT_PRICE", _amount)] = "0.20"

@@ -171,7 +171,8 @@ class Desk:
         if account is not None:
             meter = account.meter
             return _view(job, meter.counted, meter.acknowledged, account.stored, ended=account.ended)
-        await self._refuse_elsewhere(job_id)
+        if (elsewhere := await self.elsewhere(job_id)) is not None:
+            raise elsewhere
         row = await self._ledger.job(job_id)
         if row is not None:
             return _view(job, row.counted, row.acknowledged, row.receipted, ended=row.ending or row.closed)
@@ -241,10 +242,10 @@ class Desk:
         log.info("job.taken_up", job=job.id, epoch=row.epoch)
         return account
 
-    async def _refuse_elsewhere(self, job_id: JobId) -> None:
+    async def elsewhere(self, job_id: JobId) -> Elsewhere | None:
+        """Which other process serves a job; None: none does."""
         owner = await self._ledger.served_elsewhere(job_id)
-        if owner is not None:
-            raise Elsewhere(job_id, owner.address, owner.seconds)
+        return None if owner is None else Elsewhere(job_id, owner.address, owner.seconds)
 
     async def _refresh(self, account: Account, job: Job) -> None:
         if job != account.job:

@@ -16,6 +16,7 @@ from tallystick.desk import Access
 from tallystick.errors import Refusal, TallystickError
 from tallystick.wire import MAX_BODY
 
+BODY = "tallystick.body"
 BODY_LIMIT = 30.0
 """Seconds in which a request's body has to arrive."""
 
@@ -62,8 +63,17 @@ def secure(scheme: str, peer: str | None, forwarded: str | None, trusted: Sequen
     return forwarded_securely and any(address in ip_network(network) for network in trusted)
 
 
-async def read_body(receive: Receive) -> bytes:
-    """The whole body of a request. Refusal `too_large`; `invalid_request` for one that does not arrive."""
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """The whole body of a request, kept in its scope for whoever has to pass it on.
+
+    Refusal `too_large`; `invalid_request` for one that does not arrive.
+    """
+    scope[BODY] = await _whole(receive)
+    body: bytes = scope[BODY]
+    return body
+
+
+async def _whole(receive: Receive) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:

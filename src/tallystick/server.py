@@ -16,7 +16,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Generator, Iterable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 import orjson
@@ -33,10 +33,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from tallystick import wire
 from tallystick.desk import refusal_of
-from tallystick.errors import Refusal, TallystickError
+from tallystick.errors import Elsewhere, Refusal, TallystickError
 from tallystick.node import STOP_STREAMS, Node
-from tallystick.peer import PeerGone, access_of, read_body
+from tallystick.peer import BODY, PeerGone, access_of, read_body
 from tallystick.proof import MAX_JOB_ID
+from tallystick.relay import Relay, was_passed_on
 from tallystick.stream import CANCELLED, Chunk, End, Order, Stream
 from tallystick.types import JobId
 from tallystick.websocket import Sessions
@@ -72,7 +73,12 @@ def app(node: Node) -> Starlette:
             Route("/healthz", routes.healthz),
             Route("/readyz", routes.readyz),
         ],
-        exception_handlers={TallystickError: _refused, HTTPException: _no_route, Exception: _fault},
+        exception_handlers={
+            Elsewhere: routes.pass_on,
+            TallystickError: _refused,
+            HTTPException: _no_route,
+            Exception: _fault,
+        },
     )
 
 
@@ -99,7 +105,7 @@ class Routes:
 
     async def receipts(self, request: Request) -> Response:
         job_id = _job_in_path(request)
-        receipt = wire.receipt_in(wire.parse(await read_body(request.receive)))
+        receipt = wire.receipt_in(wire.parse(await read_body(request.scope, request.receive)))
         _same_job(job_id, receipt.job_id)
         access = access_of(request.scope, self._node.config.trusted_proxies)
         answer = await self._node.desk.receipt(receipt, access)
@@ -107,10 +113,19 @@ class Routes:
 
     async def complete(self, request: Request) -> Response:
         job_id = _job_in_path(request)
-        receipt, end = wire.ending_in(wire.parse(await read_body(request.receive)))
+        receipt, end = wire.ending_in(wire.parse(await read_body(request.scope, request.receive)))
         if receipt is not None:
             _same_job(job_id, receipt.job_id)
         return _json(await self._node.desk.end(job_id, receipt, end), status=202)
+
+    async def pass_on(self, request: Request, error: Exception) -> Response:
+        """Has the process answer that serves the job; one that was asked by another process refuses."""
+        assert isinstance(error, Elsewhere)
+        refused = _problem(request, refusal_of(error))
+        if error.address is None or was_passed_on(request.scope):
+            return refused
+        secure = access_of(request.scope, self._node.config.trusted_proxies).secure
+        return Relay(error, self._node.ledger, request.scope.get(BODY, b""), refused, secure=secure)
 
     async def healthz(self, request: Request) -> Response:
         return _json({"status": "alive"})
@@ -145,7 +160,7 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         access = access_of(scope, self._node.config.trusted_proxies)
-        asked = wire.parse_chat(await read_body(receive))
+        asked = wire.parse_chat(await read_body(scope, receive))
         stream = await self._node.desk.admit(asked, access)
         async with stream, _leaving_cuts(receive, stream):
             if asked.stream:
@@ -277,6 +292,8 @@ def _problem(request: Request, refusal: Refusal) -> Response:
         response = _json(refusal.problem(), refusal.row.status, "application/problem+json")
     if refusal.row.status == 401:
         response.headers["www-authenticate"] = "Bearer"
+    if "retry_after" in refusal.extra:
+        response.headers["retry-after"] = str(refusal.extra["retry_after"])
     return response
 
 
@@ -375,12 +392,15 @@ async def running(node: Node, host: str = "127.0.0.1", port: int = 0) -> AsyncIt
     and OSError where it cannot listen.
     """
     six = ":" in host
+    family = socket.AF_INET6 if six else socket.AF_INET
     async with node:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if six else socket.AF_INET)
-        server = Server(node, host, port)
-        serving = asyncio.create_task(server.serve([listener]))
-        try:
-            yield f"http://{f'[{host}]' if six else host}:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            await serving
+        with closing(socket.create_server((host, port), family=family)) as listener:
+            url = f"http://{f'[{host}]' if six else host}:{listener.getsockname()[1]}"
+            await node.ledger.reach(node.config.peer_url or url)
+            server = Server(node, host, port)
+            serving = asyncio.create_task(server.serve([listener]))
+            try:
+                yield url
+            finally:
+                server.should_exit = True
+                await serving

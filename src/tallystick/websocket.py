@@ -1,7 +1,8 @@
 """A payer's WebSocket (protocol §10): several replies at once, receipts, the end of the session.
 
 An upgrade with a bearer that does not hold is refused before it is accepted; without one, each request has to
-bring its own. Knows frames, and decides nothing.
+bring its own. Frames for a job that another process of the host serves go there, and its answers come back.
+Knows frames, and decides nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from starlette.types import Receive, Scope, Send
 from tallystick import wire
 from tallystick.desk import Access, refusal_of
 from tallystick.engine import Piece
-from tallystick.errors import Refusal, TallystickError
+from tallystick.errors import Elsewhere, LedgerError, Refusal, TallystickError
 from tallystick.node import Node, Payout
 from tallystick.peer import PeerGone, access_of, bearer_of
 from tallystick.proof import MAX_JOB_ID
+from tallystick.relay import Uplinks, was_passed_on
 from tallystick.stream import CANCELLED, Chunk, End, Stream
 from tallystick.types import JobId, RequestId
+
+TRY_AGAIN = 1013
+"""The code that a socket is closed with when the process is gone that served a job of it."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +48,8 @@ class Sessions:
             await _refuse_upgrade(send, refusal_of(error))
             return
         await send({"type": "websocket.accept"})
-        await Connection(self._node, access, receive, send).run(job_id)
+        connection = Connection(self._node, access, receive, send, passed_on=was_passed_on(scope))
+        await connection.run(job_id)
 
 
 async def _refuse_upgrade(send: Send, refusal: Refusal) -> None:
@@ -56,7 +62,10 @@ async def _refuse_upgrade(send: Send, refusal: Refusal) -> None:
 class Connection:
     """One WebSocket that was accepted."""
 
-    def __init__(self, node: Node, access: Access, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, node: Node, access: Access, receive: Receive, send: Send, *, passed_on: bool = False
+    ) -> None:
+        """`passed_on`: another process of the host is at the other end, so frames go no further."""
         self._node = node
         self._access = access
         """Of the upgrade."""
@@ -67,22 +76,28 @@ class Connection:
         self._sending = asyncio.Lock()
         self._streams: dict[RequestId, Stream] = {}
         self._watching = AsyncExitStack()
+        self._passed_on = passed_on
+        self._uplinks = Uplinks(
+            node.ledger, access.authorization, self._say, self._give_up, secure=access.secure
+        )
         self._gone = False
 
     async def run(self, job_id: JobId | None) -> None:
         """Until the other end leaves. `job_id`: the job of the upgrade's bearer."""
-        async with self._watching, asyncio.TaskGroup() as self._tasks:
-            if job_id is not None:
-                self._join(job_id, self._access)
+        async with self._watching, self._uplinks, asyncio.TaskGroup() as self._tasks:
             self._reading = self._tasks.create_task(self._read())
+            if job_id is not None:
+                await self._attend(job_id)
 
     async def _read(self) -> None:
         try:
             while (message := await self._receive())["type"] != "websocket.disconnect":
+                frame: dict[str, Any] = {}
                 try:
-                    await self._take(wire.parse_frame(message.get("text") or message.get("bytes") or b""))
+                    frame = wire.parse_frame(message.get("text") or message.get("bytes") or b"")
+                    await self._take(frame)
                 except TallystickError as error:
-                    await self._refuse(error)
+                    await self._pass_on_or_refuse(error, frame)
         finally:
             self._leave()
 
@@ -93,7 +108,7 @@ class Connection:
             case "receipt":
                 await self._receipt(frame)
             case "cancel":
-                self._cancel(frame)
+                await self._cancel(frame)
             case "session_end":
                 await self._end(frame)
             case other:
@@ -114,7 +129,7 @@ class Connection:
             async with stream:
                 await self._deliver(stream)
         except TallystickError as error:
-            await self._refuse(error, request)
+            await self._pass_on_or_refuse(error, frame, request)
 
     async def _deliver(self, stream: Stream) -> None:
         request = stream.order.request
@@ -151,7 +166,7 @@ class Connection:
             tally=end.tally,
         )
 
-    def _cancel(self, frame: dict[str, Any]) -> None:
+    async def _cancel(self, frame: dict[str, Any]) -> None:
         """A reply that is over already needs no cancelling, and is no mistake of the payer's."""
         request = frame.get("request")
         if not isinstance(request, str):
@@ -159,6 +174,8 @@ class Connection:
         stream = self._streams.get(RequestId(request))
         if stream is not None:
             stream.cut(CANCELLED)
+        else:
+            await self._uplinks.pass_to_all(orjson.dumps(frame).decode())
 
     # Receipts and the end
 
@@ -185,11 +202,40 @@ class Connection:
         self._accesses[job_id] = access
 
     def _settled(self, payout: Payout) -> None:
-        self._tasks.create_task(self._tell_settled(payout))
+        if payout.job_id not in self._uplinks.jobs:  # where it is served it is told as well
+            self._tasks.create_task(self._tell_settled(payout))
 
     async def _tell_settled(self, payout: Payout) -> None:
         with suppress(PeerGone):
             await self._tell("settled", **payout.out())
+
+    # Jobs that another process serves
+
+    async def _attend(self, job_id: JobId) -> None:
+        """Hears of the settlements of the upgrade's job, from where that is served."""
+        self._join(job_id, self._access)
+        with suppress(LedgerError):  # nothing was asked yet that could be refused
+            owner = None if self._passed_on else await self._node.desk.elsewhere(job_id)
+            if owner is not None:
+                await self._uplinks.connect(owner)
+
+    async def _pass_on_or_refuse(
+        self, error: TallystickError, frame: dict[str, Any], request: RequestId | None = None
+    ) -> None:
+        try:
+            if not isinstance(error, Elsewhere) or self._passed_on:
+                raise error
+            await self._uplinks.pass_on(error, orjson.dumps(frame).decode())
+        except TallystickError as refused:
+            await self._refuse(refused, request)
+
+    async def _give_up(self) -> None:
+        """A process that served a job of this socket is gone: the client connects again, as to that one."""
+        async with self._sending:
+            if not self._gone:
+                with suppress(OSError, RuntimeError):
+                    await self._send({"type": "websocket.close", "code": TRY_AGAIN})
+        self._leave()
 
     # Sending
 
@@ -201,8 +247,11 @@ class Connection:
             await self._tell("error", **named, problem=refusal_of(error).problem())
 
     async def _tell(self, kind: str, **members: Any) -> None:
+        await self._say(wire.frame(kind, **members))
+
+    async def _say(self, frame: str) -> None:
         """Sends one frame. PeerGone, and every reply of the socket ends, if it is not taken."""
-        message = {"type": "websocket.send", "text": wire.frame(kind, **members)}
+        message = {"type": "websocket.send", "text": frame}
         async with self._sending:
             if self._gone:
                 raise PeerGone("the client left")
