@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Mutates the contracts with slither-mutate and writes what the tests let live into docs/mutation.md.
 
-campaign.py [CONTRACT...]          those contracts, or all; exit 1 if a survivor has no reason there, or too many live
-campaign.py --one DIR CONTRACT     one contract in a scratch directory that is prepared, as the first form starts it
+campaign.py [CONTRACT...]          those contracts, or all; exit 1 if too many live, or one without a reason
+campaign.py --one DIR CONTRACT     one contract in a scratch directory that the first form has prepared
 
-Each mutant is compiled beside the tests that were compiled before it, and they run on its bytecode. Only what lives
-through that is compiled with the tests as well, for those that call a library directly.
+Each mutant is compiled without the tests, which were compiled before, and they run on its bytecode. Only what
+lives through that is compiled with the tests too, for those that call a library directly.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ FILES = {
 DEPLOYED = ("JobMarketplace", "NodeRegistry")
 WORKERS = 2
 LEAST = 95.0
-# Far beyond what a run takes: a mutant that runs out of it is counted as killed, and the page says how many did.
+# Far beyond what a run takes: what needs longer is counted as killed, and the page says how many did.
 SECONDS_A_MUTANT = 300
 UNEXPLAINED = "unexplained"
 
-TRIED = re.compile(r"\[(\w+)\] Line (\d+): '(.*?)' ==> '(.*?)' --> UNCAUGHT", re.DOTALL)
+ENTRY = "INFO:Slither-Mutate:"
+LIVES = re.compile(r"\[(\w+)\] Line (\d+): '(.*)' ==> '(.*)' --> UNCAUGHT", re.DOTALL)
 COUNTED = re.compile(r"(Revert|Comment|Tweak) mutants: (\d+) caught of (\d+)")
 COLOUR = re.compile(r"\x1b\[\d*m")
 
@@ -87,7 +88,8 @@ def outcome(contract: str, log: str) -> Outcome:
         raise SystemExit(f"slither-mutate counted nothing in {contract}:\n{log[-2000:]}")
     survivors = tuple(
         Survivor(contract, int(line), operator, f"{code(old)} → {code(new)}")
-        for operator, line, old, new in TRIED.findall(log)
+        for entry in log.split(ENTRY)
+        for operator, line, old, new in LIVES.findall(entry)
     )
     killed, mutants = sum(caught for caught, _ in counts), sum(tried for _, tried in counts)
     return Outcome(contract, mutants, killed, log.count("Tests took too long"), survivors)
@@ -151,7 +153,7 @@ def judgement(scratch: Path) -> str:
 
 
 def mutate(scratch: Path, contract: str) -> None:
-    """Runs the tool, with an incremental build in the place of its own, which compiles all that a file imports anew."""
+    """Runs the tool, with an incremental build in the place of its own, which compiles everything anew."""
     from slither.tools.mutator import __main__ as tool
     from slither.tools.mutator.utils import testing_generated_mutant
 
@@ -170,11 +172,10 @@ def mutate(scratch: Path, contract: str) -> None:
 def campaign(scratch: Path, contract: str) -> Outcome:
     """One contract, in a process of its own: the tool keeps what it knows in globals."""
     command = [sys.executable, __file__, "--one", str(scratch), contract]
-    log = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    ).stdout
-    (scratch.parent / f"{contract}.log").write_text(log)
-    return outcome(contract, log)
+    log = scratch.parent / f"{contract}.log"
+    with log.open("wb") as output:
+        subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    return outcome(contract, log.read_text())
 
 
 def work(scratch: Path, waiting: queue.SimpleQueue[str], outcomes: list[Outcome]) -> None:
@@ -241,13 +242,9 @@ def counts(outcomes: list[Outcome], before: str) -> str:
     ordered = [kept[name] for name in FILES if name in kept]
     tried, killed = (sum(int(row[column]) for row in ordered) for column in (1, 2))
     late = sum(int(row[5]) for row in ordered)
-    ordered.append(
-        ["all", str(tried), str(killed), str(tried - killed), f"{100 * killed / tried:.1f} %", str(late)]
-    )
-    head = [
-        "| contract | mutants | killed | survivors | killed | of these by time |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    percent = f"{100 * killed / tried:.1f} %"
+    ordered.append(["all", str(tried), str(killed), str(tried - killed), percent, str(late)])
+    head = ["| contract | mutants | killed | survivors | killed | by time |", "|---|--:|--:|--:|--:|--:|"]
     return "\n".join(head + ["| " + " | ".join(row) + " |" for row in ordered])
 
 
@@ -279,10 +276,7 @@ def main(argv: list[str]) -> int:
         return 0
     contracts = argv or list(FILES)
     if unknown := [name for name in contracts if name not in FILES]:
-        print(
-            f"no contract to mutate is called {', '.join(unknown)}: one of {', '.join(FILES)}",
-            file=sys.stderr,
-        )
+        print(f"not among {', '.join(FILES)}: {', '.join(unknown)}", file=sys.stderr)
         return 2
     os.nice(10)
     logs = Path(tempfile.mkdtemp(prefix="mutation-"))
