@@ -14,11 +14,11 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer, unused_port
 
 from tallystick import contracts, errors, pricing, proof
-from tallystick.chain import Chain, TxResult
+from tallystick.chain import DATA_FEES, Chain, TxResult
 from tallystick.contracts import Call, Claim
 from tallystick.devnet import Account, Devnet
 from tallystick.errors import ChainError, Reverted, RpcError, WrongChain
-from tallystick.testing.faults import Erring, nth
+from tallystick.testing.faults import Erring, Status, nth
 from tallystick.testing.geth import Upstream
 from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import (
@@ -184,6 +184,49 @@ async def test_a_job_is_read_as_it_was_then(market: Market) -> None:
     assert now is not None
     assert then is not None
     assert (now.settled, then.settled) == (Totals(10, 100), Totals())
+
+
+async def test_known_jobs_are_read_together(market: Market) -> None:
+    """Each as a reading of its own would have it; None where the id is another job's by now, or no one's."""
+    jobs = [await market.open(signer=market.devnet.accounts[index].address) for index in (SIGNER, 10, 11)]
+    known = [await market.chain.job(job) for job in jobs]
+    assert None not in known
+    first, second, third = (job for job in known if job is not None)
+    await market.settle(first.id, Totals(5, 100))
+    await market.send(market.chain.complete_session(second.id), market.payer)
+    other = dataclasses.replace(third, created_at=third.created_at - 1)
+    gone = dataclasses.replace(third, id=JobId(third.id + 1))
+    found = await market.chain.latest([first, second, other, gone])
+    assert found == {
+        first.id: await market.chain.job(first.id),
+        second.id: await market.chain.job(second.id),
+        third.id: None,
+        gone.id: None,
+    }
+
+
+async def test_a_job_that_cannot_be_read_is_left_out(market: Market) -> None:
+    """And holds up none of the others; an endpoint that gives no answer at all has said nothing."""
+    jobs = [await market.open(signer=market.devnet.accounts[index].address) for index in (SIGNER, 10)]
+    known = [job for each in jobs if (job := await market.chain.job(each)) is not None]
+    deployment, url = market.chain.deployment, market.devnet.rpc_url
+    async with Upstream(url) as node, FaultyRpc(node) as rpc, Chain(rpc.url, deployment) as chain:
+        with rpc.failing(Erring(-32000, "header not found"), "eth_call", when=nth(1)):
+            assert list(await chain.latest(known)) == jobs[1:]
+        with rpc.failing(Status(503)), pytest.raises(ChainError):
+            await chain.latest(known)
+
+
+DATA_FEE = 1_000
+"""Wei for each byte, by the oracle of the test."""
+ORACLE = "0x6024356103e80260005260206000f3"
+
+
+async def test_a_rollup_s_data_costs_what_its_oracle_says(market: Market) -> None:
+    """And nothing where there is no oracle."""
+    assert await market.chain.data_fee(bytes(100)) == 0
+    await market.devnet.ask("anvil_setCode", DATA_FEES, ORACLE)
+    assert await market.chain.data_fee(bytes(100)) == 100 * DATA_FEE
 
 
 async def test_jobs_are_found_by_their_parties(market: Market) -> None:

@@ -17,7 +17,7 @@ from web3.types import RPCEndpoint
 from tallystick.devnet import Devnet
 from tallystick.endpoint import Endpoint
 from tallystick.errors import ChainError, ConfigError, RpcError
-from tallystick.testing.faults import Status
+from tallystick.testing.faults import Break, Cut, Status, Truncated
 from tallystick.testing.geth import Upstream
 from tallystick.testing.rpc import FaultyRpc
 
@@ -164,3 +164,40 @@ def test_what_is_no_http_url_is_refused_without_being_quoted(url: str) -> None:
     with pytest.raises(ConfigError, match="has to be an http") as caught:
         Endpoint(url)
     assert SECRET not in str(caught.value)
+
+
+# Many calls at once
+
+COUNTS = [(RPCEndpoint("eth_getTransactionCount"), ["0x" + f"{n:040x}", "latest"]) for n in range(250)]
+
+
+@pytest.mark.parametrize(("largest", "requests"), [(100, 3), (30, 11), (1, 251)])
+async def test_many_calls_go_in_few_requests(devnet: Devnet, largest: int, requests: int) -> None:
+    """As many in one request as the endpoint takes, one by one where it takes no array; none is mixed up."""
+    async with Upstream(devnet.rpc_url) as node, FaultyRpc(node) as rpc, endpoint(rpc.url) as made:
+        rpc.largest_array = largest
+        answers = await made.ask_all([*COUNTS[:125], (BLOCK_NUMBER, []), *COUNTS[125:]])
+        # What was left over of a longer array may have been answered before the others were refused.
+        assert 0 <= rpc.requests - rpc.fired["array refused"] - requests <= 2
+        assert answers[125] == (await made.make_request(BLOCK_NUMBER, []))["result"]
+        assert answers[:125] + answers[126:] == ["0x0"] * 250
+
+
+async def test_one_of_many_calls_may_fail(devnet: Devnet) -> None:
+    """An error is the answer to its own call alone."""
+    async with endpoint(devnet.rpc_url) as made:
+        number, error = await made.ask_all([(BLOCK_NUMBER, []), (RPCEndpoint("eth_nothing"), [])])
+    assert isinstance(number, str)
+    assert isinstance(error, RpcError)
+
+
+@pytest.mark.parametrize("fault", [Status(429), Status(503), Cut(), Truncated()])
+async def test_many_calls_fail_together(devnet: Devnet, fault: Break) -> None:
+    """An endpoint that gives no usable answer has answered none of them, and its arrays stay as long."""
+    async with Upstream(devnet.rpc_url) as node, FaultyRpc(node) as rpc, endpoint(rpc.url) as made:
+        with rpc.failing(fault), pytest.raises(ChainError):
+            await made.ask_all(COUNTS[:40])
+        assert await made.ask_all(COUNTS[:40]) == ["0x0"] * 40
+        before = rpc.requests
+        assert await made.ask_all(COUNTS[:40]) == ["0x0"] * 40
+        assert rpc.requests == before + 1

@@ -151,6 +151,16 @@ async def test_a_call_that_fails_on_its_way_goes_on_to_the_next(bench: Bench, fa
     assert SECRET not in str(told)
 
 
+async def test_many_calls_that_fail_go_on_to_the_next(bench: Bench) -> None:
+    """All of them together: one endpoint's answers fit together."""
+    await bench.all.statuses()
+    bench.a.fail(Severed(), COUNT, when=nth(3))
+    calls = [(RPCEndpoint(COUNT), [bench.host.address, "latest"])] * 5
+    assert await bench.all.ask_all(calls) == ["0x0"] * 5
+    assert bench.calls(COUNT)[1:] == [5, 0]
+    assert await bench.look() == [False, True, True]
+
+
 async def test_silence_is_waited_for_once(bench: Bench) -> None:
     """For as long as a call may take; then the next one is asked, and from then on at once."""
     await bench.make(timeout=0.3).statuses()

@@ -9,19 +9,21 @@ clock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from weakref import WeakValueDictionary
 
+from eth_abi.abi import encode
 from eth_account import Account
 from eth_typing import HexStr
 from eth_utils.conversions import to_bytes, to_hex
 from web3 import AsyncWeb3
 from web3.exceptions import BadFunctionCallOutput, BlockNotFound, TransactionNotFound
-from web3.types import TxParams
+from web3.types import RPCEndpoint, TxParams
 
 from tallystick.contracts import (
     Call,
@@ -31,11 +33,13 @@ from tallystick.contracts import (
     Registered,
     Updated,
     decode_revert,
+    job_state,
     topic,
 )
-from tallystick.endpoint import CALL_TIMEOUT
+from tallystick.endpoint import CALL_TIMEOUT, Asked
 from tallystick.endpoints import chain_id_at, provider
 from tallystick.errors import ChainError, ContractError, RpcError, WrongChain
+from tallystick.keccak import keccak
 from tallystick.networks import Deployment, Network, network
 from tallystick.proof import TokenDomain
 from tallystick.roster import Status
@@ -43,6 +47,10 @@ from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Pr
 
 INCLUSION_TIMEOUT = 120.0
 """Seconds that a transaction may take to be as deep as asked for."""
+
+DATA_FEES = Address("0x420000000000000000000000000000000000000F")
+"""GasPriceOracle, which tells on each chain of the OP stack what a transaction's data costs."""
+_GET_DATA_FEE = keccak(b"getL1Fee(bytes)")[:4]
 
 REMEMBERED_JOBS = 10_000
 """How many jobs' openings are kept in memory, so that a job that is in use is read with one call."""
@@ -58,6 +66,8 @@ class Block:
     timestamp: int
     base_fee: int
     hash: str
+    gas_limit: int
+    """Gas that all its transactions may use together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +102,16 @@ class Chain(Contracts):
     answer within `timeout` seconds, from each of them.
     """
 
-    def __init__(self, rpc_url: str, deployment: Deployment, *, timeout: float = CALL_TIMEOUT) -> None:
-        self._endpoint = provider(rpc_url, deployment.chain_id, timeout)
+    def __init__(
+        self,
+        rpc_url: str,
+        deployment: Deployment,
+        *,
+        timeout: float = CALL_TIMEOUT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: for how long an endpoint that fails is set aside."""
+        self._endpoint = provider(rpc_url, deployment.chain_id, timeout, clock)
         super().__init__(deployment, AsyncWeb3(self._endpoint, middleware=[]))
         self._openings: dict[JobId, Created] = {}
         self._with_code: set[Address] = set()
@@ -150,7 +168,13 @@ class Chain(Contracts):
             raw = await self._w3.eth.get_block("latest" if number is None else number)
         except BlockNotFound:
             raise self._lagging(f"no block {number}") from None
-        return Block(raw["number"], raw["timestamp"], raw.get("baseFeePerGas", 0), to_hex(raw["hash"]))
+        return Block(
+            number=raw["number"],
+            timestamp=raw["timestamp"],
+            base_fee=raw.get("baseFeePerGas", 0),
+            hash=to_hex(raw["hash"]),
+            gas_limit=raw["gasLimit"],
+        )
 
     async def code_ok(self) -> bool:
         """True if marketplace and registry are there. Any code at their addresses is theirs (CREATE2)."""
@@ -163,6 +187,19 @@ class Chain(Contracts):
         """The job as of `depth` blocks ago, None if there was none."""
         latest = await self.block_number()
         return await self._job_at(job_id, latest - depth, latest)
+
+    async def latest(self, known: Sequence[Job]) -> dict[JobId, Job | None]:
+        """Known jobs as of the latest block, in few requests. None: another one has its id now, or none has.
+
+        Left out is what the endpoint could not tell. What never changes of a job is taken as it is known.
+        """
+        calls = [self._getting(job.id) for job in known]
+        answers = await self._endpoint.ask_all(calls)
+        found: dict[JobId, Job | None] = {}
+        for job, answer in zip(known, answers, strict=True):
+            with suppress(ValueError):
+                found[job.id] = _moved_on(job, job_state(_bytes(answer)))
+        return found
 
     async def jobs(
         self, *, payer: Address | None = None, host: Address | None = None, since: int | None = None
@@ -193,9 +230,10 @@ class Chain(Contracts):
             raise self._lagging(f"job {job_id} but not its completion")
         return found[0] if found else None
 
-    async def events(self, first: int, last: int) -> list[Event]:
-        """All events of the marketplace in the blocks `first` to `last`, both included."""
-        return await self._events(self.deployment.marketplace, [], first, last)
+    async def events(self, first: int, last: int, names: Sequence[str] = ()) -> list[Event]:
+        """The marketplace's events of these names, or all, in blocks `first` to `last`, both included."""
+        topics = [[topic(name) for name in names]] if names else []
+        return await self._events(self.deployment.marketplace, topics, first, last)
 
     # Hosts
 
@@ -278,6 +316,16 @@ class Chain(Contracts):
     async def priority_fee(self) -> int:
         """What the endpoint suggests as a tip, in wei per gas."""
         return await self._w3.eth.max_priority_fee
+
+    async def data_fee(self, data: bytes) -> int:
+        """Wei that the chain asks for a transaction's data beside its gas: a rollup's fee, elsewhere 0."""
+        if not await self._has_code(DATA_FEES):
+            return 0
+        asked: TxParams = {
+            "to": AsyncWeb3.to_checksum_address(DATA_FEES),
+            "data": _GET_DATA_FEE + encode(["bytes"], [data]),
+        }
+        return int.from_bytes(await self._w3.eth.call(asked), "big")
 
     async def nonce(self, address: Address, *, pending: bool = False) -> int:
         """How many transactions of `address` are in blocks; `pending`: and in the endpoint's pool."""
@@ -379,6 +427,10 @@ class Chain(Contracts):
             return await function.call(block_identifier="latest" if at is None else at)
         except BadFunctionCallOutput:
             raise ChainError(f"there is no contract at {function.address} for {self.endpoint}") from None
+
+    def _getting(self, job_id: JobId) -> Asked:
+        call = self.get_job(job_id)
+        return RPCEndpoint("eth_call"), [{"to": call.to, "data": to_hex(call.data)}, "latest"]
 
     async def _balance(self, owner: Address, asset: Address) -> Any:
         return await self._read(self._marketplace.functions.balanceOf(owner, asset))
@@ -564,6 +616,30 @@ def _as_params(call: Call, sender: Address) -> TxParams:
         "data": call.data,
         "value": AsyncWeb3.to_wei(call.value, "wei"),
     }
+
+
+def _bytes(answer: Any) -> bytes:
+    """What a call returned. ValueError if it returned nothing."""
+    if not isinstance(answer, str):
+        raise ValueError(str(answer))
+    return to_bytes(hexstr=answer)
+
+
+def _moved_on(known: Job, state: Mapping[str, int]) -> Job | None:
+    """A known job in the state that the chain tells; None if that is another job's, or none's."""
+    told = (state["payer"], state["signer"], state["createdAt"])
+    if told != (int(known.payer, 16), int(known.signer, 16), known.created_at):
+        return None
+    return replace(
+        known,
+        deposit=state["deposit"],
+        asked_at=state["askedAt"],
+        closes_at=state["closesAt"],
+        settled=Totals(state["promptTokens"], state["tokens"]),
+        owed=state["owed"],
+        fee=state["fee"],
+        status=JobStatus(state["status"]),
+    )
 
 
 def _word(value: int | str | None) -> str | None:

@@ -256,6 +256,27 @@ def _terms_out(terms: Terms) -> tuple[Any, ...]:
     )
 
 
+# A job's state
+
+_WORD = 32
+
+
+def job_state(data: bytes) -> dict[str, int]:
+    """What `getJob` returned, by the ABI's names: each member is one word. ValueError if it is none of it."""
+    names = _job_members()
+    if len(data) != _WORD * len(names):
+        raise ValueError(f"a job has {len(names)} words, and not {len(data)} bytes")
+    words = (int.from_bytes(data[at : at + _WORD], "big") for at in range(0, len(data), _WORD))
+    return dict(zip(names, words, strict=True))
+
+
+@cache
+def _job_members() -> list[str]:
+    functions = filter_abi_by_type("function", artifact("JobMarketplace").abi)
+    [output] = next(each["outputs"] for each in functions if each["name"] == "getJob")
+    return [str(member["name"]) for member in output["components"]]
+
+
 # Errors
 
 
@@ -344,6 +365,10 @@ class Contracts:
     def reclaim(self, job_id: JobId) -> Call:
         """Closes a job whose time is over, by anybody."""
         return _call(self._marketplace, "reclaim", job_id)
+
+    def get_job(self, job_id: JobId) -> Call:
+        """Reads a job; `job_state` understands the answer."""
+        return _call(self._marketplace, "getJob", job_id)
 
     # Balances
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from eth_utils.conversions import to_bytes, to_hex
 from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from tallystick.endpoint import CALL_TIMEOUT, CHAIN_ID, HEAD, Endpoint
+from tallystick.endpoint import CALL_TIMEOUT, CHAIN_ID, HEAD, NOT_THE_NODE, Asked, Endpoint
 from tallystick.errors import ChainError, RpcError, WrongChain
 from tallystick.fees import Answer, read_answer
 from tallystick.keccak import keccak
@@ -44,9 +44,6 @@ from tallystick.roster import Member, Roster, State, Status
 
 HEAD_START = 1.0
 """Seconds that the others get, once one endpoint has answered, to show that it is behind."""
-
-# With these a gateway speaks in the node's place: no credit, too many calls, nobody behind it.
-NOT_THE_NODE = {401, 402, 403, 408, 429, 502, 503, 504}
 
 SEND = RPCEndpoint("eth_sendRawTransaction")
 
@@ -103,19 +100,16 @@ class Endpoints(AsyncJSONBaseProvider):
         await self._look_around()
         if method == SEND:
             return await self._send(params)
-        view = _view.get()
-        if view is not None and view.endpoints is self:
+        if (view := self._present_view()) is not None:
             return await self._ask_in(view, method, params)
-        tried: list[Member] = []
-        while (member := self._roster.choose(tried)) is not None:
-            tried.append(member)
-            try:
-                return await self._ask(member, method, params)
-            except RpcError:
-                raise
-            except ChainError:
-                continue  # it is set aside
-        raise self._nobody()
+        return await self._ask_anybody(lambda member: self._ask(member, method, params))
+
+    async def ask_all(self, calls: Sequence[Asked]) -> list[Any | RpcError]:
+        """As of one endpoint: all answers are from the same. Blocks that they come from are not noticed."""
+        await self._look_around()
+        if (view := self._present_view()) is not None:
+            return await self._ask_all(view.member, calls)
+        return await self._ask_anybody(lambda member: self._ask_all(member, calls))
 
     @asynccontextmanager
     async def view(self, at_least: int = 0) -> AsyncIterator[None]:
@@ -190,6 +184,31 @@ class Endpoints(AsyncJSONBaseProvider):
         return member
 
     # Asking
+
+    def _present_view(self) -> _View | None:
+        """The view that the caller is in."""
+        view = _view.get()
+        return view if view is not None and view.endpoints is self else None
+
+    async def _ask_anybody(self, ask: Callable[[Member], Awaitable[T]]) -> T:
+        """What the first one answers that does. An RpcError is an answer."""
+        tried: list[Member] = []
+        while (member := self._roster.choose(tried)) is not None:
+            tried.append(member)
+            try:
+                return await ask(member)
+            except RpcError:
+                raise
+            except ChainError:
+                continue  # it is set aside
+        raise self._nobody()
+
+    async def _ask_all(self, member: Member, calls: Sequence[Asked]) -> list[Any | RpcError]:
+        try:
+            return await self._endpoints[member].ask_all(calls)
+        except ChainError as error:
+            self._fail(member, str(error))
+            raise ChainError(str(error)) from None
 
     async def _ask(self, member: Member, method: RPCEndpoint, params: Any) -> RPCResponse:
         """RpcError: so it answered. Any other ChainError: it did not answer, and is set aside."""
@@ -297,10 +316,17 @@ def _raw(transaction: str | bytes) -> bytes:
 # From a setting
 
 
-def provider(rpc_url: str, chain_id: int, timeout: float = CALL_TIMEOUT) -> Endpoint | Endpoints:
+def provider(
+    rpc_url: str,
+    chain_id: int,
+    timeout: float = CALL_TIMEOUT,
+    clock: Callable[[], float] = time.monotonic,
+) -> Endpoint | Endpoints:
     """What answers for RPC_URL: the endpoint there, or if there are several, all of them as one."""
     urls = rpc_url.split(",")
-    return Endpoint(rpc_url, timeout) if len(urls) == 1 else Endpoints(urls, chain_id, timeout)
+    if len(urls) == 1:
+        return Endpoint(rpc_url, timeout)
+    return Endpoints(urls, chain_id, timeout, clock=clock)
 
 
 async def chain_id_at(rpc_url: str, timeout: float = CALL_TIMEOUT) -> int:

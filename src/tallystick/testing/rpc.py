@@ -24,9 +24,13 @@ from aiohttp import web
 from tallystick.testing.faults import Break, Onward, Rule, View, When, always
 from tallystick.testing.geth import Answer, Node, Request
 
+TOO_MANY = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"batch too large"}}'
+
 
 class FaultyRpc:
-    """An endpoint on a free port of loopback, for one call a request. `async with` opens and closes it.
+    """An endpoint on a free port of loopback. `async with` opens and closes it.
+
+    A request is one call or, up to `largest_array` of them, an array; its answers come in no order.
 
     All rules that fire at a call befall it together: views from the first to the last one, of which the last
     is next to the node, then the first break. `fired` counts the faults by name; endpoints may share it.
@@ -39,10 +43,13 @@ class FaultyRpc:
         """By method: the calls that arrived here."""
         self.reached: Counter[str] = Counter()
         """By method: those that the node got."""
+        self.requests = 0
+        """What arrived over HTTP, whatever it asked."""
+        self.largest_array = 100
         self._node = node
         self._port = 0
         self._runner: web.AppRunner | None = None
-        self._tasks: set[asyncio.Task[bytes]] = set()
+        self._tasks: set[asyncio.Task[list[Any]]] = set()
 
     @property
     def url(self) -> str:
@@ -101,23 +108,36 @@ class FaultyRpc:
 
     async def _handle(self, http: web.Request) -> web.StreamResponse:
         asked = orjson.loads(await http.read())
-        request = Request(asked["method"], asked.get("params") or [])
-        self.calls[request.method] += 1
-        faults = [rule.fault for rule in list(self.rules) if rule.fires(request.method)]
-        views = [fault for fault in faults if isinstance(fault, View)]
-        broken = next((fault for fault in faults if isinstance(fault, Break)), None)
+        self.requests += 1
+        calls = asked if isinstance(asked, list) else [asked]
+        if len(calls) > self.largest_array:
+            self.fired["array refused"] += 1
+            return web.Response(body=TOO_MANY, content_type="application/json")
+        faults = [self._faults(call["method"]) for call in calls]
+        broken = next((fault for each in faults for fault in each if isinstance(fault, Break)), None)
         answer = b""
         if broken is None or broken.after:
             # Not given up when the client leaves: what is on its way to the node arrives there.
-            answer = await asyncio.shield(self._spawn(self._answer(request, asked.get("id"), views)))
+            told = await asyncio.shield(self._spawn(self._answers(calls, faults)))
+            answer = orjson.dumps(told if isinstance(asked, list) else told[0])
         if broken is None:
             return web.Response(body=answer, content_type="application/json")
         self.fired[broken.name] += 1
         return await broken.respond(http, answer)
 
-    async def _answer(self, request: Request, request_id: Any, views: list[View]) -> bytes:
-        answer = await self._through(views)(request)
-        return orjson.dumps({"jsonrpc": "2.0", "id": request_id, **answer})
+    def _faults(self, method: str) -> list[View | Break]:
+        self.calls[method] += 1
+        return [rule.fault for rule in list(self.rules) if rule.fires(method)]
+
+    async def _answers(self, calls: list[Any], faults: list[list[View | Break]]) -> list[Any]:
+        return [
+            await self._answer(call, [fault for fault in each if isinstance(fault, View)])
+            for call, each in reversed(list(zip(calls, faults, strict=True)))
+        ]
+
+    async def _answer(self, call: Any, views: list[View]) -> dict[str, Any]:
+        request = Request(call["method"], call.get("params") or [])
+        return {"jsonrpc": "2.0", "id": call.get("id"), **await self._through(views)(request)}
 
     def _through(self, views: list[View]) -> Onward:
         if not views:
@@ -137,7 +157,7 @@ class FaultyRpc:
         self.reached[request.method] += 1
         return await self._node.answer(request)
 
-    def _spawn(self, work: Coroutine[Any, Any, bytes]) -> asyncio.Task[bytes]:
+    def _spawn(self, work: Coroutine[Any, Any, list[Any]]) -> asyncio.Task[list[Any]]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
