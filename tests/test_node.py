@@ -16,8 +16,9 @@ from tallystick.config import AssetPrice, HostConfig, Secret
 from tallystick.counter import Counter
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, ConfigError, Refusal
+from tallystick.ledger import Ledger
 from tallystick.node import COUNTER, Node, Payout
-from tallystick.testing.engine import Script, ScriptedEngine, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import ETH, Address, JobStatus, Totals
 from tests.paying import PROMPT, Signer, open_job, register, until
 
@@ -269,3 +270,78 @@ async def test_a_kill_before_the_ledger_was_told(config: HostConfig, devnet: Dev
 async def is_closed(chain: Chain, signer: Signer) -> bool:
     job = await chain.job(signer.job.id)
     return job is not None and job.status is JobStatus.CLOSED
+
+
+# Beside other processes
+
+
+async def test_what_a_process_beside_had_counted_is_taken_over(
+    config: HostConfig, devnet: Devnet, chain: Chain, postgres_url: str
+) -> None:
+    """Law 7: on the same disk, what a dead process counted and told nobody goes over with the job."""
+    shared = changed(config, ledger_url=Secret(postgres_url))
+    async with node(shared) as dead, node(shared) as host:
+        assert {each.counter.path.name for each in (dead, host)} == {COUNTER, f"{COUNTER}.2"}
+        signer = await open_job(devnet, chain)
+        asked = wire.parse_chat(orjson.dumps(signer.body()))
+        async with await dead.desk.admit(asked, signer.access()) as stream:
+            async for chunks in stream:
+                for chunk in chunks:
+                    signer.receive(
+                        {"choices": chunk.piece.choices if chunk.piece else [], "tally": chunk.tally}
+                    )
+        told = await dead.ledger.job(signer.job.id)
+        assert told is not None
+        assert told.gross == Totals()
+        await dead.ledger.heartbeat.stop()
+        await host.ledger.bury(dead.ledger.process)
+        await sign(host, signer)
+        row = await host.ledger.job(signer.job.id)
+    assert row is not None
+    assert (row.owner, row.gross) == (host.ledger.process, Totals(PROMPT, 60))
+    assert row.receipted is not None
+    assert row.receipted.totals == Totals(PROMPT, 60)
+
+
+async def test_a_killed_nodes_jobs_are_served_at_once_by_the_next(
+    config: HostConfig, devnet: Devnet, chain: Chain, postgres_url: str
+) -> None:
+    """A node that takes the file of slots of a dead one knows that it is dead, and waits for no lease."""
+    shared = changed(config, ledger_url=Secret(postgres_url))
+    async with node(shared) as first:
+        signer = await open_job(devnet, chain)
+        killed = first.ledger.process
+    async with Ledger(config.data_dir, postgres_url) as ledger:
+        ledger.process = killed  # as it was: alive in the ledger, and never to be heard of again
+        await ledger.renew()
+        row = await ledger.serve(signer.job)
+        assert await ledger.lead(signer.job.host)
+        await ledger.heartbeat.stop()
+        async with node(shared) as second:
+            assert second.counter.predecessor == killed
+            after = await second.ledger.serve(signer.job)
+            assert (after.owner, after.epoch) == (second.ledger.process, row.epoch + 1)
+            assert await second.ledger.lead(signer.job.host)
+
+
+async def test_a_lease_that_ran_out_ends_what_is_served(
+    config: HostConfig, devnet: Devnet, chain: Chain
+) -> None:
+    """No token goes out once another process might serve the job, and what was begun before counts anew."""
+    async with Node(config, engine=ScriptedEngine(Script((*say("a"), Hang())))) as host:
+        signer = await open_job(devnet, chain)
+        asked = wire.parse_chat(orjson.dumps(signer.body()))
+        async with await host.desk.admit(asked, signer.access()) as stream:
+            chunks = await anext(stream)
+            host.ledger.heartbeat._run_out()
+            async for more in stream:
+                chunks += more
+        assert stream.end is not None
+        assert stream.end.reason == "ledger_unavailable"
+        for chunk in chunks:
+            signer.receive({"choices": chunk.piece.choices if chunk.piece else [], "tally": chunk.tally})
+        await sign(host, signer)
+        row = await host.ledger.job(signer.job.id)
+    assert row is not None
+    assert row.receipted is not None
+    assert row.receipted.totals == Totals(PROMPT, 1)

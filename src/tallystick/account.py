@@ -40,9 +40,12 @@ class Account:
         domain: proof.Domain,
         clock: Callable[[], float],
         asked: Prices | None = None,
+        *,
+        blind: bool = False,
     ) -> None:
         """`slot` holds the gross count, the ledger's at least; `clock` is an estimate of the chain's time;
-        `asked` are the host's own prices for such a job.
+        `asked` are the host's own prices for such a job. `blind`: the process that served it before is gone,
+        and its slot with it.
         """
         self.job = job
         self.slot = slot
@@ -67,7 +70,7 @@ class Account:
             receipted=row.receipted.totals if row.receipted else Totals(),
             written_off=row.written_off,
         )
-        self.lost = self.meter.gross - self.meter.acknowledged
+        self.lost = self.meter.gross - self.meter.acknowledged + (self._unseen() if blind else Totals())
         """What requests from before this process may still acknowledge."""
         self.crossed = False
         """A whole interval was counted since the ledger was last told."""
@@ -87,6 +90,12 @@ class Account:
         self._deliveries: dict[RequestId, Delivery] = {}
         self._domain = domain
         self._clock = clock
+
+    def _unseen(self) -> Totals:
+        """The most that a process may have delivered and not told of: what was signed ahead, and a credit."""
+        meter, price = self.meter, self.meter.risk.prompt_per_million
+        ahead = meter.receipted - meter.receipted.lower(meter.gross)
+        return ahead + Totals(meter.credit // price if price else pricing.MAX_TOKENS, self.job.interval)
 
     # Delivering
 

@@ -24,7 +24,7 @@ from tallystick import admission, pricing, proof, wire
 from tallystick.account import Account
 from tallystick.admission import Check, Facts, Offer, first_refusal
 from tallystick.config import HostConfig
-from tallystick.counter import Counter
+from tallystick.counter import Counter, Record
 from tallystick.engine import Engine
 from tallystick.errors import (
     ChainError,
@@ -40,6 +40,7 @@ from tallystick.lookout import Lookout
 from tallystick.meter import Fit
 from tallystick.receipt import check_own, check_signer
 from tallystick.stream import CANCELLED, LEDGER_UNAVAILABLE, NODE_STOPPING, Order, Stream, engine_refusal
+from tallystick.tables import JobRow
 from tallystick.types import Ack, Job, JobId, Receipt, RequestId, Totals
 from tallystick.wire import ChatRequest
 
@@ -229,6 +230,7 @@ class Desk:
 
     async def _take_up(self, job: Job) -> Account:
         lapses = self._lapses
+        before = await self._ledger.job(job.id)
         found = await asyncio.to_thread(self._counter.found, job.id)
         row = await self._ledger.serve(job, found)
         positions = await self._ledger.positions(job.id)
@@ -236,10 +238,13 @@ class Desk:
             raise LedgerError(f"job {job.id} may have been taken over while it was taken up")
         slot = self._counter.open(job.id, row.epoch, floor=row.gross)
         asked = self.offer.asked(job)
-        account = Account(job, row, slot, positions, self.offer.domain, self._lookout.clock, asked)
+        blind = _is_blind(before, found)
+        account = Account(
+            job, row, slot, positions, self.offer.domain, self._lookout.clock, asked, blind=blind
+        )
         self._accounts[job.id] = account
         self._give_grace_to_lost(account)
-        log.info("job.taken_up", job=job.id, epoch=row.epoch)
+        log.info("job.taken_up", job=job.id, epoch=row.epoch, blind=blind)
         return account
 
     async def elsewhere(self, job_id: JobId) -> Elsewhere | None:
@@ -473,6 +478,14 @@ class Desk:
                     await self._stream_left.wait()
         while self._writing:
             await asyncio.wait(self._writing)
+        await self._give_up()
+
+    async def _give_up(self) -> None:
+        """What this process counted is in the ledger, for whoever serves its jobs next."""
+        for account in list(self._accounts.values()):
+            with suppress(LedgerError):  # it is in the slot as well
+                await self._note_count(account, due=False)
+                await self._ledger.release(account.job.id)
 
     @property
     def streams(self) -> int:
@@ -605,6 +618,13 @@ class Desk:
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         self._spawn(work).add_done_callback(_tell_failure)
+
+
+def _is_blind(before: JobRow | None, found: Iterable[Record]) -> bool:
+    """True if a job was served by a process that did not give it up, and whose slot is not to be found."""
+    if before is None or before.owner is None:
+        return False
+    return before.epoch not in {record.epoch for record in found}
 
 
 def _refuse_lapsed(account: Account) -> None:
