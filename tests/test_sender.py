@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from tallystick.chain import Chain
 from tallystick.contracts import Call
 from tallystick.devnet import Devnet
-from tallystick.errors import AlreadyRegistered, ChainError, RpcError
+from tallystick.errors import AlreadyRegistered, ChainError, LedgerError, RpcError
 from tallystick.fees import GWEI, Fees, Pace
 from tallystick.ledger import Ledger
 from tallystick.networks import Deployment
@@ -489,3 +489,78 @@ async def by_hand(bench: Bench, nonce: int, fees: Fees) -> None:
     call, key = Call(bench.host.address, b""), bench.host.private_key
     signed = bench.chain.sign(call, key, nonce=nonce, gas=21_000, tip=fees.tip, max_fee=fees.max_fee)
     await bench.chain.send(signed.raw)
+
+
+# Two processes with one key
+
+
+@asynccontextmanager
+async def another(bench: Bench, directory: Path) -> AsyncIterator[Sender]:
+    """A sender of the same key, in what stands for another process over the same ledger."""
+    async with Ledger(directory / "another", bench.ledger.url) as ledger:
+        yield Sender(bench.chain, ledger, bench.host.private_key, clock=lambda: bench.now)
+
+
+async def test_of_two_processes_one_sends(bench: Bench, tmp_path: Path) -> None:
+    """The other one stands by: it submits nothing and looks after nothing."""
+    await bench.pay()
+    async with another(bench, tmp_path) as second:
+        assert not await second.step()
+        with pytest.raises(LedgerError, match="another process sends"):
+            await second.submit(Call(bench.receiver, b"", 1), "pay")
+        assert (bench.sender.leading, second.leading) == (True, False)
+    await bench.settle()
+    assert await bench.paid() == 1
+
+
+async def test_the_other_takes_over_what_is_in_flight(bench: Bench, tmp_path: Path) -> None:
+    """Whichever of both sends, each transaction has one nonce and is in the chain once."""
+    await bench.devnet.set_automine(False)
+    await bench.pay()
+    async with another(bench, tmp_path) as second:
+        await bench.ledger.bury(bench.ledger.process)
+        assert await second.step()
+        await second.submit(Call(bench.receiver, b"", 1), "pay")
+        with pytest.raises(LedgerError, match="another process sends"):
+            await bench.pay()
+        await bench.devnet.set_automine(True)
+        while await second.step():
+            await bench.devnet.mine()
+            bench.now += 11
+    assert await bench.paid() == 2
+    ours, ledgers = await bench.nonces()
+    assert ours == ledgers
+
+
+async def test_who_lost_the_key_between_saving_and_sending_does_not_send(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped after it had signed finds out before the bytes leave it."""
+    await bench.devnet.set_automine(False)
+    sent: list[bytes] = []
+    send = bench.chain.send
+
+    async def watched(raw: bytes) -> str:
+        sent.append(raw)
+        return await send(raw)
+
+    async def stopped(*saved: object) -> Transaction:
+        transaction = await save(*saved)  # type: ignore[arg-type]
+        await bench.ledger.bury(bench.ledger.process)
+        return transaction
+
+    save = bench.ledger.save
+    monkeypatch.setattr(bench.chain, "send", watched)
+    monkeypatch.setattr(bench.ledger, "save", stopped)
+    with pytest.raises(LedgerError, match="another process sends"):
+        await bench.pay()
+    assert sent == []
+    async with another(bench, tmp_path) as second:
+        assert await second.step()
+        assert len(sent) == 1
+        await bench.devnet.set_automine(True)
+        await bench.devnet.mine()
+        while await second.step():
+            await bench.devnet.mine()
+            bench.now += 11
+    assert await bench.paid() == 1
