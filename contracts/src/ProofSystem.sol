@@ -22,9 +22,9 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
     /// @dev The claims that a sender makes in one transaction.
     /// @param hostId The sender, as a host.
     /// @param domain The EIP-712 domain separator.
-    /// @param account What it has earned for and not been credited with; zero before it has earned.
-    /// @param hostAmount Its part of that.
-    /// @param fee The treasury's part of that.
+    /// @param account What it is earning for: itself in the asset of the last claim; zero before the first.
+    /// @param hostAmount What it has earned there and not been credited with.
+    /// @param fee The same of the treasury.
     /// @param reason The error that the last claim was refused with.
     /// @param first The error's first value.
     /// @param second The error's second value.
@@ -70,7 +70,7 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
     /// @inheritdoc IProofSystem
     function submitCheckpoints(Checkpoint[] calldata checkpoints) external nonReentrant {
         Run memory run = _run();
-        uint256[] memory closed = new uint256[](checkpoints.length);
+        uint256[] memory closed;
         uint256 closedCount;
 
         for (uint256 i; i < checkpoints.length; ++i) {
@@ -82,6 +82,7 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
             } else if (row.complete) {
                 JobRecord storage job = _jobs[jobId];
                 job.tally = job.tally.asClosed();
+                if (closedCount == 0) closed = new uint256[](checkpoints.length);
                 closed[closedCount++] = jobId;
             }
         }
@@ -131,15 +132,14 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
 
     /// @dev Moves the totals of one job and adds what that earns to `run`. Returns false, with the error in `run` and nothing
     /// changed, if something speaks against the claim: one rule for the single claim, which then reverts, and for the
-    /// batch, which goes on. In one piece, since a call in the way of a receipt would cost each row a hundred gas.
+    /// batch, which goes on. The receipt is looked at here, since a call would cost each row a hundred gas more.
     function _settle(Run memory run, uint256 jobId, uint256 tokens, bytes calldata proof) private returns (bool) {
         if (proof.length < Proof.ATTESTED_LENGTH) return _refuseLength(run, proof, Proof.ATTESTED_LENGTH);
         uint256 promptTokens = proof.claimedPromptTokens();
 
         JobRecord storage job = _jobs[jobId];
         Tally tally = job.tally;
-        if (tally.deposit() == 0) return _refuse(run, NoSuchJob.selector, jobId, 0);
-        if (tally.closed()) return _refuse(run, JobClosed.selector, jobId, 0);
+        if (!tally.live()) return _refuse(run, tally.closed() ? JobClosed.selector : NoSuchJob.selector, jobId, 0);
         if (tally.isStale(promptTokens, tokens)) {
             return _refuse(run, StaleCheckpoint.selector, tally.promptTokens(), tally.tokens());
         }
@@ -147,53 +147,45 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
             uint256 higher = promptTokens > tokens ? promptTokens : tokens;
             return _refuse(run, DoesNotFit.selector, higher, TallyFields.TOTAL_BITS);
         }
-
-        // The host comes after the totals, so that a stale row of a batch costs one cold slot, not two.
-        Prices prices = job.prices;
-        if (prices.hostId() != run.hostId) {
-            return _refuse(run, NotTheHost.selector, uint160(msg.sender), uint160(_hosts[prices.hostId()]));
-        }
-        if (tally.isEqual(promptTokens, tokens)) return true;
+        if (tally.isEqual(promptTokens, tokens)) return _isHost(run, job.prices);
 
         bytes32 transcript;
-        // Scopes, since without the IR pipeline, which is too slow for mutation testing, the stack is short.
-        {
-            Limits limits = job.limits;
-            if (limits.maxTokensPerSecond() == 0) {
-                if (!proof.isReceipt()) return _refuseLength(run, proof, Proof.RECEIPT_LENGTH);
-                bytes32 digest;
-                {
-                    (uint256 signedPromptTokens, uint256 signedTokens) = proof.signedTotals();
-                    if (promptTokens > signedPromptTokens) {
-                        return _refuse(run, AboveReceipt.selector, promptTokens, signedPromptTokens);
-                    }
-                    if (tokens > signedTokens) return _refuse(run, AboveReceipt.selector, tokens, signedTokens);
-
-                    transcript = proof.transcript();
-                    digest = Proof.digest(run.domain, jobId, signedPromptTokens, signedTokens, transcript);
-                }
-                address recovered = proof.signer(digest);
-                if (recovered != limits.signer()) {
-                    return _refuse(run, WrongSigner.selector, uint160(recovered), uint160(limits.signer()));
-                }
-            } else if (!_isWithinRate(run, limits, tally, prices, promptTokens + tokens, proof)) {
-                return false;
+        Limits limits = job.limits;
+        if (limits.maxTokensPerSecond() == 0) {
+            if (!proof.isReceipt()) return _refuseLength(run, proof, Proof.RECEIPT_LENGTH);
+            if (promptTokens > proof.signedPromptTokens()) {
+                return _refuse(run, AboveReceipt.selector, promptTokens, proof.signedPromptTokens());
             }
+            if (tokens > proof.signedTokens()) {
+                return _refuse(run, AboveReceipt.selector, tokens, proof.signedTokens());
+            }
+            address recovered = proof.signer(run.domain, jobId);
+            if (recovered != limits.signer()) {
+                return _refuse(run, WrongSigner.selector, uint160(recovered), uint160(limits.signer()));
+            }
+            transcript = proof.transcript();
+        } else if (!_isWithinRate(run, limits, tally, job.prices, promptTokens + tokens, proof)) {
+            return false;
         }
 
+        // Whose job it is comes late, so that a row that is refused before has one cold slot less to pay for. An account is
+        // one host's, so rows that follow in the same one need no second look.
+        Prices prices = job.prices;
+        if (prices.account() != run.account) {
+            if (!_isHost(run, prices)) return false;
+            _earnFor(run, prices.account());
+        }
         uint256 owed = prices.owed(promptTokens, tokens);
         if (owed > tally.deposit()) return _refuse(run, AboveDeposit.selector, owed, tally.deposit());
 
-        job.tally = tally.withTotals(promptTokens, tokens);
-        uint256 owedBefore = prices.owed(tally.promptTokens(), tally.tokens());
-        // Neither `owed` nor what the host and the treasury have of it can shrink while the totals grow.
-        unchecked {
-            uint256 fee = Pricing.fee(owed) - Pricing.fee(owedBefore);
-            uint256 hostAmount = owed - owedBefore - fee;
-            _earn(run, prices.account(), hostAmount, fee);
-            emit CheckpointSettled(jobId, tokens, promptTokens, hostAmount, fee, transcript);
-        }
+        _pay(run, jobId, tokens, promptTokens, job, tally, transcript, prices, owed);
         return true;
+    }
+
+    /// @dev Whether the sender is the host of a job with these prices.
+    function _isHost(Run memory run, Prices prices) private view returns (bool) {
+        return prices.hostId() == run.hostId
+            || _refuse(run, NotTheHost.selector, uint160(msg.sender), uint160(_hosts[prices.hostId()]));
     }
 
     /// @dev Whether a host-attested job can have come to `total` tokens by now.
@@ -230,21 +222,39 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
         LowLevelCall.bubbleRevert(abi.encodeWithSelector(run.reason, run.first, run.second));
     }
 
-    /// @dev Adds to what the run has earned; what it has earned for another account is credited first.
-    function _earn(Run memory run, uint256 account, uint256 hostAmount, uint256 fee) private {
-        if (run.account != account) {
-            _credit(run);
-            (run.account, run.hostAmount, run.fee) = (account, 0, 0);
-        }
+    /// @dev Goes over to another account; what was earned for the one before is credited.
+    function _earnFor(Run memory run, uint256 account) private {
+        _credit(run);
+        (run.account, run.hostAmount, run.fee) = (account, 0, 0);
+    }
+
+    /// @dev Moves a job on to totals for which `owed` is due, and adds what is new of it to the run.
+    function _pay(
+        Run memory run,
+        uint256 jobId,
+        uint256 tokens,
+        uint256 promptTokens,
+        JobRecord storage job,
+        Tally tally,
+        bytes32 transcript,
+        Prices prices,
+        uint256 owed
+    ) private {
+        uint256 owedBefore = prices.owed(tally.promptTokens(), tally.tokens());
+        job.tally = tally.withTotals(promptTokens, tokens);
+        // Neither `owed` nor what the host and the treasury have of it can shrink while the totals grow.
         unchecked {
+            uint256 fee = Pricing.fee(owed) - Pricing.fee(owedBefore);
+            uint256 hostAmount = owed - owedBefore - fee;
             run.hostAmount += hostAmount;
             run.fee += fee;
+            emit CheckpointSettled(jobId, tokens, promptTokens, hostAmount, fee, transcript);
         }
     }
 
     /// @dev No sum can overflow: a deposit has at most 96 bits, and there are fewer than 2^64 jobs.
     function _credit(Run memory run) private {
-        if (run.account == 0) return;
+        if ((run.hostAmount | run.fee) == 0) return;
         unchecked {
             _earnings[run.account] += run.hostAmount;
             _fees[uint32(run.account)] += run.fee;

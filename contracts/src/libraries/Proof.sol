@@ -25,7 +25,7 @@ library Proof {
     /// @dev Whether `proof` is as long as a proof of a receipted job.
     function isReceipt(bytes calldata proof) internal pure returns (bool) {
         // 120 and 121 differ in their lowest bit alone.
-        return proof.length | 1 == RECEIPT_LENGTH;
+        return (proof.length | 1) == RECEIPT_LENGTH;
     }
 
     /// @dev The prompt total that is claimed, in both kinds of proof.
@@ -33,9 +33,12 @@ library Proof {
         return _uint64(proof, 0);
     }
 
-    /// @dev The totals in the receipt.
-    function signedTotals(bytes calldata proof) internal pure returns (uint256 promptTokens, uint256 tokens) {
-        return (_uint64(proof, 8), _uint64(proof, 16));
+    function signedPromptTokens(bytes calldata proof) internal pure returns (uint256) {
+        return _uint64(proof, 8);
+    }
+
+    function signedTokens(bytes calldata proof) internal pure returns (uint256) {
+        return _uint64(proof, 16);
     }
 
     /// @dev The transcript in the receipt.
@@ -43,15 +46,16 @@ library Proof {
         return _word(proof, 24);
     }
 
-    /// @dev Who signed `digest_` with the receipt's signature; zero when it is none, or s is in its upper half.
-    function signer(bytes calldata proof, bytes32 digest_) internal pure returns (address) {
+    /// @dev Who signed the receipt for `jobId`; zero when the signature is none, or s is in its upper half.
+    function signer(bytes calldata proof, bytes32 domain, uint256 jobId) internal pure returns (address) {
+        bytes32 signed = digest(domain, jobId, signedPromptTokens(proof), signedTokens(proof), transcript(proof));
         uint256 s = uint256(_word(proof, 88));
         uint8 v = uint8(bytes1(_word(proof, 120)));
         if (proof.length == COMPACT_RECEIPT_LENGTH) {
             v = s >> 255 == 0 ? 27 : 28;
             s = s << 1 >> 1;
         }
-        return s > HALF_ORDER ? address(0) : ecrecover(digest_, v, _word(proof, 56), bytes32(s));
+        return s > HALF_ORDER ? address(0) : ecrecover(signed, v, _word(proof, 56), bytes32(s));
     }
 
     /// @dev The EIP-712 digest of a receipt. Hashed beyond the free memory pointer, which stays where it is, or a batch

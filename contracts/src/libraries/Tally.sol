@@ -42,6 +42,13 @@ library TallyFields {
         return Tally.unwrap(tally) >> 232 != 0;
     }
 
+    /// @dev Whether there is such a job and it is not closed: a word above zero in which the highest flag is not set.
+    function live(Tally tally) internal pure returns (bool) {
+        unchecked {
+            return Tally.unwrap(tally) - 1 < (1 << 232) - 1;
+        }
+    }
+
     /// @dev Whether claimed totals are stale: lower than the settled ones in either of the two.
     function isStale(Tally tally, uint256 promptTokens_, uint256 tokens_) internal pure returns (bool) {
         return promptTokens_ < promptTokens(tally) || tokens_ < tokens(tally);
