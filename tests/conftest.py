@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ import pytest_asyncio
 
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
-from tests import postgresql
+from tests import disk, postgresql
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -44,6 +45,21 @@ def missing(tool: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{tool} is missing")
     pytest.skip(f"{tool} is missing")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[disk.SmallDisk]:
+    """A disk that a test may fill."""
+    with disk.mounted(tmp_path / "disk") as mounted:
+        if mounted is None:
+            missing("the right to mount a file system")
+        yield mounted
+
+
+@pytest.fixture
+def strace() -> str:
+    """The program that has a system call fail."""
+    return shutil.which("strace") or missing("strace")
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tallystick import counter
-from tallystick.counter import Counter, Record, read
+from tallystick.counter import Counter, Record, Taken, read
 from tallystick.errors import LedgerError
 from tallystick.types import JobId, Totals
+from tests.disk import SmallDisk
 
 SLOT, COPY = 128, 64
+SLOTS = (1 << 16) // SLOT
+"""Of one piece of the file; the first one is its header."""
 JOB = JobId(121)
 
 COUNT_FOR_EVER = """
@@ -163,7 +168,10 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fails_takes_no_new_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A count that does not reach the disk is told to whoever opens the next slot; those open go on."""
+    """A count that does not reach the disk is told to whoever opens the next slot; those open go on.
+
+    Once the disk takes all of them again, so does the counter.
+    """
     with Counter(tmp_path / "counter") as counter:
         slot = counter.open(JOB, 1)
 
@@ -173,10 +181,74 @@ def test_a_disk_that_fails_takes_no_new_job(tmp_path: Path, monkeypatch: pytest.
         with monkeypatch.context() as patch:
             patch.setattr(os, "fdatasync", fail)
             counter._flush()
-        slot.add(0, 1)
-        assert slot.totals == Totals(0, 1)
-        with pytest.raises(LedgerError, match="Input/output error"):
-            counter.open(JobId(122), 1)
+            slot.add(0, 1)
+            assert slot.totals == Totals(0, 1)
+            with pytest.raises(LedgerError, match="Input/output error"):
+                counter.open(JobId(122), 1)
+        wait_until(lambda: counter.failure is None)
+        counter.open(JobId(122), 1).add(0, 2)
+    assert read(tmp_path / "counter") == [Record(JOB, 1, Totals(0, 1)), Record(JobId(122), 1, Totals(0, 2))]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Waits for what a thread brings about."""
+    give_up = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("left", [0, 20_000], ids=["full", "nearly full"])
+def test_a_full_disk_takes_no_new_job(small_disk: SmallDisk, left: int) -> None:
+    """The file grows whole or not at all; jobs that are counted go on, new ones as soon as there is room."""
+    path = small_disk.path / "counter"
+    with Counter(path) as counter:
+        slots = [counter.open(JobId(job), 1) for job in range(1, SLOTS)]
+        small_disk.fill()
+        os.truncate(small_disk.path / "filler", (small_disk.path / "filler").stat().st_size - left)
+        for _ in range(2):
+            with pytest.raises(LedgerError, match="No space left on device"):
+                counter.open(JobId(SLOTS), 1)
+        for slot in slots:
+            slot.add(0, slot.job_id)
+        small_disk.free()
+        counter.open(JobId(SLOTS), 1).add(0, SLOTS)
+    with Counter(path) as counter:
+        found = {record.job_id: record.totals.tokens for record in counter.recovered()}
+    assert found == {job: job for job in range(1, SLOTS + 1)}
+
+
+def test_each_process_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """One that is in use is left alone; the one of a dead process is the next one's, with its name on it."""
+    path = tmp_path / "counter"
+    with Counter.claim(path) as first, Counter.claim(path) as second:
+        assert (first.path.name, second.path.name) == ("counter", "counter.2")
+        assert (first.predecessor, second.predecessor) == ("", "")
+        with pytest.raises(Taken):
+            Counter(path)
+        first.sign("host:12:ab")
+    with Counter.claim(path) as third:
+        assert (third.path, third.predecessor) == (path, "host:12:ab")
+        third.sign("host:345:cd")
+        assert third.recovered() == []
+    with Counter(path) as fourth:
+        assert fourth.predecessor == "host:345:cd"
+
+
+def test_what_others_counted_can_be_read(tmp_path: Path) -> None:
+    """Dead or alive: the counts of all processes over one directory are there for each of them."""
+    path = tmp_path / "counter"
+    with Counter.claim(path) as first, Counter.claim(path) as second, Counter.claim(path) as third:
+        first.open(JOB, 1).add(12, 30)
+        second.open(JOB, 2).add(0, 7)
+        second.open(JobId(122), 1).add(0, 9)
+        assert third.left() == [
+            Record(JOB, 1, Totals(12, 30)),
+            Record(JOB, 2, Totals(0, 7)),
+            Record(JobId(122), 1, Totals(0, 9)),
+        ]
+        assert second.found(JOB) == [Record(JOB, 2, Totals(0, 7)), Record(JOB, 1, Totals(12, 30))]
+        assert third.found(JobId(123)) == []
 
 
 def test_who_only_looks_sees_the_counts_and_changes_nothing(tmp_path: Path) -> None:

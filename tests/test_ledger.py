@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from tallystick.types import (
     Totals,
 )
 from tests import postgresql
+from tests.disk import SmallDisk
 
 HOST = Address("0x00000000000000000000000000000000000000AA")
 PAYER = Address("0x00000000000000000000000000000000000000BB")
@@ -58,6 +60,30 @@ async def main():
             receipt = a_receipt(tokens=tokens)
             await ledger.store_receipt(receipt, acknowledged=receipt.totals, gross=receipt.totals, due=True)
             os.write(1, b".")
+
+asyncio.run(main())
+"""
+
+
+STORE_SOME = """
+import asyncio, os, sys
+from pathlib import Path
+from tallystick.errors import LedgerError
+from tallystick.ledger import Ledger
+from tests.test_ledger import a_job, a_receipt
+
+async def main():
+    async with Ledger(Path(sys.argv[1])) as ledger:
+        await ledger.adopt(a_job())
+        for tokens in range(1, 21):
+            receipt = a_receipt(tokens=tokens)
+            try:
+                await ledger.store_receipt(
+                    receipt, acknowledged=receipt.totals, gross=receipt.totals, due=True
+                )
+                os.write(1, b".")
+            except LedgerError:
+                os.write(1, b"x")
 
 asyncio.run(main())
 """
@@ -202,6 +228,76 @@ async def test_a_server_that_was_restarted_costs_no_write(
         await sign(ledger, a_receipt(tokens=100))
         assert (before is None, ledger.failure) == (False, None)
         assert await ledger.receipts(JobId(121)) == [a_receipt(tokens=100)]
+
+
+# A disk or server that takes nothing
+
+
+async def test_a_full_disk_is_told_and_loses_nothing(small_disk: SmallDisk) -> None:
+    """What could not be written is said not to be; what was is there; and it goes on by itself."""
+    async with Ledger(small_disk.path) as ledger:
+        await ledger.adopt(a_job())
+        await sign(ledger, a_receipt(tokens=100))
+        small_disk.fill()
+        with pytest.raises(LedgerError, match="full"):
+            await sign(ledger, a_receipt(tokens=200))
+        assert "full" in str(ledger.failure)
+        assert await ledger.receipts(JobId(121)) == [a_receipt(tokens=100)]
+        small_disk.free()
+        await mended(ledger)
+        await sign(ledger, a_receipt(tokens=200))
+    async with Ledger(small_disk.path) as ledger:
+        assert await ledger.receipts(JobId(121)) == [a_receipt(tokens=100), a_receipt(tokens=200)]
+
+
+async def mended(ledger: Ledger) -> None:
+    """Waits until the ledger has found out by itself that it can be written."""
+    async with asyncio.timeout(30):
+        while ledger.failure is not None:  # noqa: ASYNC110 - a thread brings it about
+            await asyncio.sleep(0.01)
+
+
+async def test_a_disk_that_may_not_be_written_is_told(small_disk: SmallDisk) -> None:
+    """A ledger that cannot be locked is not opened, and left as it is."""
+    async with Ledger(small_disk.path) as ledger:
+        await ledger.adopt(a_job())
+    small_disk.protect()
+    with pytest.raises(LedgerError, match="Read-only file system"):
+        await Ledger(small_disk.path).open()
+
+
+async def test_a_server_that_takes_no_writes_is_told(
+    tmp_path: Path, postgres: postgresql.Server, postgres_url: str
+) -> None:
+    """As a standby does until it is promoted; then the same ledger goes on."""
+    name = postgres_url.rpartition("/")[2]
+    async with Ledger(tmp_path, postgres_url) as ledger:
+        await ledger.adopt(a_job())
+        with postgres.connect() as server:
+            server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+            server.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+            )
+            with pytest.raises(LedgerError, match="read-only"):
+                await sign(ledger, a_receipt(tokens=100))
+            assert "read-only" in str(ledger.failure)
+            server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        await mended(ledger)
+        await sign(ledger, a_receipt(tokens=100))
+
+
+async def test_a_disk_that_fails_to_flush_is_told(tmp_path: Path, strace: str) -> None:
+    """Law 7: a receipt whose flush failed is not said to be stored, and none that was is lost."""
+    failing = "inject=fdatasync:error=EIO:when=8..11"
+    traced = [strace, "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", failing]
+    store = [sys.executable, "-c", STORE_SOME, str(tmp_path)]
+    done = subprocess.run([*traced, *store], stdout=PIPE, cwd=Path(__file__).parent.parent, check=True)
+    told = done.stdout.decode()
+    assert (told.count("x"), told[-1]) == (4, ".")
+    stored = [number for number, letter in enumerate(told, 1) if letter == "."]
+    async with Ledger(tmp_path) as ledger:
+        receipts = await ledger.receipts(JobId(121))
+    assert [receipt.totals.tokens for receipt in receipts] == stored
 
 
 async def test_two_processes_do_not_write_one_ledger(tmp_path: Path) -> None:

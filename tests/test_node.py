@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from tallystick.chain import Chain
 from tallystick.config import AssetPrice, HostConfig, Secret
 from tallystick.counter import Counter
 from tallystick.devnet import Devnet
-from tallystick.errors import ChainError, ConfigError, Refusal
+from tallystick.errors import ChainError, ConfigError, LedgerError, Refusal
 from tallystick.ledger import Ledger
 from tallystick.node import COUNTER, Node, Payout
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
-from tallystick.types import ETH, Address, JobStatus, Totals
+from tallystick.types import ETH, Address, JobId, JobStatus, Totals
+from tests.disk import SmallDisk
 from tests.paying import PROMPT, Signer, open_job, register, until
 
 Line = Mapping[str, Any]
@@ -345,3 +347,106 @@ async def test_a_lease_that_ran_out_ends_what_is_served(
     assert row is not None
     assert row.receipted is not None
     assert row.receipted.totals == Totals(PROMPT, 1)
+
+
+# A disk that is full
+
+
+async def test_a_full_disk_loses_nothing(
+    config: HostConfig, devnet: Devnet, chain: Chain, small_disk: SmallDisk
+) -> None:
+    """No new work is taken while the disk is full, and why is told; with room, all goes on by itself."""
+    async with node(changed(config, data_dir=small_disk.path)) as host:
+        signer = await open_job(devnet, chain)
+        await ask(host, signer)
+        asked = wire.parse_chat(orjson.dumps(signer.body(2)))
+        async with await host.desk.admit(asked, signer.access()) as stream:
+            small_disk.fill()
+            async for chunks in stream:
+                for chunk in chunks:
+                    choices = chunk.piece.choices if chunk.piece else []
+                    signer.receive({"choices": choices, "tally": chunk.tally})
+        receipt = signer.receipt()
+        assert receipt is not None
+        with pytest.raises(LedgerError, match="full"):
+            await host.desk.receipt(receipt, signer.access())
+        [reason] = await host.unready()
+        assert reason.startswith("the ledger cannot be written: ")
+        with pytest.raises(Refusal) as caught:
+            await ask(host, signer, 3)
+        assert (caught.value.code, caught.value.row.retry) == ("ledger_unavailable", True)
+
+        small_disk.free()
+        await until(lambda: is_ready(host))
+        signer.acked((await host.desk.receipt(receipt, signer.access())).out())
+        await ask(host, signer, 4)
+        await host.desk.end(signer.job.id, None, signer.end())
+        await until(lambda: is_closed(chain, signer))
+    job = await chain.job(signer.job.id)
+    assert job is not None
+    assert job.settled == Totals(3 * PROMPT, 180)
+
+
+async def is_ready(host: Node) -> bool:
+    return await host.unready() == []
+
+
+async def test_a_count_that_reaches_no_disk_takes_no_new_work(
+    config: HostConfig, devnet: Devnet, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter whose disk fails is told as well; tokens that are counted meanwhile survive kill -9."""
+    async with node(config) as host:
+        signer = await open_job(devnet, chain)
+        await ask(host, signer)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fail)
+            host.counter.open(JobId(99), 1).add(0, 0)
+            await until(lambda: is_failing(host))
+            [reason] = await host.unready()
+            assert reason == "counts do not reach the disk: [Errno 5] Input/output error"
+            with pytest.raises(Refusal) as caught:
+                await ask(host, signer, 2)
+            assert caught.value.code == "ledger_unavailable"
+        await until(lambda: is_ready(host))
+        await ask(host, signer, 3)
+
+
+async def is_failing(host: Node) -> bool:
+    return host.counter.failure is not None
+
+
+def fail(_: int) -> None:
+    raise OSError(5, "Input/output error")
+
+
+async def test_what_was_not_written_is_written_once_it_can_be(
+    config: HostConfig, devnet: Devnet, chain: Chain, small_disk: SmallDisk
+) -> None:
+    """What nobody asks for again comes into the ledger by itself: a last count, an end that was asked for."""
+    async with node(changed(config, data_dir=small_disk.path)) as host:
+        counting = await open_job(devnet, chain, max_tokens_per_second=1000)
+        ending = await open_job(devnet, chain)
+        await devnet.increase_time(60)
+        await ask(host, ending)
+        asked = wire.parse_chat(orjson.dumps(counting.body()))
+        async with await host.desk.admit(asked, counting.access()) as stream:
+            small_disk.fill()
+            async for _ in stream:
+                pass
+        with pytest.raises(LedgerError, match="full"):
+            await host.desk.end(ending.job.id, None, ending.end())
+        for signer in (counting, ending):
+            row = await host.ledger.job(signer.job.id)
+            assert row is not None
+            assert (row.ending, row.gross) == (False, Totals() if signer is counting else Totals(PROMPT, 60))
+        small_disk.free()
+
+        async def is_counted() -> bool:
+            row = await host.ledger.job(counting.job.id)
+            return row is not None and row.gross == Totals(PROMPT, 60)
+
+        await until(is_counted)
+        await until(lambda: is_closed(chain, ending))
+    job = await chain.job(ending.job.id)
+    assert job is not None
+    assert job.settled == Totals(PROMPT, 60)

@@ -150,6 +150,12 @@ def _now_in_postgresql(*_: Any, **__: Any) -> str:
     return "extract(epoch FROM clock_timestamp())::double precision"
 
 
+def connect_anew(engine: Engine) -> None:
+    """After a failure: another server may have taken its place, or the same one may take writes again."""
+    if engine.dialect.name == "postgresql":
+        engine.dispose()
+
+
 def has_failed(error: Exception) -> bool:
     """True if it is the database that failed, or its disk, and not what was asked of it."""
     return isinstance(error, (OperationalError, InterfaceError, InternalError)) and not has_collided(error)

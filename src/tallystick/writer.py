@@ -122,6 +122,7 @@ class Writer:
     def _fail(self, work: Work, error: Exception) -> None:
         if database.has_failed(error):
             self.failure = _cause(error)
+            database.connect_anew(self._engine)
         if work.is_wanted():
             work.future.set_exception(_told(error))
 
