@@ -82,7 +82,7 @@ contract AuthorizationTest is Fixture {
         vm.assertEq(dollar.balanceOf(address(market)), earned);
     }
 
-    function test_WithoutARelayFeeNothingIsSentToTheRelayer() public {
+    function test_WithoutARelayFeeNothingIsSentToTheRelayerOrSaidOfIt() public {
         IJobMarketplace.Terms memory terms = _terms();
         IJobMarketplace.Authorization memory auth = _authorizeOpening(terms, 0);
 
@@ -93,6 +93,7 @@ contract AuthorizationTest is Fixture {
         uint256 transfers;
         for (uint256 i; i < logs.length; ++i) {
             if (logs[i].topics[0] == IERC20.Transfer.selector) ++transfers;
+            vm.assertTrue(logs[i].topics[0] != IJobMarketplace.JobRelayed.selector);
         }
         vm.assertEq(transfers, 1);
         vm.assertEq(market.getJob(1).deposit, DEPOSIT);
@@ -148,10 +149,8 @@ contract AuthorizationTest is Fixture {
         bytes32 nonce = market.openNonce(terms, RELAY_FEE, OTHER_SALT);
         _bring(terms, RELAY_FEE, _authorizeOpening(terms, RELAY_FEE));
 
-        vm.prank(relayer);
-        uint256 jobId = market.createJobWithAuthorization(
-            terms, RELAY_FEE, OTHER_SALT, _authorize(PAYER_KEY, terms.asset, DEPOSIT, nonce)
-        );
+        IJobMarketplace.Authorization memory auth = _authorize(PAYER_KEY, terms.asset, DEPOSIT, nonce);
+        uint256 jobId = _bring(terms, RELAY_FEE, OTHER_SALT, auth);
 
         vm.assertEq(jobId, 2);
         vm.assertEq(dollar.balanceOf(address(market)), 2 * (DEPOSIT - RELAY_FEE));
@@ -217,7 +216,7 @@ contract AuthorizationTest is Fixture {
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
         _bring(terms, RELAY_FEE - 1, auth);
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.createJobWithAuthorization(terms, RELAY_FEE, OTHER_SALT, auth);
+        _bring(terms, RELAY_FEE, OTHER_SALT, auth);
 
         vm.assertEq(_moved(), before);
     }
@@ -273,7 +272,7 @@ contract AuthorizationTest is Fixture {
         _bring(terms, RELAY_FEE, auth);
         uint256 jobId = _bring(terms, 0, _authorizeOpening(terms, 0));
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.topUpWithAuthorization(jobId, 7, SALT, topUp);
+        _bringTopUp(jobId, 7, SALT, topUp);
     }
 
     function test_AnAuthorizationIsForOneChain() public {
@@ -323,9 +322,9 @@ contract AuthorizationTest is Fixture {
         bytes32 before = _moved();
 
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.topUpWithAuthorization(jobId, DEPOSIT, SALT, opening);
+        _bringTopUp(jobId, DEPOSIT, SALT, opening);
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.createJobWithAuthorization(terms, 0, SALT, topUp);
+        _bring(terms, 0, topUp);
 
         vm.assertEq(_moved(), before);
     }
@@ -338,9 +337,9 @@ contract AuthorizationTest is Fixture {
         bytes32 before = _moved();
 
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.createJobWithAuthorization(terms, 0, "any", plain);
+        _bring(terms, 0, "any", plain);
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.topUpWithAuthorization(jobId, DEPOSIT, "any", plain);
+        _bringTopUp(jobId, DEPOSIT, "any", plain);
         _takeAtTheToken("any", plain);
 
         vm.assertEq(_moved(), before);
@@ -426,7 +425,7 @@ contract AuthorizationTest is Fixture {
         bytes32 nonce = market.topUpNonce(jobId, 7, SALT);
         auth.signature = _signAuthorization(PAYER_KEY, terms.asset, 7, nonce, auth);
 
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, SALT, auth);
 
         vm.assertEq(market.getJob(jobId).deposit, DEPOSIT - RELAY_FEE + 7);
     }
@@ -489,7 +488,7 @@ contract AuthorizationTest is Fixture {
         _refuses(IJobMarketplace.AuthorizationInETH.selector);
         _bring(terms, RELAY_FEE, auth);
         _refuses(IJobMarketplace.AuthorizationInETH.selector);
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, SALT, auth);
     }
 
     function test_NoETHComesWithAnAuthorization() public {
@@ -541,8 +540,7 @@ contract AuthorizationTest is Fixture {
 
         vm.expectEmit(address(market));
         emit IJobMarketplace.JobToppedUp(jobId, 7, DEPOSIT + 7);
-        vm.prank(relayer);
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, SALT, auth);
 
         vm.assertEq(market.getJob(jobId).deposit, DEPOSIT + 7);
         vm.assertEq(dollar.balanceOf(address(market)), DEPOSIT + 7);
@@ -558,14 +556,14 @@ contract AuthorizationTest is Fixture {
         bytes32 before = _moved();
 
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.topUpWithAuthorization(other, 7, SALT, auth);
+        _bringTopUp(other, 7, SALT, auth);
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.topUpWithAuthorization(jobId, 8, SALT, auth);
+        _bringTopUp(jobId, 8, SALT, auth);
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.topUpWithAuthorization(jobId, 7, OTHER_SALT, auth);
+        _bringTopUp(jobId, 7, OTHER_SALT, auth);
         auth.validBefore += 1;
         _refuses(ERC3009.ERC3009InvalidSignature.selector);
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, SALT, auth);
 
         vm.assertEq(_moved(), before);
     }
@@ -577,10 +575,10 @@ contract AuthorizationTest is Fixture {
         bytes32 nonce = market.topUpNonce(jobId, 7, OTHER_SALT);
         bytes memory used = _used(market.topUpNonce(jobId, 7, SALT));
 
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, SALT, auth);
         vm.expectRevert(used);
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
-        market.topUpWithAuthorization(jobId, 7, OTHER_SALT, _authorize(PAYER_KEY, terms.asset, 7, nonce));
+        _bringTopUp(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, OTHER_SALT, _authorize(PAYER_KEY, terms.asset, 7, nonce));
 
         vm.assertEq(market.getJob(jobId).deposit, DEPOSIT + 14);
     }
@@ -593,30 +591,46 @@ contract AuthorizationTest is Fixture {
         IJobMarketplace.Authorization memory tooMuch = _authorizeTopUp(jobId, 2 ** 96);
 
         _refuses(IJobMarketplace.ZeroAmount.selector);
-        market.topUpWithAuthorization(jobId, 0, SALT, nothing);
+        _bringTopUp(jobId, 0, SALT, nothing);
         _refuses(IProofSystem.DoesNotFit.selector, 2 ** 96, 96);
-        market.topUpWithAuthorization(jobId, 2 ** 96, SALT, tooMuch);
+        _bringTopUp(jobId, 2 ** 96, SALT, tooMuch);
         _refuses(IProofSystem.NoSuchJob.selector, 2);
-        market.topUpWithAuthorization(2, 7, SALT, auth);
+        _bringTopUp(2, 7, SALT, auth);
 
         vm.warp(START + 7 days);
         _refuses(IJobMarketplace.JobExpired.selector, jobId, START + 7 days);
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, SALT, auth);
         vm.warp(START);
         _complete(payer, jobId);
         _refuses(IJobMarketplace.AlreadyCompleting.selector, jobId, START + 12 hours);
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, SALT, auth);
         _complete(host, jobId);
         _refuses(IProofSystem.JobClosed.selector, jobId);
-        market.topUpWithAuthorization(jobId, 7, SALT, auth);
+        _bringTopUp(jobId, 7, SALT, auth);
     }
 
     function _bring(IJobMarketplace.Terms memory terms, uint256 relayFee, IJobMarketplace.Authorization memory auth)
         private
         returns (uint256)
     {
+        return _bring(terms, relayFee, SALT, auth);
+    }
+
+    function _bring(
+        IJobMarketplace.Terms memory terms,
+        uint256 relayFee,
+        bytes32 salt,
+        IJobMarketplace.Authorization memory auth
+    ) private returns (uint256) {
         vm.prank(relayer);
-        return market.createJobWithAuthorization(terms, relayFee, SALT, auth);
+        return market.createJobWithAuthorization(terms, relayFee, salt, auth);
+    }
+
+    function _bringTopUp(uint256 jobId, uint256 amount, bytes32 salt, IJobMarketplace.Authorization memory auth)
+        private
+    {
+        vm.prank(relayer);
+        market.topUpWithAuthorization(jobId, amount, salt, auth);
     }
 
     /// @dev The terms with one of them another, and each such change one that could stand for itself.
@@ -694,7 +708,7 @@ contract AuthorizationTest is Fixture {
         vm.assertTrue(approved);
         uint256 jobId = _open(terms);
         vm.expectRevert(reason);
-        market.topUpWithAuthorization(jobId, DEPOSIT, SALT, auth);
+        _bringTopUp(jobId, DEPOSIT, SALT, auth);
         vm.assertEq(IERC20(asset).balanceOf(address(market)), DEPOSIT);
     }
 
