@@ -9,7 +9,8 @@ NODE    := node_modules/.installed
 MODEL   := .venv-model/.made
 PROOF   := .venv-proof/.made
 
-.PHONY: help demo test test-contracts test-python lint format abi model lock clean forge
+.PHONY: help demo test test-contracts test-python lint format abi model lock \
+	slither halmos mutate coverage clean forge
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -54,6 +55,18 @@ model: $(MODEL) ## make the demonstration model again
 
 lock: $(VENV) ## write requirements*.lock from pyproject.toml; ARGS=--upgrade takes newer versions
 	scripts/lock $(ARGS)
+
+slither: $(PROOF) $(NODE) forge ## static analysis of the contracts
+	scripts/slither
+
+halmos: $(PROOF) $(NODE) forge ## prove the contracts' laws for every input; ARGS="--function check_topUp" chooses
+	.venv-proof/bin/python scripts/symbolic.py $(ARGS)
+
+mutate: $(PROOF) $(NODE) forge ## change the contracts in every small way, and see the tests fail; ARGS="Pricing Fit" chooses
+	.venv-proof/bin/python scripts/mutate/campaign.py $(ARGS)
+
+coverage: $(VENV) $(NODE) forge ## find branches of the contracts that no test takes
+	.venv/bin/python scripts/coverage.py
 
 clean: ## remove what was installed and built
 	rm -rf .venv .venv-model .venv-proof node_modules contracts/out contracts/cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Proves contracts/test/symbolic with Halmos, on the bytecode that the package deploys.
+
+symbolic.py [OPTION...]    options go to halmos: `--function check_topUp` proves only what begins so
+
+Exit 1 if something is not proved, if the build is not the package's, or if a function that changes state
+has no check of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTRACTS = ROOT / "contracts"
+BUILD = CONTRACTS / "cache" / "halmos" / "out"
+CHECKED = "CallsProof"
+
+
+def artifact(source: str, name: str) -> dict[str, Any]:
+    """A contract of the build."""
+    found: dict[str, Any] = json.loads((BUILD / source / f"{name}.json").read_text())
+    return found
+
+
+def complaints() -> list[str]:
+    """What would make the proof one of something else, or of less."""
+    market = artifact("JobMarketplace.sol", "JobMarketplace")
+    deployed = json.loads((ROOT / "src" / "tallystick" / "abi" / "JobMarketplace.json").read_text())
+    changing = {
+        entry["name"]
+        for entry in market["abi"]
+        if entry["type"] == "function" and entry["stateMutability"] in ("nonpayable", "payable")
+    }
+    methods = artifact("Calls.t.sol", CHECKED)["methodIdentifiers"]
+    checked = {method.removeprefix("check_").split("(")[0] for method in methods}
+    found = [f"{name} has no check in {CHECKED}" for name in sorted(changing - checked)]
+    if market["bytecode"]["object"] != deployed["bytecode"]:
+        found.append("the bytecode is not that of src/tallystick/abi/JobMarketplace.json: run `make abi`")
+    return found
+
+
+def main(argv: list[str]) -> int:
+    environment = {**os.environ, "FOUNDRY_PROFILE": "halmos"}
+    subprocess.run(["forge", "build", "--quiet"], cwd=CONTRACTS, env=environment, check=True)
+    if found := complaints():
+        print("\n".join(f"symbolic: {complaint}" for complaint in found), file=sys.stderr)
+        return 1
+    halmos = Path(sys.executable).parent / "halmos"
+    return subprocess.run([halmos, *argv], cwd=CONTRACTS, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
