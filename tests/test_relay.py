@@ -192,6 +192,25 @@ async def test_nothing_is_passed_on_twice(a_pair: PairFactory) -> None:
     await socket.close()
 
 
+async def test_a_process_that_hangs_before_it_answers_is_told_of(
+    a_pair: PairFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that nothing came of is refused, and may be sent again."""
+    monkeypatch.setattr(relay, "LOOK_EVERY", 0.05)
+    pair = await a_pair(Script((Hang(),)))
+    asking = asyncio.create_task(pair.two.error(pair.signer))
+
+    async def is_asked() -> bool:
+        return pair.served() == (1, 0)
+
+    await until(is_asked)
+    await pair.lose_first()
+    status, error = await asking
+    assert (status, error["code"]) == (503, "job_elsewhere")
+    await pair.two.ask(pair.signer, 2)
+    assert pair.served() == (1, 1)
+
+
 @pytest.mark.parametrize("over", ["http", "socket"])
 async def test_a_process_that_hangs_is_given_up_with_its_lease(
     a_pair: PairFactory, monkeypatch: pytest.MonkeyPatch, over: str

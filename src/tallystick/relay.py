@@ -64,36 +64,38 @@ class Relay(Response):
         self._body = body
         self._otherwise = otherwise
         self._secure = secure
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        passing = asyncio.create_task(self._pass(scope, receive, send))
+        passing = asyncio.create_task(self._pass(scope, send))
         # It may also hang, and never say so.
         lost = asyncio.create_task(until_lost(self._ledger, self._owner))
         ends = [passing, lost, asyncio.create_task(_left(receive))]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            failed = lost.done() or (passing.done() and not passing.result())
         finally:
             for task in ends:
                 task.cancel()
             await asyncio.wait(ends)
-        if not passing.cancelled():
-            passing.result()
+        # An answer that had begun breaks off here as it did there.
+        if failed and not self._begun:
+            await self._otherwise(scope, receive, send)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+    async def _pass(self, scope: Scope, send: Send) -> bool:
+        """False if no whole answer came."""
         try:
             async with self._ask(scope) as answer:
                 headers = _end_to_end(answer.raw_headers)
+                self._begun = True
                 await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-                begun = True
                 async for part in answer.content.iter_any():
                     await send({"type": "http.response.body", "body": part, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
+                return True
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log.warning("relay.broken", job=self._owner.job_id, address=self._owner.address, error=str(error))
-            # An answer that had begun breaks off, as it did for this process.
-            if not begun:
-                await self._otherwise(scope, receive, send)
+            return False
 
     @asynccontextmanager
     async def _ask(self, scope: Scope) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -138,7 +140,7 @@ class Uplinks:
         *,
         secure: bool,
     ) -> None:
-        """`back` gets each frame that comes, and may raise PeerGone; `broken` is called when a process is gone.
+        """`back` gets each frame that comes, and may raise PeerGone; `broken` is told when a process is gone.
 
         `authorization` and `secure` are of the client's own upgrade.
         """
