@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from tallystick.devnet import Anvil
 from tests.differential.anvil import AnvilChain
 from tests.differential.campaign import Diary, campaign, replay
+from tests.differential.model import Model
 from tests.differential.steps import Step
 
 
@@ -51,7 +52,7 @@ async def _on_anvil(sequences: Iterable[Iterable[Step]]) -> None:
     async with Anvil() as anvil:
         chain = AnvilChain(anvil.rpc_url)
         for steps in sequences:
-            replay(steps, chain.renewed())
+            replay(steps, chain.renewed(), Model())
 
 
 def _tell(diary: Diary) -> None:

@@ -14,7 +14,7 @@ from tallystick.artifacts import CREATE2_PROXY
 from tallystick.contracts import decode_revert
 from tallystick.types import Address
 from tests.differential import bytecode, codec
-from tests.differential.model import Books, Event, Refused
+from tests.differential.model import Books, Event, Name, Refused
 from tests.differential.parties import (
     ASSETS,
     BLUEPRINTS,
@@ -112,11 +112,11 @@ class Market:
         books.update(self._answers([_job(number + 1) for number in range(books["jobs",])]))
         return books
 
-    def _answers(self, questions: Sequence[_Question]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    def _answers(self, questions: Sequence[_Question]) -> Iterator[tuple[Name, int]]:
         answers = self._chain.ask(READER, b"".join(question.packed for question in questions))
         for question, start in zip(questions, range(0, len(answers), bytecode.ANSWER), strict=True):
-            words = codec.read_words(answers[start : start + 32 * question.words])
-            yield question.key, words[0] if question.words == 1 else tuple(words)
+            words = codec.read_words(answers[start : start + 32 * len(question.names)])
+            yield from zip(question.names, words, strict=True)
 
     def _transact(self, call: Call) -> list[Event]:
         result = self._chain.transact(_through_vault(call) if call.by == VAULT else call, self._now)
@@ -154,40 +154,39 @@ def _event(log: Log) -> Event:
 
 
 class _Question(NamedTuple):
-    """A call of a contract, packed for the reader: its name in the books, and how many words it answers."""
+    """A call of a contract, packed for the reader, and the names of the words that it answers."""
 
-    key: tuple[Any, ...]
+    names: Sequence[Name]
     packed: bytes
-    words: int = 1
 
 
-def _question(key: tuple[Any, ...], to: Address, data: bytes, words: int = 1) -> _Question:
-    packed = (codec.word(to).to_bytes(32, "big") + data).ljust(bytecode.QUESTION, b"\0")
-    return _Question(key, packed, words)
+def _question(names: Sequence[Name], to: Address, contract: str, function: str, *args: Any) -> _Question:
+    packed = codec.word(to).to_bytes(32, "big") + codec.calldata(contract, function, *args)
+    return _Question(names, packed.ljust(bytecode.QUESTION, b"\0"))
 
 
-def _asked(key: tuple[Any, ...], function: str, *args: Any, words: int = 1) -> _Question:
-    return _question(key, MARKETPLACE, codec.calldata("JobMarketplace", function, *args), words)
+def _asked(names: Sequence[Name], function: str, *args: Any) -> _Question:
+    return _question(names, MARKETPLACE, "JobMarketplace", function, *args)
 
 
 @cache
 def _job(job_id: int) -> _Question:
-    return _asked(("job", job_id), "getJob", job_id, words=len(codec.job_members()))
+    return _asked([("job", job_id, member) for member in codec.job_members()], "getJob", job_id)
 
 
 def _questions() -> Iterator[_Question]:
-    yield _asked(("jobs",), "jobCount")
+    yield _asked([("jobs",)], "jobCount")
     for asset in ASSETS:
-        yield _asked(("treasury", asset), "treasuryBalance", asset)
+        yield _asked([("treasury", asset)], "treasuryBalance", asset)
         for party in PARTIES:
-            yield _asked(("kept", party, asset), "balanceOf", party, asset, words=2)
+            names = [("refunds", party, asset), ("earnings", party, asset)]
+            yield _asked(names, "balanceOf", party, asset)
     for token in TOKENS:
         for owner in _OWNERS:
-            data = codec.calldata("TestDollar", "balanceOf", owner)
-            yield _question(("wallet", owner, token), token, data)
+            yield _question([("wallet", owner, token)], token, "TestDollar", "balanceOf", owner)
     for host in HOSTS:
-        for name, function in (("registered", "isRegistered"), ("payout", "payoutOf")):
-            yield _question((name, host), REGISTRY, codec.calldata("NodeRegistry", function, host))
+        yield _question([("registered", host)], REGISTRY, "NodeRegistry", "isRegistered", host)
+        yield _question([("payout", host)], REGISTRY, "NodeRegistry", "payoutOf", host)
 
 
 _OWNERS = (*PARTIES, MARKETPLACE)

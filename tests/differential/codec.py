@@ -73,9 +73,9 @@ def error_word(name: str) -> int:
     return _error_words()[name]
 
 
-def error_name(error_word: int) -> str:
-    """The error that `CheckpointSkipped` names."""
-    return next(name for name, each in _error_words().items() if each == error_word)
+def error_name(error_word: int) -> str | None:
+    """The error that `CheckpointSkipped` names; None for a word that is none."""
+    return next((name for name, each in _error_words().items() if each == error_word), None)
 
 
 @cache

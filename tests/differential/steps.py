@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from tests.differential.model import Model, Row
 from tests.differential.parties import CHAIN_ID, KEYS, MARKETPLACE, REGISTRY
 
 DOMAIN = Domain(CHAIN_ID, MARKETPLACE)
-TRANSCRIPT = b"\x07" * 32
+TRANSCRIPT = (7).to_bytes(32, "big")
 
 
 class Call(NamedTuple):
@@ -38,6 +39,10 @@ class Step(ABC):
     @abstractmethod
     def expect(self, model: Model) -> None:
         """What has to come of it. Raises Refused."""
+
+    def simpler(self) -> Iterator[Step]:
+        """The step with a part of it left out, for each part that can be."""
+        yield from ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +303,10 @@ class SubmitCheckpoints(Sent):
 
     def expect(self, model: Model) -> None:
         model.submit_checkpoints(self.by, [claim.row for claim in self.claims])
+
+    def simpler(self) -> Iterator[Step]:
+        for at in reversed(range(len(self.claims))):
+            yield replace(self, claims=self.claims[:at] + self.claims[at + 1 :])
 
 
 # Ending

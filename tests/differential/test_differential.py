@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from eth_utils.abi import filter_abi_by_type
-from hypothesis import Phase
 
 from tallystick.artifacts import artifact
 from tallystick.devnet import Anvil
@@ -63,14 +62,14 @@ def test_anvil_does_what_the_model_does(anvil: Anvil) -> None:
     chain = AnvilChain(anvil.rpc_url)
 
     for steps in diary.sequences:
-        replay(steps, chain.renewed())
+        replay(steps, chain.renewed(), Model())
 
 
 @pytest.mark.parametrize("mistaken", MISTAKES, ids=lambda mistaken: mistaken.__name__)
 def test_a_mistake_in_the_model_is_found_within_50_sequences(mistaken: type[Model]) -> None:
     """The comparison is sharp: a model that is wrong in one place differs from the contracts."""
     with pytest.raises(Differs):
-        campaign(50, Diary(), mistaken, phases=(Phase.generate,))
+        campaign(50, Diary(), mistaken)
 
 
 def _errors() -> set[str]:
