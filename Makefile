@@ -66,7 +66,7 @@ mutate: $(PROOF) $(NODE) forge ## change the contracts in every small way, and s
 	.venv-proof/bin/python scripts/mutate/campaign.py $(ARGS)
 
 coverage: $(VENV) $(NODE) forge ## find branches of the contracts that no test takes
-	.venv/bin/python scripts/coverage.py
+	.venv/bin/python scripts/branches.py
 
 clean: ## remove what was installed and built
 	rm -rf .venv .venv-model .venv-proof node_modules contracts/out contracts/cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares the branches of contracts/src that no test takes with those that docs/proof.md gives a reason for.
 
-coverage.py    exit 1 if one is on one side only
+branches.py    exit 1 if one is on one side only
 """
 
 from __future__ import annotations
