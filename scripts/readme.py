@@ -28,7 +28,7 @@ PLACES = {
     "contracts/": "Solidity: sources, interfaces that are the manual, tests",
     "tests/": "one file a module; `stories/`: whole flows, real processes; `vectors.json`: read by forge too",
     "scripts/": "what make runs; `model/` makes the demonstration model",
-    "docs/": "protocol, laws, refusals, settings",
+    "docs/": "protocol, laws, refusals, settings, several processes of one host",
 }
 
 

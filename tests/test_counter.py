@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tallystick import counter
-from tallystick.counter import Counter, Record, Taken, read
+from tallystick.counter import Counter, Record, Taken, read, read_all
 from tallystick.errors import LedgerError
 from tallystick.types import JobId, Totals
 from tests.disk import SmallDisk
@@ -249,6 +249,7 @@ def test_what_others_counted_can_be_read(tmp_path: Path) -> None:
         ]
         assert second.found(JOB) == [Record(JOB, 2, Totals(0, 7)), Record(JOB, 1, Totals(12, 30))]
         assert third.found(JobId(123)) == []
+        assert len(read_all(path)) == 3
 
 
 def test_who_only_looks_sees_the_counts_and_changes_nothing(tmp_path: Path) -> None:

@@ -182,9 +182,7 @@ class Counter:
 
     def left(self) -> list[Record]:
         """What the slots of processes beside this one hold, dead or alive."""
-        first = self.path.with_suffix("")
-        others = {first, *first.parent.glob(f"{first.name}.*")} - {self.path}
-        return [record for path in sorted(others) for record in read(path)]
+        return [record for path in _files(self.path) if path != self.path for record in read(path)]
 
     def open(self, job_id: JobId, epoch: int, floor: Totals = NOTHING) -> Slot:
         """The slot of a job in an epoch, never below `floor`, the ledger's gross count.
@@ -341,6 +339,17 @@ def _locked(path: Path) -> int:
         os.close(file)
         raise Taken(f"another process counts in {path}") from None
     return file
+
+
+def _files(path: Path) -> list[Path]:
+    """A file of slots, and those of other processes in its directory."""
+    first = path.with_suffix("")
+    return sorted({first, *first.parent.glob(f"{first.name}.*")})
+
+
+def read_all(path: Path) -> list[Record]:
+    """As `read`, of all processes that count or counted in the directory."""
+    return [record for each in _files(path) for record in read(each)]
 
 
 def read(path: Path) -> list[Record]:

@@ -170,11 +170,12 @@ def node_url(config: HostConfig) -> str:
 
 
 def _read_jobs(config: HostConfig) -> tuple[JobFacts, ...] | LedgerError:
-    """From the ledger and the counter's file, which a running node writes meanwhile."""
+    """From the ledger and the counters' files, which running nodes write meanwhile."""
     data_dir = config.data_dir
     url = config.ledger_url.reveal() if config.ledger_url else database.url_in(data_dir)
     try:
-        slots = {record.job_id: record.totals for record in counter.read(data_dir / COUNTER)}
+        records = counter.read_all(data_dir / COUNTER)
+        slots = {(record.job_id, record.epoch): record.totals for record in records}
         with database.looking(url) as connection:
             if connection is None or not sa.inspect(connection).has_table(tables.jobs.name):
                 return ()
@@ -187,9 +188,9 @@ def _read_jobs(config: HostConfig) -> tuple[JobFacts, ...] | LedgerError:
         return error
 
 
-def _job_facts(row: sa.RowMapping, slots: dict[JobId, Totals]) -> JobFacts:
+def _job_facts(row: sa.RowMapping, slots: Mapping[tuple[JobId, int], Totals]) -> JobFacts:
     job_id, counts = JobId(row["job_id"]), tables.counts_in(row)
-    live = slots.get(job_id, Totals()) - counts.written_off
+    live = slots.get((job_id, row["epoch"]), Totals()) - counts.written_off
     return JobFacts(
         id=job_id,
         interval=row["interval"],

@@ -27,7 +27,9 @@ _ALL: dict[type[TallystickError], Mend | None] = {
         "yours", "set RPC_URL, and see `tally doctor`; `tally devnet` is a chain of your own"
     ),
     errors.EngineError: Mend("the host's", "set MODEL_PATH or ENGINE_URL, and see `tally doctor`"),
-    errors.LedgerError: Mend("yours", "see HOST_DATA_DIR and PAYER_DATA_DIR, and the space on that disk"),
+    errors.LedgerError: Mend(
+        "yours", "see HOST_DATA_DIR or LEDGER_URL, PAYER_DATA_DIR, and the space on that disk"
+    ),
     errors.ReceiptError: Mend(
         "nobody's", "go no further with this host; what was signed is in PAYER_DATA_DIR"
     ),
