@@ -10,7 +10,7 @@ MODEL   := .venv-model/.made
 PROOF   := .venv-proof/.made
 
 .PHONY: help demo test test-contracts test-python lint format abi model lock \
-	slither halmos mutate coverage clean forge
+	slither halmos mutate coverage gas clean forge
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -49,6 +49,9 @@ format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can
 
 abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
 	.venv/bin/python scripts/abi.py
+
+gas: $(RUNTIME) $(NODE) ## measure what the contracts cost: benchmarks/gas.json, docs/gas.md; ARGS=--check compares
+	.venv/bin/python -m benchmarks.gas $(ARGS)
 
 model: $(MODEL) ## make the demonstration model again
 	.venv-model/bin/python scripts/model/make.py src/tallystick/models/tally-demo.gguf
