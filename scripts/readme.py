@@ -18,10 +18,10 @@ CONTRACTS = ROOT / "contracts" / "src"
 # From vocabulary to edges to what drives them; what is lower knows nothing of what is higher.
 ORDER = """
     types errors config
-    keccak pricing meter transcript proof receipt countersign admission policy fees wire reply
-    engine counter database tables leases heartbeat writer rows outbox ledger store
+    keccak pricing meter transcript proof receipt countersign admission policy gas fees wire reply
+    engine counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts roster endpoint endpoints chain sender site
-    account stream lookout desk standby settlement node peer relay server websocket opening frames session
+    account stream lookout desk claims watcher standby settlement node peer relay server websocket opening frames session
     devnet testing mends doctor inspection deployment verification screen demo cli
 """.split()
 PLACES = {

@@ -4,123 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from tallystick import proof
-from tallystick.chain import Chain
-from tallystick.contracts import Created
+from tallystick import gas, proof
+from tallystick.chain import DATA_FEES, Chain
 from tallystick.devnet import Devnet
 from tallystick.ledger import Ledger
-from tallystick.sender import Sender
-from tallystick.settlement import Settlement
-from tallystick.types import Completion, JobId, JobStatus, Prices, Receipt, Terms, Totals
+from tallystick.policy import Thrift
+from tallystick.testing.geth import Upstream
+from tallystick.testing.rpc import FaultyRpc
+from tallystick.types import ETH, Completion, JobId, JobStatus, Totals
 from tallystick.types import Settlement as Settled
-
-PRICES = Prices(904_000, 500_000)
-DEPOSIT = 500_000
-HOUR = 3_600
-DAY = 24 * HOUR
-
-
-class Host:
-    """A registered host with a ledger, its payer, and what either does."""
-
-    def __init__(self, devnet: Devnet, chain: Chain, ledger: Ledger) -> None:
-        self.devnet = devnet
-        self.chain = chain
-        self.ledger = ledger
-        self.host, self.payer = devnet.accounts.host, devnet.accounts.payer
-        self.domain = proof.Domain(chain.deployment.chain_id, chain.deployment.marketplace)
-        self.signers: dict[JobId, bytes] = {}
-        self.heard: list[Settled | Completion] = []
-        self.now = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Sender and settlement that remember nothing but what the ledger does."""
-        self.sender = Sender(self.chain, self.ledger, self.host.private_key, clock=lambda: 10**6 + self.now)
-        self.settlement = Settlement(self.ledger, self.chain, self.sender, clock=lambda: self.now)
-        self.settlement.listen(self.heard.append)
-
-    async def open(self, **changes: Any) -> JobId:
-        """A job of the payer's, as the node adopts it."""
-        key = proof.new_key()
-        terms = Terms(
-            host=self.host.address,
-            asset=self.devnet.dollar,
-            deposit=DEPOSIT,
-            prices=PRICES,
-            signer=proof.address(key),
-            max_tokens_per_second=0,
-            claim_window=HOUR,
-            expires_at=(await self.chain.block()).timestamp + DAY,
-            checkpoint_interval=100,
-            model_id=bytes(32),
-        )
-        terms = replace(terms, **changes)
-        await self._transact(self.chain.approve(terms.asset, terms.deposit))
-        [opened] = [e for e in (await self._transact(self.chain.create_job(terms))) if isinstance(e, Created)]
-        self.signers[opened.job_id] = key
-        await self.adopt(opened.job_id)
-        return opened.job_id
-
-    async def adopt(self, job_id: JobId) -> None:
-        job = await self.chain.job(job_id)
-        assert job is not None
-        await self.ledger.adopt(job)
-
-    async def _transact(self, call: Any) -> tuple[Any, ...]:
-        return (await self.chain.transact(call, self.payer.private_key, confirmations=1)).events
-
-    def receipt(self, job_id: JobId, totals: Totals) -> Receipt:
-        transcript = totals.tokens.to_bytes(32, "big")
-        digest = self.domain.receipt(job_id, totals, transcript)
-        signature = proof.sign(digest, self.signers[job_id])
-        return Receipt(job_id, totals, bytes(32), transcript, signature)
-
-    async def sign(self, job_id: JobId, tokens: int, prompt_tokens: int = 0, *, due: bool = True) -> None:
-        """The payer's receipt over what was counted."""
-        receipt = self.receipt(job_id, Totals(prompt_tokens, tokens))
-        await self.ledger.store_receipt(receipt, acknowledged=receipt.totals, gross=receipt.totals, due=due)
-
-    async def ask_to_complete(self, job_id: JobId) -> None:
-        await self._transact(self.chain.complete_session(job_id))
-
-    async def reclaim(self, job_id: JobId) -> None:
-        await self._transact(self.chain.reclaim(job_id))
-
-    async def settle(self, rounds: int = 3) -> None:
-        """What the two loops do, until nothing is left to do."""
-        for _ in range(rounds):
-            self.now += 20
-            await self.settlement.step()
-            while await self.sender.step():
-                self.now += 11
-                await self.devnet.mine()
-
-    async def on_chain(self, job_id: JobId) -> Totals:
-        job = await self.chain.job(job_id)
-        assert job is not None
-        return job.settled
-
-    async def status(self, job_id: JobId) -> JobStatus:
-        job = await self.chain.job(job_id)
-        assert job is not None
-        return job.status
-
-    async def confirmed(self, job_id: JobId) -> Totals:
-        row = await self.ledger.job(job_id)
-        assert row is not None
-        return row.confirmed
-
-    async def sent(self) -> int:
-        """How many transactions the host has sent since it registered."""
-        return await self.ledger.next_nonce(self.host.address)
+from tests.settling import DAY, DEPOSIT, HOUR, Host, events
 
 
 @pytest.fixture
@@ -128,10 +27,6 @@ async def host(chain: Chain, devnet: Devnet, tmp_path: Path) -> AsyncIterator[Ho
     await chain.transact(chain.register(devnet.accounts.host.address, "{}"), devnet.accounts.host.private_key)
     async with Ledger(tmp_path) as ledger:
         yield Host(devnet, chain, ledger)
-
-
-def events(logs: list[Any], *names: str) -> list[dict[str, Any]]:
-    return [line for line in logs if line["event"] in names]
 
 
 async def test_a_checkpoint_is_submitted_and_confirmed(host: Host) -> None:
@@ -324,7 +219,7 @@ async def test_a_payer_that_completes_is_settled_at_once(host: Host) -> None:
         drained.append(job_id)
         return Totals(0, 17)
 
-    host.settlement = Settlement(host.ledger, host.chain, host.sender, drain=drain, clock=lambda: host.now)
+    host.restart(drain=drain)
     await host.settle()
     assert await host.on_chain(job) == Totals()
     await host.ask_to_complete(job)
@@ -421,3 +316,155 @@ async def test_the_loops_settle_by_themselves(host: Host) -> None:
         for loop in loops:
             loop.cancel()
         await asyncio.wait(loops)
+
+
+# When it is worth it: the economic policy
+
+
+def thrift(host: Host, *, units_an_ether: int, limit: int | None = None) -> Thrift:
+    """With so many base units of the dollar for one ETH, and gas a twentieth at most."""
+    dollar = host.devnet.dollar
+    return Thrift(
+        unsettled={} if limit is None else {dollar: limit},
+        gas_share=Fraction(1, 20),
+        rates={dollar: Fraction(10**18, units_an_ether)},
+    )
+
+
+DEAR = 10**12
+"""Base units for one ETH at which no job of these tests is worth its gas."""
+CHEAP = 10**3
+
+
+async def test_what_is_not_worth_its_gas_waits(host: Host) -> None:
+    """Whole intervals as well; with a better rate all of it goes, and not only whole intervals."""
+    job = await host.open()
+    host.restart(thrift=thrift(host, units_an_ether=DEAR))
+    await host.sign(job, 117)
+    sent = await host.sent()
+    await host.settle()
+    assert await host.sent() == sent
+    await asyncio.wait_for(host.settlement.idle(), 5)
+    host.restart(thrift=thrift(host, units_an_ether=CHEAP))
+    await host.sign(job, 130, due=False)
+    await host.settle()
+    assert await host.on_chain(job) == await host.confirmed(job) == Totals(0, 130)
+
+
+async def test_no_more_is_unsettled_than_the_host_allows(host: Host) -> None:
+    """Whatever it is worth against its gas; the largest go."""
+    small, large = await host.open(), await host.open()
+    host.restart(thrift=thrift(host, units_an_ether=DEAR, limit=150))
+    await host.sign(small, 30)
+    await host.sign(large, 130)
+    await host.settle()
+    assert await host.on_chain(large) == Totals()
+    await host.sign(large, 160)
+    await host.settle()
+    assert await host.on_chain(large) == Totals(0, 160)
+    assert await host.on_chain(small) == Totals()
+
+
+async def test_what_a_rollup_asks_for_data_is_counted(host: Host) -> None:
+    """A claim that bears its gas waits, if it does not bear its data as well."""
+    job = await host.open()
+    await host.sign(job, 1_000)
+    host.restart(thrift=thrift(host, units_an_ether=CHEAP))
+    # A thousandth of an ETH for each byte.
+    await host.devnet.ask("anvil_setCode", DATA_FEES, "0x60243566038d7ea4c680000260005260206000f3")
+    sent = await host.sent()
+    await host.settle()
+    assert await host.sent() == sent
+    await host.devnet.ask("anvil_setCode", DATA_FEES, "0x")
+    await host.settle()
+    assert await host.on_chain(job) == Totals(0, 1_000)
+
+
+@pytest.mark.parametrize("how", ["ended", "asked", "expiring"])
+async def test_what_must_go_goes_whatever_it_is_worth(host: Host, how: str) -> None:
+    """Before a claim window or an expiry runs out, and when a payer asks to complete."""
+    job, other = await host.open(), await host.open()
+    host.restart(thrift=thrift(host, units_an_ether=DEAR))
+    await host.sign(job, 17, due=False)
+    await host.settle()
+    assert await host.on_chain(job) == Totals()
+    match how:
+        case "ended":
+            await host.ledger.end(job)
+        case "asked":
+            await host.ask_to_complete(job)
+        case "expiring":
+            stored = await host.ledger.job(job)
+            assert stored is not None
+            now = (await host.chain.block()).timestamp
+            await host.devnet.increase_time(stored.job.expires_at - now - 30)
+    await host.settle()
+    assert await host.on_chain(job) == Totals(0, 17)
+    assert await host.status(job) is (JobStatus.OPEN if how == "expiring" else JobStatus.CLOSED)
+    assert await host.status(other) is JobStatus.OPEN
+
+
+@pytest.mark.parametrize("economic", [False, True])
+async def test_before_it_stops_all_is_settled(host: Host, economic: bool) -> None:
+    """Tails included, whatever they are worth; no job is completed by that."""
+    jobs = [await host.open() for _ in range(2)]
+    host.restart(thrift=thrift(host, units_an_ether=DEAR) if economic else None)
+    for job in jobs:
+        await host.sign(job, 17, due=False)
+    loops = [asyncio.create_task(host.sender.run()), asyncio.create_task(host.settlement.run())]
+    await asyncio.wait_for(host.settlement.settle_all(), 30)
+    for loop in loops:
+        loop.cancel()
+    await asyncio.wait(loops)
+    for job in jobs:
+        assert await host.confirmed(job) == Totals(0, 17)
+        assert await host.status(job) is JobStatus.OPEN
+
+
+# Many jobs
+
+
+async def test_a_batch_goes_without_what_is_to_blame(host: Host) -> None:
+    """A bad row among good ones costs a part of its gas once, and is told by the chain; then it waits."""
+    good, bad, fine = [await host.open() for _ in range(3)]
+    host.signers[bad] = proof.new_key()
+    for job in (good, bad, fine):
+        await host.sign(job, 100)
+    with capture_logs() as logs:
+        await host.settle(rounds=5)
+    assert await host.on_chain(good) == await host.on_chain(fine) == Totals(0, 100)
+    assert len({line["tx"] for line in events(logs, "checkpoint.submitted")}) == 1
+    refused = events(logs, "checkpoint.refused")
+    assert {line["job"] for line in refused} == {bad}
+    assert all("WrongSigner" in line["reason"] for line in refused)
+
+
+async def test_gas_decides_how_many_go_together(host: Host) -> None:
+    """As many rows as the chain's gas cap lets through, those of one asset next to each other."""
+    jobs = [await host.open(asset=asset) for _ in range(3) for asset in (host.devnet.dollar, ETH)]
+    for job in jobs:
+        await host.sign(job, 100)
+    host.cap_gas(gas.BASE + 2 * gas.ASSET + 4 * gas.ROW)
+    with capture_logs() as logs:
+        await host.settle()
+    told = events(logs, "checkpoint.confirmed")
+    assert [line["job"] for line in told] == jobs[1::2] + jobs[::2]
+    assert [told[0]["tx"]] * 4 + [told[4]["tx"]] * 2 == [line["tx"] for line in told]
+
+
+async def test_few_calls_for_many_jobs(host: Host) -> None:
+    """What is due is read, sent and confirmed with a number of calls that does not grow with the jobs."""
+    calls = []
+    url, deployment = host.devnet.rpc_url, host.chain.deployment
+    async with Upstream(url) as node, FaultyRpc(node) as rpc, Chain(rpc.url, deployment) as chain:
+        host.restart(through=chain)
+        await host.settle()  # what there is to do at first
+        for many in (2, 8):
+            jobs = [await host.open() for _ in range(many)]
+            for job in jobs:
+                await host.sign(job, 100)
+            before = rpc.requests
+            await host.settle()
+            calls.append(rpc.requests - before)
+            assert [await host.on_chain(job) for job in jobs] == [Totals(0, 100)] * many
+    assert calls[1] <= calls[0]

@@ -201,6 +201,12 @@ class Chain(Contracts):
                 found[job.id] = _moved_on(job, job_state(_bytes(answer)))
         return found
 
+    def remember(self, opening: Created) -> None:
+        """An opening that has its confirmations: its job is read without looking for it."""
+        self._openings[opening.job_id] = opening
+        if len(self._openings) > REMEMBERED_JOBS:
+            del self._openings[next(iter(self._openings))]
+
     async def jobs(
         self, *, payer: Address | None = None, host: Address | None = None, since: int | None = None
     ) -> list[Created]:
@@ -475,13 +481,8 @@ class Chain(Contracts):
         if opening is None:
             raise self._lagging(f"job {job_id} but not the event of its opening")
         if latest - opening.block >= self.deployment.depth:
-            self._remember(opening)
+            self.remember(opening)
         return opening
-
-    def _remember(self, opening: Created) -> None:
-        self._openings[opening.job_id] = opening
-        if len(self._openings) > REMEMBERED_JOBS:
-            del self._openings[next(iter(self._openings))]
 
     async def _story(self, job_id: JobId, event: str) -> tuple[Job | None, list[Event]]:
         """The job, and its events of that name from its opening on, as of the latest block."""

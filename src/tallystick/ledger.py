@@ -14,7 +14,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -25,18 +25,21 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tallystick import database, leases, outbox, rows
+from tallystick import cursors, database, leases, outbox, rows
 from tallystick.counter import Record
 from tallystick.errors import LedgerError
 from tallystick.heartbeat import Heartbeat
 from tallystick.leases import Hold, Owner
-from tallystick.rows import DueRow
-from tallystick.tables import Attempt, Draft, JobRow, State, Transaction
+from tallystick.rows import DueRow, Outstanding
+from tallystick.tables import Attempt, Cursor, Draft, JobRow, State, Transaction, UnderWay
 from tallystick.types import Address, Completion, Job, JobId, Receipt, RequestId, Settlement, Totals
 from tallystick.writer import Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+PAGE = 1_000
+"""Jobs that are read at a time, where all of them are."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -247,9 +250,31 @@ class Ledger:
         """Every job that is not closed."""
         return await self._read(rows.open_jobs)
 
-    async def due(self, now: int) -> list[DueRow]:
-        """What is to be settled at the chain's time `now`, of all jobs that are not in flight."""
-        return await self._read(rows.due, now)
+    async def open_page(self, after: JobId, most: int) -> list[JobRow]:
+        """The next jobs after that one that are not closed, by id: all of them, a page at a time."""
+        return await self._read(rows.open_page, after, most)
+
+    async def open_of(self, these: Collection[JobId]) -> list[JobRow]:
+        """Of these jobs, those that are known and not closed."""
+        return await self._read(rows.open_of, these)
+
+    async def due(
+        self, now: int, these: Collection[JobId] | None = None, *, whole: bool = False
+    ) -> list[DueRow]:
+        """What is to be settled at the chain's time `now`, of all (or these) jobs that are not in flight.
+
+        `whole`: all that is claimable, and not only what whole intervals let the host claim.
+        """
+        return await self._read(rows.due, now, these, whole=whole)
+
+    async def outstanding(self, now: int, *, whole: bool = False) -> list[Outstanding]:
+        """The same of all jobs, in short; the ledger is read a page at a time."""
+        found: list[Outstanding] = []
+        after: JobId | None = JobId(0)
+        while after is not None:
+            page, after = await self._read(rows.outstanding, now, self.process, after, PAGE, whole=whole)
+            found += page
+        return found
 
     async def positions(self, job_id: JobId) -> dict[RequestId, Totals]:
         """How far every request of a job is acknowledged."""
@@ -312,6 +337,14 @@ class Ledger:
         """A completion seen N blocks deep. True if the job was not known to be closed."""
         return await self._write(rows.closed, completion, self.process)
 
+    async def cursor(self, host: Address) -> Cursor | None:
+        """How far a host's events were read; None: they never were."""
+        return await self._read(cursors.find, host)
+
+    async def move_cursor(self, host: Address, cursor: Cursor) -> None:
+        """A host's events are read up to there, and what they tell is in the ledger."""
+        await self._write(cursors.move, host, cursor)
+
     # Transactions: written by the process that sends for their key (`lead`), LedgerError for any other
 
     async def next_nonce(self, sender: Address) -> int:
@@ -336,6 +369,10 @@ class Ledger:
     async def in_flight(self, sender: Address) -> list[Transaction]:
         """The transactions of a key that are not final, by nonce."""
         return await self._read(outbox.in_flight, sender)
+
+    async def under_way(self, sender: Address) -> UnderWay:
+        """The same, in short."""
+        return await self._read(outbox.under_way, sender)
 
     async def at_nonces(self, sender: Address, nonces: range) -> list[Transaction]:
         """The transactions of a key with these nonces, final or not, by nonce."""

@@ -45,6 +45,8 @@ class Deployment:
     """What host and payer may choose from."""
     from_block: int
     """None of the contracts' events is in an earlier block."""
+    gas_cap: int | None = None
+    """The most gas that a transaction may have; None: what a block may have."""
 
     @property
     def depth(self) -> int:
@@ -80,6 +82,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     contracts: Addresses | None = None
     from_block: int = 0
     """The block in which the first of them was created."""
+    gas_cap: int | None = None
+    """The most gas that a transaction may have there (EIP-7825). None: what a block may have."""
 
     @property
     def is_devnet(self) -> bool:
@@ -118,6 +122,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             confirmations=self.confirmations,
             assets={ETH: Asset("ETH", 18), **self.assets, **dollar},
             from_block=self.from_block,
+            gas_cap=self.gas_cap,
         )
 
 

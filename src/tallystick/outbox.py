@@ -22,6 +22,7 @@ from tallystick.tables import (
     Draft,
     State,
     Transaction,
+    UnderWay,
     attempt_in,
     attempt_out,
     attempts,
@@ -43,6 +44,22 @@ def next_nonce(connection: Connection, sender: Address) -> int:
 def in_flight(connection: Connection, sender: Address) -> list[Transaction]:
     """The transactions of a key that are not final, by nonce."""
     return _find(connection, and_(transactions.c.sender == sender, transactions.c.state.in_([*IN_FLIGHT])))
+
+
+def under_way(connection: Connection, sender: Address) -> UnderWay:
+    """The same, in short."""
+    flying = select(transactions.c.id).where(
+        transactions.c.sender == sender, transactions.c.state.in_([*IN_FLIGHT])
+    )
+    found = connection.execute(
+        select(attempts.c.hash, attempts.c.transaction_id).where(attempts.c.transaction_id.in_(flying))
+    ).all()
+    carried = connection.execute(select(claims.c.job_id).where(claims.c.transaction_id.in_(flying)))
+    return UnderWay(
+        hashes=frozenset(tx for tx, _ in found),
+        jobs=frozenset(JobId(job_id) for job_id in carried.scalars()),
+        transactions=len({transaction_id for _, transaction_id in found}),
+    )
 
 
 def at_nonces(connection: Connection, sender: Address, nonces: range) -> list[Transaction]:

@@ -7,15 +7,15 @@ clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Insert, Select, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 
-from tallystick import database, leases
+from tallystick import database, leases, pricing
 from tallystick.counter import Record
 from tallystick.errors import LedgerError, Refusal
 from tallystick.leases import Hold, Owner
@@ -29,6 +29,7 @@ from tallystick.tables import (
     job_row,
     jobs,
     positions,
+    processes,
     receipt_in,
     receipt_out,
     receipts,
@@ -54,18 +55,51 @@ class DueRow:
     """Close the job with it."""
 
 
-def due_row(row: JobRow, now: int) -> DueRow | None:
-    """What is to be settled of a job at the chain's time `now`; None if nothing is."""
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """What is to be settled of a job, in short: of very many jobs, this much is held in memory."""
+
+    job_id: JobId
+    host: Address
+    asset: Address
+    amount: int
+    """The host's part of it, in base units."""
+    complete: bool
+    """Close the job with it."""
+    must: bool
+    """Waiting may lose it, or keeps the payer waiting."""
+    ending: bool
+    """The session was ended here."""
+    owner: str | None
+    """The process that serves the job, or did."""
+    elsewhere: bool
+    """Another process serves it now."""
+
+
+def due_row(row: JobRow, now: int, *, whole: bool = False) -> DueRow | None:
+    """What is to be settled of a job at the chain's time `now`; None if nothing is.
+
+    `whole`: all that is claimable; otherwise what whole intervals let the host claim, and all of it only when
+    the job is over or about to expire.
+    """
     if row.closed:
         return None
-    closing = row.ending or row.job.asked_at > 0 or row.job.expires_at <= now
-    if closing or row.job.expires_at <= now + EXPIRY_MARGIN:
+    closing = _is_over(row, now)
+    if whole or closing or _expires(row, now):
         totals, receipt = row.claimable, row.receipted
     else:
         totals, receipt = row.due, row.due_receipt
     if totals.against(row.settled) is Standing.AHEAD:
         return DueRow(row, totals, receipt, closing)
     return DueRow(row, row.settled, None, True) if closing else None
+
+
+def _is_over(row: JobRow, now: int) -> bool:
+    return row.ending or row.job.asked_at > 0 or row.job.expires_at <= now
+
+
+def _expires(row: JobRow, now: int) -> bool:
+    return row.job.expires_at <= now + EXPIRY_MARGIN
 
 
 def bind(connection: Connection, name: str) -> None:
@@ -96,16 +130,27 @@ _JOBS = (
 _JOB = _JOBS.where(jobs.c.job_id == bindparam("of"))
 _OPEN_JOBS = _JOBS.where(jobs.c.closed.is_(False))
 _SERVED = _JOBS.where(jobs.c.owner == bindparam("by"))
-_DUE_JOBS = _OPEN_JOBS.where(
-    or_(
-        jobs.c.due_tokens > jobs.c.settled_tokens,
-        jobs.c.due_prompt_tokens > jobs.c.settled_prompt_tokens,
-        jobs.c.ending,
-        jobs.c.asked_at > 0,
-        jobs.c.expires_at <= bindparam("before"),
-    ),
-    jobs.c.job_id.not_in(select(claims.c.job_id).where(claims.c.active)),
+_NOT_IN_FLIGHT = jobs.c.job_id.not_in(select(claims.c.job_id).where(claims.c.active))
+_OVER = or_(jobs.c.ending, jobs.c.asked_at > 0, jobs.c.expires_at <= bindparam("before"))
+_DUE = or_(jobs.c.due_tokens > jobs.c.settled_tokens, jobs.c.due_prompt_tokens > jobs.c.settled_prompt_tokens)
+# Of what is counted, not all need be claimable.
+_COUNTED = or_(
+    jobs.c.gross_tokens > jobs.c.settled_tokens, jobs.c.gross_prompt_tokens > jobs.c.settled_prompt_tokens
 )
+_WANTED = {whole: and_(or_(_COUNTED if whole else _DUE, _OVER), _NOT_IN_FLIGHT) for whole in (False, True)}
+_DUE_JOBS = {whole: _OPEN_JOBS.where(wanted) for whole, wanted in _WANTED.items()}
+_SERVED_NOW = exists().where(
+    processes.c.id == jobs.c.owner, processes.c.id != bindparam("by"), processes.c.until > database.now()
+)
+_OUTSTANDING = {
+    whole: select(jobs, _SERVED_NOW.label("elsewhere"))
+    .where(jobs.c.closed.is_(False), wanted, jobs.c.job_id > bindparam("after"))
+    .order_by(jobs.c.job_id)
+    .limit(bindparam("most"))
+    for whole, wanted in _WANTED.items()
+}
+_OPEN_PAGE = _OPEN_JOBS.where(jobs.c.job_id > bindparam("after")).limit(bindparam("most"))
+_THESE = _OPEN_JOBS.where(jobs.c.job_id.in_(bindparam("these", expanding=True)))
 _TOTALS = (
     select(
         *(
@@ -173,15 +218,58 @@ def open_jobs(connection: Connection) -> list[JobRow]:
     return _rows(connection, _OPEN_JOBS)
 
 
+def open_page(connection: Connection, after: JobId, most: int) -> list[JobRow]:
+    """The next jobs after that one that are not closed, by id."""
+    return _rows(connection, _OPEN_PAGE, after=after, most=most)
+
+
+def open_of(connection: Connection, these: Collection[JobId]) -> list[JobRow]:
+    """Of these jobs, those that are known and not closed."""
+    return _rows(connection, _THESE, these=list(these))
+
+
 def served(connection: Connection, process: str) -> list[JobRow]:
     """Every job that the process serves; one that was closed until that is released."""
     return _rows(connection, _SERVED, by=process)
 
 
-def due(connection: Connection, now: int) -> list[DueRow]:
-    """What is to be settled at the chain's time `now`, of all jobs that are not in flight."""
-    found = (due_row(row, now) for row in _rows(connection, _DUE_JOBS, before=now + EXPIRY_MARGIN))
+def due(
+    connection: Connection, now: int, these: Collection[JobId] | None = None, *, whole: bool = False
+) -> list[DueRow]:
+    """What is to be settled at the chain's time `now`, of all (or these) jobs that are not in flight."""
+    query, values = _DUE_JOBS[whole], {"before": now + EXPIRY_MARGIN}
+    if these is not None:
+        query = query.where(jobs.c.job_id.in_(these))
+    found = (due_row(row, now, whole=whole) for row in _rows(connection, query, **values))
     return [row for row in found if row is not None]
+
+
+def outstanding(
+    connection: Connection, now: int, process: str, after: JobId, most: int, *, whole: bool
+) -> tuple[list[Outstanding], JobId | None]:
+    """The same in short, of the next jobs after that one; and where to go on, None at the end."""
+    values = {"before": now + EXPIRY_MARGIN, "by": process, "after": after, "most": most}
+    found = connection.execute(_OUTSTANDING[whole], values).mappings().all()
+    told = (_outstanding(row, now, whole=whole) for row in found)
+    return [each for each in told if each is not None], found[-1]["job_id"] if len(found) == most else None
+
+
+def _outstanding(found: RowMapping, now: int, *, whole: bool) -> Outstanding | None:
+    row = job_row(found, None, None)
+    due = due_row(row, now, whole=whole)
+    if due is None:
+        return None
+    return Outstanding(
+        job_id=row.job.id,
+        host=row.job.host,
+        asset=row.job.asset,
+        amount=pricing.split(row.settled, due.totals, row.job.prices).host,
+        complete=due.complete,
+        must=due.complete or _expires(row, now),
+        ending=row.ending,
+        owner=row.owner,
+        elsewhere=found["elsewhere"],
+    )
 
 
 def acknowledged_positions(connection: Connection, job_id: JobId) -> dict[RequestId, Totals]:

@@ -164,11 +164,13 @@ class Sender:
         """Looks at the chain now."""
         self._woken.set()
 
-    async def submit(self, call: Call, purpose: str, carried: Sequence[Carried] = ()) -> Transaction:
+    async def submit(
+        self, call: Call, purpose: str, carried: Sequence[Carried] = (), *, gas: int = 0
+    ) -> Transaction:
         """Signs, saves and sends a transaction; returns it once it is saved, whether or not it was taken.
 
-        `carried`: what it claims for which jobs. Raises the ContractError that the call would meet, and
-        LedgerError while another process sends for the key.
+        `carried`: what it claims for which jobs. `gas`: its limit, where what it may need is known. Raises
+        the ContractError that the call would meet, and LedgerError while another process sends for the key.
         """
         async with self._turn:
             await self._lead()
@@ -176,13 +178,11 @@ class Sender:
                 raise LedgerError(f"another process sends for {self.address}")
             if not self._resumed:
                 await self._step()
-            gas = await self._chain.estimate_gas(call, self.address)
+            estimate = await self._chain.estimate_gas(call, self.address)
             nonce = max(await self._ledger.next_nonce(self.address), await self._chain.nonce(self.address))
-            # A quarter more: other rows of a batch, or a refund that is kept, may cost what they do not now.
-            margin = gas + gas // 4
-            draft = Draft(
-                self.address, nonce, purpose, call.to, call.data, call.value, margin, tuple(carried)
-            )
+            # A quarter more: what is done may cost what it does not now.
+            limit = gas if gas >= estimate else estimate + estimate // 4
+            draft = Draft(self.address, nonce, purpose, call.to, call.data, call.value, limit, tuple(carried))
             transaction = await self._save(draft)
             self.poke()
             return await self._broadcast(transaction)

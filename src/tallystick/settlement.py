@@ -9,88 +9,43 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import structlog
 
-from tallystick import pricing, proof
+from tallystick import gas, pricing
 from tallystick.chain import Block, Chain
-from tallystick.contracts import Call, Claim, Skipped
-from tallystick.errors import (
-    AboveRate,
-    ChainError,
-    ContractError,
-    Elsewhere,
-    JobClosed,
-    LedgerError,
-    StaleCheckpoint,
-)
+from tallystick.claims import NOTHING, Ready, earned, ready, samples
+from tallystick.contracts import Call, Skipped
+from tallystick.errors import ChainError, ContractError, Elsewhere, JobClosed, LedgerError, StaleCheckpoint
+from tallystick.gas import Load
 from tallystick.ledger import Ledger
-from tallystick.rows import DueRow
+from tallystick.policy import Gas, Thrift, Unsettled, to_settle
+from tallystick.rows import DueRow, Outstanding
 from tallystick.sender import Outcome, Report, Sender
 from tallystick.standby import Standby
-from tallystick.tables import Carried, JobRow
-from tallystick.types import Address, Completion, Job, JobId, JobStatus, Standing, Totals
+from tallystick.types import Completion, Job, JobId, JobStatus, Totals
 from tallystick.types import Settlement as Settled
+from tallystick.watcher import SWEEP_EVERY, Watcher
 
 POLL = 5.0
 """Seconds between looks at what is due; `poke` does not wait for them."""
-SWEEP_EVERY = 15.0
-"""Seconds between readings of all open jobs: a payer may have asked one to complete, or reclaimed it."""
-BATCH = 50
-"""Rows in one transaction: about a million gas, a small part of any chain's block."""
+PAGE = 500
+"""Jobs that are read at a time."""
+MOST_UNDER_WAY = 16
+"""Transactions at a time: of one account, a pool is bound to keep as many."""
+SAMPLES = 11
+"""Claims in the batch by which a rollup's fee for a row is found out."""
 PATIENCE = (5.0, 600.0)
 """Seconds that a job waits after its claim failed: at first, doubled each time, and at most."""
 DRAIN_PATIENCE = 30.0
 """Seconds that the process which serves a job has to end it in, once the chain is closing it."""
-NOTHING = Totals()
 
 Listener = Callable[[Settled | Completion], None]
 Drain = Callable[[JobId], Awaitable[Totals | None]]
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A row that the chain would take now. `totals` are zero when it only completes."""
-
-    asset: Address
-    totals: Totals
-    claim: Claim
-
-    @property
-    def carried(self) -> Carried:
-        return Carried(self.claim.job_id, self.totals, self.claim.complete)
-
-
-def ready(due: DueRow, job: Job) -> Ready | None:
-    """The row for what is due, given the job in the latest block; None if that is settled already."""
-    totals = affordable(due.totals, job)
-    if totals.against(job.settled) is Standing.AHEAD:
-        claim = Claim(job.id, totals.tokens, _proof(totals, due), due.complete)
-        return Ready(job.asset, totals, claim)
-    if not due.complete:
-        return None
-    # Equal: it pays nothing, so nobody has to have signed it, and still closes.
-    equal = proof.attested_proof(job.settled.prompt_tokens)
-    return Ready(job.asset, NOTHING, Claim(job.id, job.settled.tokens, equal, complete=True))
-
-
-def affordable(totals: Totals, job: Job) -> Totals:
-    """The totals, less the generated tokens that the deposit does not pay for."""
-    prompt = Totals(totals.prompt_tokens, 0)
-    return Totals(
-        totals.prompt_tokens, min(totals.tokens, pricing.affordable(job.deposit, prompt, job.prices))
-    )
-
-
-def _proof(totals: Totals, due: DueRow) -> bytes:
-    if due.receipt is None:
-        return proof.attested_proof(totals.prompt_tokens)
-    return proof.checkpoint_proof(totals.prompt_tokens, due.receipt)
 
 
 class Settlement:
@@ -103,32 +58,38 @@ class Settlement:
         sender: Sender,
         *,
         drain: Drain | None = None,
+        thrift: Thrift | None = None,
         poll: float = POLL,
         sweep_every: float = SWEEP_EVERY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`drain` ends what is being served of a job that is over, and returns its last gross count."""
+        """`drain` ends what is being served of a job that is over, and returns its last gross count.
+
+        `thrift`: settle when it is worth it; without, each whole interval as soon as its receipt is there.
+        """
         self._ledger = ledger
         self._chain = chain
         self._sender = sender
         self._drain = drain
         self._poll = poll
-        self._sweep_every = sweep_every
+        self._thrift = thrift
+        self._parting = False
+        """The process is about to stop: nothing waits to be worth its gas."""
         self._clock = clock
-        self._sweep_at = clock()
         self._listeners: list[Listener] = []
         self._waiting: dict[JobId, tuple[float, float]] = {}
         """Jobs whose claim failed: until when they wait, and how long that is."""
-        self._behind: dict[JobId, int] = {}
-        """Jobs of which the chain shows less than was settled: the block at which that was first seen."""
         self._draining: dict[JobId, float] = {}
         """Jobs that other processes are to end: when that was first seen."""
         self._completed: list[Completion] = []
-        self._told: set[tuple[str, JobId]] = set()
+        self._not_ours: set[JobId] = set()
         self._woken = asyncio.Event()
         self._idle = asyncio.Event()
         self._trouble = ""
         self._standby = Standby(ledger, chain, self._end, self._pass_on)
+        self._watcher = Watcher(
+            ledger, chain, sender.address, self._end, self._tell_found, sweep_every=sweep_every, clock=clock
+        )
         sender.listen(self._hear)
 
     def listen(self, listener: Listener) -> None:
@@ -157,46 +118,82 @@ class Settlement:
                 async with asyncio.timeout(self._poll):
                     await self._woken.wait()
 
+    async def settle_all(self) -> None:
+        """From now on all that is claimable of this process's jobs goes to the chain, whatever it is worth.
+
+        Returns as `idle` does.
+        """
+        self._parting = True
+        self.poke()
+        await self.idle()
+
     async def step(self) -> None:
-        """Looks once at what is due, and now and then at all open jobs."""
+        """Looks once at the chain's news, and at what is due."""
         head = await self._chain.block()
         if not self._sender.leading:
             await self._standby.step(head)
         if not await self._sender.lead():
             self._idle.set()
             return
-        if self._clock() >= self._sweep_at:
-            await self._sweep(head)
-            self._sweep_at = self._clock() + self._sweep_every
+        await self._watcher.look(head)
         await self._tell_lost()
         await self._settle(head)
-        in_flight = await self._ledger.in_flight(self._sender.address)
-        if self._sender.starving or not (in_flight or self._woken.is_set()):
+        if self._watcher.late:
+            self._woken.set()
+        under_way = await self._ledger.under_way(self._sender.address)
+        if self._sender.starving or not (under_way.transactions or self._woken.is_set()):
             self._idle.set()
 
     # What is due
 
     async def _settle(self, head: Block) -> None:
-        """Submits one transaction's worth of it."""
-        if self._sender.starving:
+        """Submits what is to go now, in as few transactions as can be."""
+        under_way = await self._ledger.under_way(self._sender.address)
+        if self._sender.starving or under_way.transactions >= MOST_UNDER_WAY:
             return
-        due = await self._due(head.timestamp)
-        over = [each for each in due if each.complete and not each.row.ending]
-        for each in over:
-            await self._end(each.row.job.id)
-        if over:
-            due = [each for each in await self._due(head.timestamp) if self._is_drained(each)]
-        checked = [await self._checked(each, head) for each in due[:BATCH]]
-        rows = [row for row in checked if row is not None]
+        going = await self._going(head)
+        left = MOST_UNDER_WAY - under_way.transactions
+        load, rows = self._load(head), list[Ready]()
+        for page in _pages(going):
+            for row in await self._ready(page, head):
+                if not load.take(row.room):
+                    await self._submit(rows)
+                    left -= 1
+                    load, rows = self._load(head), []
+                    load.take(row.room)
+                if not left:
+                    return  # what these became of is heard, and brings the next ones
+                rows.append(row)
         if rows:
             await self._submit(rows)
-        if len(due) > BATCH:
-            self._woken.set()
 
-    async def _due(self, now: int) -> list[DueRow]:
-        ours = [due for due in await self._ledger.due(now) if self._is_ours(due.row)]
+    def _load(self, head: Block) -> Load:
+        return Load(min(head.gas_limit, self._chain.deployment.gas_cap or head.gas_limit))
+
+    async def _going(self, head: Block) -> list[Outstanding]:
+        """The jobs that are settled now, those in one asset together: its earnings are then written once."""
         patient = self._clock()
-        return [due for due in ours if self._waiting.get(due.row.job.id, (patient, 0.0))[0] <= patient]
+        whole = self._parting or self._thrift is not None
+        found = [
+            each
+            for each in await self._ledger.outstanding(head.timestamp, whole=whole)
+            if self._is_ours(each) and self._waiting.get(each.job_id, (patient, 0.0))[0] <= patient
+        ]
+        if self._parting:
+            found = [each for each in found if not each.elsewhere]
+        elif self._thrift is not None and found:
+            chosen = to_settle([_unsettled(each) for each in found], self._thrift, await self._gas(head))
+            found = [each for each in found if each.job_id in chosen]
+        return sorted(found, key=lambda each: (each.asset, each.job_id))
+
+    async def _gas(self, head: Block) -> Gas:
+        """What settling costs at present."""
+        fee = head.base_fee + await self._chain.priority_fee()
+        one, many = [
+            await self._chain.data_fee(self._chain.submit_checkpoints(samples(rows)).data)
+            for rows in (1, SAMPLES)
+        ]
+        return gas.priced(fee, one, many, SAMPLES)
 
     async def _end(self, job_id: JobId) -> None:
         """The chain says that the job is over: what is being served of it ends, and the ledger knows."""
@@ -212,57 +209,66 @@ class Settlement:
         since = self._draining.get(due.row.job.id)
         return due.row.ending or since is None or self._clock() - since >= DRAIN_PATIENCE
 
-    async def _checked(self, due: DueRow, head: Block) -> Ready | None:
+    async def _ready(self, page: Sequence[Outstanding], head: Block) -> list[Ready]:
+        """The rows that the chain would take; otherwise what it says is brought into the ledger."""
+        over = [each.job_id for each in page if each.complete and not each.ending]
+        await asyncio.gather(*map(self._end, over))
+        these = {each.job_id: at for at, each in enumerate(page)}
+        due = await self._ledger.due(head.timestamp, these, whole=self._parting or self._thrift is not None)
+        due = [each for each in due if self._is_drained(each)]
+        found = await self._chain.latest([each.row.job for each in due])
+        checked = [await self._checked(each, found, head) for each in due]
+        return sorted(filter(None, checked), key=lambda row: these[row.claim.job_id])
+
+    async def _checked(self, due: DueRow, found: Mapping[JobId, Job | None], head: Block) -> Ready | None:
         """One job that the endpoint cannot tell about does not hold up the others."""
-        try:
-            return await self._check(due, head)
-        except ChainError as error:
-            self._refuse(due.row.job.id, str(error))
+        job_id = due.row.job.id
+        if job_id not in found:
+            self._refuse(job_id, "the endpoint cannot tell the job's state")
             return None
-
-    async def _check(self, due: DueRow, head: Block) -> Ready | None:
-        """The row if the chain would take it; otherwise what the chain says is brought into the ledger."""
-        job = await self._chain.job(due.row.job.id)
+        job = found[job_id]
         if job is None:
-            self._refuse(due.row.job.id, "the job is not on the chain")
+            self._refuse(job_id, "the job is not on the chain")
             return None
-        if job.status is JobStatus.CLOSED:
-            await self._close(due.row, head)
+        try:
+            return await self._check(due, job, head)
+        except ChainError as error:
+            self._refuse(job_id, str(error))
             return None
-        row = ready(due, job)
-        if row is None:
-            await self._already_settled(due.row, job, head)
-            return None
-        return await self._simulate(row, due, head)
 
-    async def _simulate(self, row: Ready, due: DueRow, head: Block) -> Ready | None:
-        """The custom error decides (law 9: that something is settled already means only: do not send)."""
+    async def _check(self, due: DueRow, job: Job, head: Block) -> Ready | None:
+        if job.status is JobStatus.CLOSED:
+            self._wait(job.id)
+            await self._watcher.bring_in(due.row, job, head)
+            return None
+        most = earned(job, head.timestamp)
+        if most is not None and not due.complete and due.totals.prompt_tokens + due.totals.tokens > most:
+            self._refuse(job.id, f"its rate allows {most} tokens by now")
+            return None
+        row = ready(due, job, head.timestamp)
+        if row is None:
+            log.info("checkpoint.already_settled", job=job.id, tokens=job.settled.tokens)
+            await self._watcher.bring_in(due.row, job, head)
+            return None
+        # A batch leaves a bad row out and says why, for a fee; a row that failed once is tried for nothing.
+        return row if job.id not in self._waiting or await self._is_taken(row) else None
+
+    async def _is_taken(self, row: Ready) -> bool:
+        """Tries a row by itself. The custom error decides (law 9: "settled" here only means: do not send)."""
+        claim = row.claim
         try:
             await self._chain.simulate(self._call([row]), self._sender.address)
-            if row.claim.complete and row.totals != NOTHING:
+            if claim.complete and row.totals != NOTHING:
                 # A batch leaves a bad row out without an error; by itself it would revert.
-                claim = row.claim
                 alone = self._chain.submit_checkpoint(claim.job_id, claim.tokens, claim.proof)
                 await self._chain.simulate(alone, self._sender.address)
         except (JobClosed, StaleCheckpoint):
-            self._wait(row.claim.job_id)  # it changed since it was read a moment ago
-            return None
-        except AboveRate as error:
-            return self._within_rate(row, due, int(error.values["most"]))
+            self._wait(claim.job_id)  # it changed since it was read a moment ago
+            return False
         except ContractError as error:
-            self._refuse(row.claim.job_id, str(error))
-            return None
-        return row
-
-    def _within_rate(self, row: Ready, due: DueRow, most: int) -> Ready | None:
-        """As much of an attested claim as its time has earned."""
-        totals = Totals(row.totals.prompt_tokens, max(0, most - row.totals.prompt_tokens))
-        if totals.against(due.row.settled) is not Standing.AHEAD or not due.complete:
-            self._refuse(row.claim.job_id, f"its rate allows {most} tokens by now")
-            return None
-        return Ready(
-            row.asset, totals, Claim(row.claim.job_id, totals.tokens, _proof(totals, due), complete=True)
-        )
+            self._refuse(claim.job_id, str(error))
+            return False
+        return True
 
     def _call(self, rows: Sequence[Ready]) -> Call:
         [first, *others] = [row.claim for row in rows]
@@ -273,13 +279,19 @@ class Settlement:
         return self._chain.submit_checkpoint(first.job_id, first.tokens, first.proof)
 
     async def _submit(self, rows: Sequence[Ready]) -> None:
-        # Earnings are written once for each run of rows in one asset.
-        rows = sorted(rows, key=lambda row: (row.asset, row.claim.job_id))
+        """In one transaction; if the chain would not take that, in the end without what is to blame."""
+        if len(rows) == 1 and not await self._is_taken(rows[0]):
+            return
+        carried = [row.carried for row in rows]
+        limit = gas.limit(row.room for row in rows)
         try:
-            await self._sender.submit(self._call(rows), "settle", [row.carried for row in rows])
+            await self._sender.submit(self._call(rows), "settle", carried, gas=limit)
         except ContractError as error:
-            for row in rows:
-                self._refuse(row.claim.job_id, str(error))
+            if len(rows) == 1:
+                self._refuse(rows[0].claim.job_id, str(error))
+                return
+            await self._submit(rows[: len(rows) // 2])
+            await self._submit(rows[len(rows) // 2 :])
 
     def _refuse(self, job_id: JobId, reason: str) -> None:
         log.error("checkpoint.refused", job=job_id, reason=reason, again_in=self._wait(job_id))
@@ -290,82 +302,13 @@ class Settlement:
         self._waiting[job_id] = (self._clock() + pause, pause)
         return pause
 
-    def _is_ours(self, row: JobRow) -> bool:
+    def _is_ours(self, job: Outstanding) -> bool:
         """Only the job's host can settle it; the ledger may hold those of an earlier key."""
-        ours = row.job.host == self._sender.address
-        if not ours and ("not_ours", row.job.id) not in self._told:
-            self._told.add(("not_ours", row.job.id))
-            log.error("settlement.not_ours", job=row.job.id, host=row.job.host, key=self._sender.address)
+        ours = job.host == self._sender.address
+        if not ours and job.job_id not in self._not_ours:
+            self._not_ours.add(job.job_id)
+            log.error("settlement.not_ours", job=job.job_id, host=job.host, key=self._sender.address)
         return ours
-
-    # What the chain says
-
-    async def _sweep(self, head: Block) -> None:
-        """Compares every open job with the chain."""
-        in_flight = {
-            carried.job_id
-            for transaction in await self._ledger.in_flight(self._sender.address)
-            for carried in transaction.draft.carried
-        }
-        for row in await self._ledger.open_jobs():
-            if row.job.id not in in_flight and self._is_ours(row):
-                try:
-                    await self._compare(row, head)
-                except ChainError as error:
-                    log.warning("settlement.job_unread", job=row.job.id, error=str(error))
-
-    async def _compare(self, row: JobRow, head: Block) -> None:
-        job = await self._chain.job(row.job.id)
-        if job is None:
-            if ("vanished", row.job.id) not in self._told:
-                self._told.add(("vanished", row.job.id))
-                log.error("job.vanished", job=row.job.id, meaning="a reorganised chain does not have it")
-            return
-        if job.status is JobStatus.CLOSED:
-            await self._close(row, head)
-            return
-        if not job.settled.covers(row.settled):
-            await self._take_back(row, job, head)
-        elif job.settled != row.confirmed:
-            await self._witness(job.id, head)
-        if job != row.job:
-            await self._ledger.adopt(job)
-
-    async def _take_back(self, row: JobRow, job: Job, head: Block) -> None:
-        """The chain shows less than it did; it may be the endpoint that lags, which gets N blocks."""
-        since = self._behind.setdefault(job.id, head.number)
-        if head.number - since < self._chain.deployment.confirmations:
-            return
-        del self._behind[job.id]
-        await self._ledger.unsettled(job.id, job.settled)
-        log.warning("checkpoint.reorganised", job=job.id, tokens=row.settled.tokens, left=job.settled.tokens)
-
-    async def _already_settled(self, row: JobRow, job: Job, head: Block) -> None:
-        log.info("checkpoint.already_settled", job=job.id, tokens=job.settled.tokens)
-        await self._ledger.adopt(job)
-        await self._witness(job.id, head)
-
-    async def _witness(self, job_id: JobId, head: Block) -> None:
-        """What others carried to the chain, or we before the ledger was lost, confirmed from its events."""
-        deep = [each for each in await self._chain.settlements(job_id) if self._is_deep(each.block, head)]
-        if deep and await self._ledger.witnessed(deep[-1]):
-            self._tell_confirmed(deep[-1])
-
-    async def _close(self, row: JobRow, head: Block) -> None:
-        """It was closed, and not by a transaction of ours that is in flight: the payer reclaimed."""
-        job_id = row.job.id
-        completion = await self._chain.completion(job_id)
-        if completion is None or not self._is_deep(completion.block, head):
-            self._wait(job_id)
-            return
-        await self._end(job_id)
-        await self._witness(job_id, head)
-        if await self._ledger.closed(completion):
-            self._tell_completed(completion)
-        await self._tell_lost()
-
-    def _is_deep(self, block: int, head: Block) -> bool:
-        return head.number - block + 1 >= self._chain.deployment.confirmations
 
     # What became of transactions
 
@@ -406,12 +349,16 @@ class Settlement:
     def _tell_events(self, report: Report) -> None:
         for event in report.events:
             match event:
-                case Settled():
-                    self._tell_confirmed(event)
-                case Completion():
-                    self._tell_completed(event)
+                case Settled() | Completion():
+                    self._tell_found(event)
                 case Skipped():
                     self._refuse(event.job_id, str(event.error))
+
+    def _tell_found(self, event: Settled | Completion) -> None:
+        if isinstance(event, Settled):
+            self._tell_confirmed(event)
+        else:
+            self._tell_completed(event)
 
     def _tell_confirmed(self, settled: Settled) -> None:
         self._waiting.pop(settled.job_id, None)
@@ -455,3 +402,11 @@ class Settlement:
         elif self._trouble and not trouble:
             log.info("settlement.recovered")
         self._trouble = trouble
+
+
+def _pages(going: Sequence[Outstanding]) -> Iterator[Sequence[Outstanding]]:
+    return (going[at : at + PAGE] for at in range(0, len(going), PAGE))
+
+
+def _unsettled(job: Outstanding) -> Unsettled:
+    return Unsettled(job.job_id, job.asset, job.amount, job.must)

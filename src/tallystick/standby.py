@@ -43,9 +43,9 @@ class Standby:
     async def step(self, head: Block) -> None:
         """Looks once. Raises LedgerError."""
         self._since = head.number if self._since is None else self._since
-        for due in await self._ledger.due(head.timestamp):
-            if due.complete and not due.row.ending and due.row.owner == self._ledger.process:
-                await self._end(due.row.job.id)
+        for due in await self._ledger.outstanding(head.timestamp):
+            if due.complete and not due.ending and due.owner == self._ledger.process:
+                await self._end(due.job_id)
         for row in await self._ledger.served():
             try:
                 await self._pass_on(row)

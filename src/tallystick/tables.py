@@ -195,6 +195,17 @@ claims = Table(
 )
 
 
+# How far the chain's events were read: see watcher.py
+
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("host", String(42), primary_key=True),
+    Column("block", BigInteger, nullable=False),
+    Column("hash", String(66), nullable=False),
+)
+
+
 # Who owns what: see leases.py
 
 processes = Table(
@@ -356,6 +367,24 @@ class Transaction:
     @property
     def newest(self) -> Attempt:
         return self.attempts[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """What of a key's transactions is in flight."""
+
+    hashes: frozenset[str]
+    """Of all their attempts."""
+    jobs: frozenset[JobId]
+    transactions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The block up to which a host's events were read."""
+
+    block: int
+    hash: str
 
 
 Row = RowMapping | Mapping[str, Any]

@@ -265,6 +265,22 @@ class LateReceipt(View):
         return {"result": None}
 
 
+class FewBlocks(View):
+    """An endpoint that gives logs for so many blocks at a time, and refuses to look through more."""
+
+    name = "block range"
+    concerns = frozenset({"eth_getLogs"})
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+
+    async def ask(self, request: Request, onward: Onward) -> Answer | None:
+        first, last = (int(request.params[0][edge], 16) for edge in ("fromBlock", "toBlock"))
+        if last - first < self.blocks:
+            return None
+        return {"error": {"code": -32005, "message": f"block range is limited to {self.blocks}"}}
+
+
 class Erring(View):
     """A JSON-RPC error in the place of an answer; the node is not asked."""
 
