@@ -14,7 +14,7 @@ from tallystick.devnet import Devnet
 from tallystick.ledger import Ledger
 from tallystick.standby import Standby
 from tallystick.types import Completion, JobId, JobStatus, Settlement, Totals
-from tests.test_settlement import Host
+from tests.settling import Host
 
 
 @dataclass
