@@ -10,7 +10,7 @@ MODEL   := .venv-model/.made
 PROOF   := .venv-proof/.made
 
 .PHONY: help demo test test-contracts test-python lint format abi model lock \
-	slither halmos mutate coverage gas clean forge
+	faults slither halmos mutate coverage gas clean forge
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -46,6 +46,9 @@ format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 	cd contracts && forge fmt
+
+faults: $(DEV) $(NODE) ## the fault storm, 1 056 seeds: benchmarks/faults.json, docs/faults.md; ARGS="--seed 123" tells one
+	.venv/bin/python -m tests.faults $(ARGS)
 
 abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
 	.venv/bin/python scripts/abi.py
