@@ -6,7 +6,7 @@ What was drawn is told as steps that `replay` takes, so that a sequence that was
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import hypothesis
@@ -22,6 +22,8 @@ from tests.differential.steps import CreateJobWithAuthorization, Step, TopUpWith
 
 STEPS = 30
 """How many a sequence has."""
+FRESH = 10
+"""How many Hypothesis makes before it goes over to repeating parts of earlier ones."""
 SEED = 1
 AUTHORIZED = (CreateJobWithAuthorization, TopUpWithAuthorization)
 
@@ -118,7 +120,14 @@ def campaign(sequences: int, diary: Diary, model: Callable[[], Model] = Model, *
 
     Differs if one does, with the steps of it that the difference takes.
     """
+    try:
+        for first in range(0, sequences, FRESH):
+            _run(model, diary, min(FRESH, sequences - first), f"{seed}, {first}")
+    except Differs:
+        raise _shortest(diary.last, model) from None
 
+
+def _run(model: Callable[[], Model], diary: Diary, sequences: int, seed: Hashable) -> None:
     @hypothesis.seed(seed)
     @settings(
         max_examples=sequences,
@@ -131,10 +140,7 @@ def campaign(sequences: int, diary: Diary, model: Callable[[], Model] = Model, *
     def sequence(data: st.DataObject) -> None:
         _try(data.draw, Pair(Revm(), model()), diary)
 
-    try:
-        sequence()
-    except Differs:
-        raise _shortest(diary.last, model) from None
+    sequence()
 
 
 def _try(draw: Callable[[SearchStrategy[Step]], Step], pair: Pair, diary: Diary) -> None:

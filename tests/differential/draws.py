@@ -487,11 +487,11 @@ class _Kind(NamedTuple):
 
 
 _KINDS = (
+    _Kind(8, _checkpoint, _not_closed),
     _Kind(4, _create_job, _has_room),
     _Kind(3, _create_job_with_authorization, _has_room),
     _Kind(2, _top_up, _to_fund),
     _Kind(2, _top_up_with_authorization, _to_fund),
-    _Kind(8, _checkpoint, _not_closed),
     _Kind(6, _doubtful_checkpoint, _not_closed),
     _Kind(5, _batch, _not_closed),
     _Kind(3, _complete, _not_closed),
