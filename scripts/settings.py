@@ -47,7 +47,7 @@ def meanings(party: type) -> dict[str, str]:
 
 def default(value: Any) -> str:
     """A default as it would be typed."""
-    if value is None or value == ():
+    if value is None or value == () or str(value) == "":
         return "not set"
     return f"`{value[0]}:{value[1]}`" if isinstance(value, tuple) else f"`{value}`"
 

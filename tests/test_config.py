@@ -13,10 +13,11 @@ from typing import Any, get_type_hints
 import pytest
 
 from tallystick import config, pricing, proof, wire
-from tallystick.config import AssetPrice, HostConfig, PayerConfig, Secret, TreasuryConfig
+from tallystick.config import Amounts, AssetPrice, HostConfig, PayerConfig, Secret, TreasuryConfig
 from tallystick.errors import ConfigError
 from tallystick.keccak import keccak
 from tallystick.meter import LOW_DIVISOR
+from tallystick.policy import Policy
 from tallystick.types import ETH, Address
 
 PROTOCOL = Path(__file__).parents[1] / "docs" / "protocol.md"
@@ -125,6 +126,10 @@ def test_every_variable_of_a_host_is_read() -> None:
         "HOST_RECEIPT_TIMEOUT": "20",
         "HOST_GRACE": "90",
         "HOST_CONFIRMATIONS": "5",
+        "HOST_POLICY": "economic",
+        "HOST_UNSETTLED_MAX": f"2.5, {ETH}=0.001",
+        "HOST_GAS_SHARE": "3",
+        "HOST_ETH_PRICE": "3000",
     }
     ours = host(**env)
     assert ours == HostConfig(
@@ -147,9 +152,21 @@ def test_every_variable_of_a_host_is_read() -> None:
         receipt_timeout=20,
         grace=90,
         confirmations=5,
+        policy=Policy.ECONOMIC,
+        unsettled_max=Amounts("2.5", {ETH: "0.001"}),
+        gas_share=3,
+        eth_price=Amounts("3000"),
     )
     assert host(MODEL_PATH="/models/a.gguf").model_path == Path("/models/a.gguf")
     assert set(env) | {"MODEL_PATH"} == set(variables(HostConfig).values())
+
+
+def test_a_general_amount_is_in_dollars() -> None:
+    """It is each asset's that has none of its own, and not ETH's."""
+    amounts = host(HOST_UNSETTLED_MAX=f"2, {DOLLAR}=3").unsettled_max
+    assert [amounts.of(asset) for asset in (DOLLAR, OTHER, ETH)] == ["3", "2", None]
+    assert str(amounts) == f"2,{DOLLAR}=3"
+    assert host().eth_price.of(DOLLAR) is None
 
 
 @pytest.mark.parametrize("url", ["mysql://h:word@db/tally", "postgresql://h:word@db", "word"])
@@ -274,6 +291,13 @@ def test_a_home_directory_is_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("HOST_RECEIPT_TIMEOUT", "301", "from 1 to 300"),
         ("HOST_GRACE", "0", "from 1 to 3600"),
         ("HOST_CONFIRMATIONS", "0", "from 1 to 100"),
+        ("HOST_POLICY", "thrifty", "neither checkpoint nor economic"),
+        ("HOST_UNSETTLED_MAX", "2 3", "more than one amount"),
+        ("HOST_UNSETTLED_MAX", f"{DOLLAR}=2 {DOLLAR.lower()}=3", "more than one amount"),
+        ("HOST_UNSETTLED_MAX", "0,90", "more than one amount"),
+        ("HOST_GAS_SHARE", "0", "from 1 to 100"),
+        ("HOST_ETH_PRICE", f"{DOLLAR}", "not an amount"),
+        ("HOST_ETH_PRICE", "USDC=1", "not an address"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_by_name(name: str, text: str, said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from structlog.testing import capture_logs
 
 from tallystick import lookout, wire
 from tallystick.chain import Chain
-from tallystick.config import AssetPrice, HostConfig, Secret
+from tallystick.config import Amounts, AssetPrice, HostConfig, Secret
 from tallystick.counter import Counter
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, ConfigError, LedgerError, Refusal
 from tallystick.ledger import Ledger
-from tallystick.node import COUNTER, Node, Payout
+from tallystick.node import COUNTER, Node, Payout, thrift_of
+from tallystick.policy import Policy, Thrift
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import ETH, Address, JobId, JobStatus, Totals
 from tests.disk import SmallDisk
@@ -155,6 +157,8 @@ async def test_unreachable(config: HostConfig) -> None:
     [
         ({"assets": (AssetPrice(Address("0x" + "11" * 20)),)}, "HOST_ASSETS"),
         ({"price": "0.0000001"}, "decimals"),
+        ({"policy": Policy.ECONOMIC, "unsettled_max": Amounts("0.0000001")}, "HOST_UNSETTLED_MAX"),
+        ({"policy": Policy.ECONOMIC, "eth_price": Amounts(own={Address("0x" + "11" * 20): "1"})}, "HOST_ETH"),
     ],
 )
 async def test_senseless_settings(config: HostConfig, settings: dict[str, Any], told: str) -> None:
@@ -238,6 +242,34 @@ async def test_settles_before_it_stops(config: HostConfig, devnet: Devnet, chain
     job = await chain.job(signer.job.id)
     assert job is not None
     assert job.settled.tokens >= 100
+
+
+async def test_the_economic_policy(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """Whole intervals wait while they are not worth their gas; at the end of the node all is settled."""
+    async with node(changed(config, policy=Policy.ECONOMIC, eth_price=Amounts("3000"))) as host:
+        signer = await open_job(devnet, chain)
+        for number in (1, 2):
+            await ask(host, signer, number)
+        assert (await chain.job(signer.job.id)) == signer.job
+    job = await chain.job(signer.job.id)
+    assert job is not None
+    assert job.settled == Totals(2 * PROMPT, 120)
+
+
+def test_the_knobs_of_the_economic_policy(config: HostConfig, devnet: Devnet) -> None:
+    """In base units, and wei for a base unit; without the price of an ETH nobody knows what gas is worth."""
+    economic = changed(
+        config, policy=Policy.ECONOMIC, unsettled_max=Amounts("2", {ETH: "0.5"}), eth_price=Amounts("2500")
+    )
+    assert thrift_of(config, devnet.deployment) is None
+    assert thrift_of(economic, devnet.deployment) == Thrift(
+        unsettled={devnet.dollar: 2_000_000, ETH: 5 * 10**17},
+        gas_share=Fraction(1, 20),
+        rates={devnet.dollar: Fraction(10**18, 2_500_000_000), ETH: Fraction(1)},
+    )
+    blind = thrift_of(changed(config, policy=Policy.ECONOMIC), devnet.deployment)
+    assert blind is not None
+    assert (dict(blind.unsettled), set(blind.rates)) == ({devnet.dollar: 1_000_000}, {ETH})
 
 
 async def test_goes_on_after_a_restart(config: HostConfig, devnet: Devnet, chain: Chain) -> None:

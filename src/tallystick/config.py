@@ -23,6 +23,7 @@ from eth_utils.address import to_checksum_address
 
 from tallystick import proof
 from tallystick.errors import ConfigError
+from tallystick.policy import Policy
 from tallystick.pricing import INTERVAL, to_units
 from tallystick.types import ETH, Address
 
@@ -78,6 +79,23 @@ class AssetPrice:
     prompt_price: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """An amount in whole units of each asset but ETH, and those of single assets."""
+
+    general: str | None = None
+    own: Mapping[Address, str] = field(default_factory=dict)
+
+    def of(self, asset: Address) -> str | None:
+        """The amount of an asset; None: there is none."""
+        # A general amount is in dollars.
+        return self.own.get(asset, None if asset == ETH else self.general)
+
+    def __str__(self) -> str:
+        own = [f"{asset}={amount}" for asset, amount in self.own.items()]
+        return ",".join([*filter(None, [self.general]), *own])
+
+
 # How each kind of setting is read: text in, value out, ValueError for what makes no sense.
 
 
@@ -125,6 +143,15 @@ def _asset_price(entry: str) -> AssetPrice:
         return AssetPrice(asset)
     price, _, prompt_price = prices.partition("/")
     return AssetPrice(asset, _amount(price), _amount(prompt_price))
+
+
+def _amounts(text: str) -> Amounts:
+    entries = [entry.rpartition("=") for entry in _entries(text)]
+    general = [_amount(amount) for asset, _, amount in entries if not asset]
+    own = {checked_address(asset): _amount(amount) for asset, _, amount in entries if asset}
+    if len(general) > 1 or len(general) + len(own) < len(entries):
+        raise ValueError("there is more than one amount for an asset")
+    return Amounts(*general or [None], own)
 
 
 def _amount(text: str) -> str:
@@ -180,6 +207,13 @@ def _secret(text: str) -> Secret[str]:
     return Secret(text)
 
 
+def _policy(text: str) -> Policy:
+    try:
+        return Policy(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither checkpoint nor economic") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """Reads a whole number within bounds, both included."""
@@ -212,6 +246,8 @@ _FORMS: Mapping[Callable[[str], object], str] = {
     checked_address: "0x and 40 hexadecimal digits",
     _assets: "addresses, with prices or without",
     _amount: "an amount like `2` or `0.90`",
+    _amounts: "an amount like `2` or `0.90`, or `ADDRESS=AMOUNT`, with commas",
+    _policy: " or ".join(f"`{policy}`" for policy in Policy),
     http_url: "http://… or https://…",
     rpc_urls: "http://… or https://…, with commas between several",
     _ledger_url: "postgresql://…",
@@ -301,6 +337,17 @@ class HostConfig:
     """How long delivered tokens that nobody acknowledged stay in the count."""
     confirmations: Annotated[int | None, Variable("HOST_CONFIRMATIONS", Number(1, 100))] = None
     """Blocks until a transaction counts, its own included. Not set: the deployment's number."""
+    policy: Annotated[Policy, Variable("HOST_POLICY", _policy)] = Policy.CHECKPOINT
+    """`checkpoint`: settle each whole interval at once. `economic`: when it is worth the gas, or too much is
+    unsettled. With either the rest is settled when a job ends or expires, and when the node stops."""
+    unsettled_max: Annotated[Amounts, Variable("HOST_UNSETTLED_MAX", _amounts)] = Amounts("1")
+    """Economic: the most that may be unsettled over all jobs, in whole units of each asset but ETH, or of
+    single ones. An asset without an amount has no limit."""
+    gas_share: Annotated[int, Variable("HOST_GAS_SHARE", Number(1, 100))] = 5
+    """Economic: the largest part of what is settled that may go into gas, in percent."""
+    eth_price: Annotated[Amounts, Variable("HOST_ETH_PRICE", _amounts)] = Amounts()
+    """Economic: what one ETH costs, in whole units of each asset, or of single ones. Not set: nobody knows
+    what gas is worth, and `HOST_UNSETTLED_MAX` alone decides; ETH needs none."""
 
     def __post_init__(self) -> None:
         _expand(self)

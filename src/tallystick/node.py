@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,20 +20,23 @@ import structlog
 from tallystick import __version__, lookout, proof
 from tallystick.admission import Offer
 from tallystick.chain import Chain, deployment_at
-from tallystick.config import AssetPrice, HostConfig
+from tallystick.config import Amounts, AssetPrice, HostConfig
 from tallystick.counter import Counter
 from tallystick.desk import Desk
 from tallystick.engine import Engine, HttpEngine, LlamaEngine
 from tallystick.errors import ChainError, ConfigError
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
-from tallystick.networks import Deployment
+from tallystick.networks import Asset, Deployment
+from tallystick.policy import Policy, Thrift
 from tallystick.pricing import to_units
 from tallystick.sender import Sender
 from tallystick.settlement import Settlement
 from tallystick.types import ETH, Address, Completion, JobId, Model, Prices, Totals
 from tallystick.types import Settlement as Settled
 
+WEI = 10**18
+"""Of one ETH."""
 COUNTER = "counter"
 """The file of slots, beside the ledger."""
 STOP_STREAMS = 5.0
@@ -214,7 +218,8 @@ class Node:
         if self.config.host_private_key is None:
             return
         sender = Sender(self.chain, self.ledger, self.config.host_private_key.reveal())
-        self._settlement = Settlement(self.ledger, self.chain, sender, drain=self.desk.drain)
+        thrift = thrift_of(self.config, self.chain.deployment)
+        self._settlement = Settlement(self.ledger, self.chain, sender, drain=self.desk.drain, thrift=thrift)
         self._settlement.listen(self._settled)
         self._run("the sender", sender.run())
         self._run("settlement", self._settlement.run())
@@ -244,10 +249,9 @@ class Node:
         """What is due is due on the next start as well, so this is given a bound."""
         if self._settlement is None:
             return
-        self._settlement.poke()
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SETTLING):
-                await self._settlement.idle()
+                await self._settlement.settle_all()
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)
@@ -347,11 +351,29 @@ def offer_of(config: HostConfig, deployment: Deployment, models: list[str]) -> O
     )
 
 
+def thrift_of(config: HostConfig, deployment: Deployment) -> Thrift | None:
+    """When the economic policy settles; None: each whole interval is settled. ConfigError as `offer_of`."""
+    if config.policy is Policy.CHECKPOINT:
+        return None
+    limits = _in_units(config.unsettled_max, "HOST_UNSETTLED_MAX", deployment)
+    prices = _in_units(config.eth_price, "HOST_ETH_PRICE", deployment)
+    rates = {asset: Fraction(WEI, price) for asset, price in prices.items() if price} | {ETH: Fraction(1)}
+    return Thrift(limits, Fraction(config.gas_share, 100), rates)
+
+
+def _in_units(amounts: Amounts, name: str, deployment: Deployment) -> dict[Address, int]:
+    """By asset: the amount in base units."""
+    for named in amounts.own:
+        _known_asset(named, name, deployment)
+    told = {address: (amounts.of(address), asset) for address, asset in deployment.assets.items()}
+    try:
+        return {address: to_units(text, asset.decimals) for address, (text, asset) in told.items() if text}
+    except ValueError as error:
+        raise ConfigError(f"{name} cannot be set: {error}") from error
+
+
 def _prices(config: HostConfig, deployment: Deployment, entry: AssetPrice) -> tuple[Address, Prices]:
-    asset = deployment.assets.get(entry.asset)
-    if asset is None:
-        known = ", ".join(f"{address} ({each.symbol})" for address, each in deployment.assets.items())
-        raise ConfigError(f"HOST_ASSETS names {entry.asset}; on {deployment.name} there are {known}")
+    asset = _known_asset(entry.asset, "HOST_ASSETS", deployment)
     try:
         return entry.asset, Prices(
             to_units(entry.price or config.price, asset.decimals),
@@ -359,6 +381,14 @@ def _prices(config: HostConfig, deployment: Deployment, entry: AssetPrice) -> tu
         )
     except ValueError as error:
         raise ConfigError(f"a price in {asset.symbol} cannot be set: {error}") from error
+
+
+def _known_asset(named: Address, name: str, deployment: Deployment) -> Asset:
+    asset = deployment.assets.get(named)
+    if asset is None:
+        known = ", ".join(f"{address} ({each.symbol})" for address, each in deployment.assets.items())
+        raise ConfigError(f"{name} names {named}; on {deployment.name} there are {known}")
+    return asset
 
 
 def _tell_breakdown(task: asyncio.Task[None]) -> None:
