@@ -138,6 +138,13 @@ def test_what_is_stuck_is_replaced() -> None:
     assert decide(SENT, VIEW, NOW + 30, PACE) == Decision(Move.BUMP, bumped(FEES, MARKET, PACE.ceiling))
 
 
+def test_a_clock_that_was_set_back_holds_nothing_up() -> None:
+    """What was sent at a time that is yet to come is sent again now, and replaced if that is no help."""
+    sent = replace(SENT, taken_at=None)
+    assert decide(sent, VIEW, NOW - 1, PACE) == SEND
+    assert decide(SENT, VIEW, NOW - 86_400, PACE).move is Move.BUMP
+
+
 def test_what_waits_behind_another_one_is_not_replaced() -> None:
     """Raising fees behind a lower nonce buys nothing, unless its own are below the base fee."""
     behind = replace(SENT, first=False)

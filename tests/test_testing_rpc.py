@@ -380,6 +380,17 @@ async def test_faults_befall_a_call_together(bench: Bench) -> None:
     assert bench.rpc.fired == {"HTTP 503 after": 1, "lag": 1, "duplicate": 1}
 
 
+async def test_a_view_is_not_asked_what_does_not_concern_it(bench: Bench) -> None:
+    """A lagging replica asks for the head to tell its receipts, of a node that withholds them."""
+    tx = await bench.mined()
+    bench.rpc.fail(Lag(1), "eth_getTransactionReceipt")
+    withheld = bench.rpc.fail(LateReceipt(), "eth_getTransactionReceipt")
+    await bench.geth.mine()
+    assert await bench.ask("eth_getTransactionReceipt", tx) is None
+    withheld.on = False
+    assert (await bench.ask("eth_getTransactionReceipt", tx))["transactionHash"] == tx
+
+
 async def test_endpoints_of_one_node_fail_each_for_itself(bench: Bench) -> None:
     """One counter for all of them, if the test wants one report."""
     fired: Counter[str] = Counter()

@@ -228,13 +228,18 @@ def _unmined(flight: Flight, market: Market, now: float, pace: Pace) -> Decision
         return Decision(Move.CANCEL, raised or flight.fees)
     if raised is not None and (flight.answer is Answer.UNDERPRICED or _stuck(flight, market, now, pace)):
         return Decision(Move.BUMP, raised)
-    return Decision(Move.SEND if now - flight.sent_at >= pace.resend_after else Move.WAIT)
+    return Decision(Move.SEND if _is_past(flight.sent_at, pace.resend_after, now) else Move.WAIT)
 
 
 def _stuck(flight: Flight, market: Market, now: float, pace: Pace) -> bool:
     """Long in the pool, and not merely behind another one."""
     if flight.taken_at is None or flight.answer is Answer.NO_FUNDS:
         return False
-    return now - flight.taken_at >= pace.bump_after and (
+    return _is_past(flight.taken_at, pace.bump_after, now) and (
         flight.first or flight.fees.max_fee < market.base_fee
     )
+
+
+def _is_past(since: float, seconds: float, now: float) -> bool:
+    """So many seconds have gone by. A clock that was set back cannot say: then they have."""
+    return not since <= now < since + seconds

@@ -541,14 +541,22 @@ class ClockJump(Fault):
     name = "clock jumps"
     counted_by = ("clock",)
 
+    async def begin(self, storm: Storm) -> None:
+        self._drops = self.rng.random() < 0.5
+
     async def tick(self, storm: Storm, tick: int) -> None:
+        storm.hold(self, on=tick == self.until)
         if tick == self.at:
             await storm.devnet.increase_time(self.rng.randrange(60, HOUR))
             await storm.rise()
             storm.fired["clock of the chain"] += 1
+
+    async def between(self, storm: Storm, tick: int) -> None:
         if tick == self.until:
             storm.wall_ahead += self.rng.choice((-DAY, -HOUR, HOUR, DAY))
             storm.fired["clock of the host"] += 1
+            for tx in storm.flying() if self._drops else ():
+                storm.geth.pool.drop(tx.hash)
 
 
 # Processes

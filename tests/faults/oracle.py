@@ -58,7 +58,7 @@ class Oracle:
 
     def __init__(self, url: str, marketplace: str, asset: str, host: str, *, deepest: int = 0) -> None:
         """From now on; a reorganisation may bring what comes as many as `deepest` blocks before now."""
-        self._w3 = Web3(HTTPProvider(url, exception_retry_configuration=None))
+        self._w3 = Web3(HTTPProvider(url, exception_retry_configuration=None), middleware=[])
         self._marketplace: Any = self._w3.eth.contract(
             address=Web3.to_checksum_address(marketplace),
             abi=artifact("JobMarketplace").abi,

@@ -145,7 +145,9 @@ class FaultyRpc:
         view, onward = views[0], self._through(views[1:])
 
         async def ask(request: Request) -> Answer:
-            answer = await view.ask(request, onward)
+            # Another view may ask for something else on the way.
+            concerned = not view.concerns or request.method in view.concerns
+            answer = await view.ask(request, onward) if concerned else None
             if answer is None:
                 return await onward(request)
             self.fired[view.name] += 1
