@@ -151,13 +151,12 @@ def _amounts(text: str) -> Amounts:
     own = {checked_address(asset): _amount(amount) for asset, _, amount in entries if asset}
     if len(general) > 1 or len(general) + len(own) < len(entries):
         raise ValueError("there is more than one amount for an asset")
-    return Amounts(*general or [None], own)
+    return Amounts(general[0] if general else None, own)
 
 
 def _amount(text: str) -> str:
-    to_units(
-        text, decimals=36
-    )  # more than any asset has: whether this one's suffice is seen when it is known
+    # More decimals than any asset has: whether this one's suffice is seen when it is known.
+    to_units(text, decimals=36)
     return text
 
 
