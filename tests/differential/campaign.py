@@ -86,7 +86,7 @@ class Diary:
     """What was done in a campaign."""
 
     keep_one_in: int = 1
-    """How many of its sequences are kept."""
+    """Of so many sequences the last is kept: of each FRESH, the first is the simplest there is."""
     tried: int = 0
     last: list[Step] = field(default_factory=list)
     sequences: list[list[Step]] = field(default_factory=list)
@@ -99,9 +99,9 @@ class Diary:
     def begin(self) -> list[Step]:
         """Where the steps of one more sequence are to be put down."""
         self.last = []
+        self.tried += 1
         if self.tried % self.keep_one_in == 0:
             self.sequences.append(self.last)
-        self.tried += 1
         return self.last
 
     def note(self, step: Step, outcome: list[Event] | Refused) -> None:

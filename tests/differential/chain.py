@@ -114,9 +114,11 @@ class Market:
 
     def _answers(self, questions: Sequence[_Question]) -> Iterator[tuple[Name, int]]:
         answers = self._chain.ask(READER, b"".join(question.packed for question in questions))
-        for question, start in zip(questions, range(0, len(answers), bytecode.ANSWER), strict=True):
-            words = codec.read_words(answers[start : start + 32 * len(question.names)])
-            yield from zip(question.names, words, strict=True)
+        for number, question in enumerate(questions):
+            at = number * bytecode.ANSWER
+            for name in question.names:
+                yield name, int.from_bytes(answers[at : at + 32], "big")
+                at += 32
 
     def _transact(self, call: Call) -> list[Event]:
         result = self._chain.transact(_through_vault(call) if call.by == VAULT else call, self._now)

@@ -368,6 +368,9 @@ def _reclaim(draw: DrawFn, model: Model) -> Reclaim:
     return Reclaim(draw(_parties), _job(draw, model, _nearly_over(model)).id)
 
 
+_waits = st.builds(Wait, st.integers(1, 60) | st.sampled_from((HOUR, 12 * HOUR, 8 * DAY)))
+
+
 def _wait(model: Model) -> SearchStrategy[Wait]:
     return _waits
 
@@ -380,9 +383,6 @@ def _wait_for_an_edge(draw: DrawFn, model: Model) -> Wait:
     if not ahead:
         return Wait(1)
     return Wait(draw(st.sampled_from(ahead)) + draw(st.sampled_from((0, 0, -1, 1))))
-
-
-_waits = st.builds(Wait, st.integers(1, 60) | st.sampled_from((HOUR, 12 * HOUR, 8 * DAY)))
 
 
 # Paying out
@@ -433,10 +433,6 @@ def _set_payout(draw: DrawFn, model: Model) -> SetPayout:
     return SetPayout(_by(draw, model.payout_of(host)), host, to)
 
 
-def unregistered(model: Model) -> list[Address]:
-    return [host for host in HOSTS if host not in model.registered]
-
-
 @st.composite
 def _register(draw: DrawFn, model: Model) -> RegisterNode:
     host = _mostly(draw, _unregistered(model), HOSTS)
@@ -448,6 +444,10 @@ _metadata = st.sampled_from(("{}",) * 10 + ("", "{" * MAX_METADATA, "{" * (MAX_M
 
 def _unregistered(model: Model) -> list[Address]:
     return [host for host in HOSTS if host not in model.registered]
+
+
+def _all_registered(model: Model) -> bool:
+    return not _unregistered(model)
 
 
 @st.composite
@@ -465,10 +465,6 @@ def _refusable(model: Model) -> list[tuple[Address, Address]]:
     """Payers of running jobs that can refuse the rest, and the treasury: with the asset."""
     owners = [(job.payer, job.terms.asset) for job in _not_closed(model)]
     return [of for of in owners if of == (VAULT, ETH) or of[1] == LISTED] + [(TREASURY, LISTED)]
-
-
-def _all_registered(model: Model) -> bool:
-    return not _unregistered(model)
 
 
 # Together
