@@ -36,13 +36,12 @@ from tallystick.testing.faults import (
 from tallystick.testing.geth import Answer, Request
 from tallystick.testing.pool import Limits, Pooled
 from tests.faults.driver import Failed
-from tests.faults.ground import HOUR
+from tests.faults.ground import CEILING, HOUR
 
 if TYPE_CHECKING:
     from tests.faults.storm import Storm
 
 SEND = "eth_sendRawTransaction"
-CEILING = 100 * GWEI
 DAY = 24 * HOUR
 
 
@@ -391,11 +390,11 @@ class Spike(Fault):
     name = "base fee ×10"
     counted_by: ClassVar[tuple[str, ...]] = ("base fee ×10",)
 
-    factor = 10
+    fee = 10 * GWEI
 
     async def between(self, storm: Storm, tick: int) -> None:
         if self.at <= tick <= self.until and storm.flying():
-            await storm.devnet.set_base_fee(min(self.factor * storm.flying()[0].max_fee, 4 * CEILING))
+            await storm.devnet.set_base_fee(self.fee)
             storm.fired[self.name] += 1
 
     async def end(self, storm: Storm) -> None:
@@ -408,7 +407,7 @@ class Capped(Spike):
     name = "fee cap reached"
     counted_by = ("fee cap reached", "tx fee")
 
-    factor = 1_000
+    fee = 2 * CEILING
 
     async def begin(self, storm: Storm) -> None:
         self._node = self.rng.random() < 0.5
@@ -490,11 +489,20 @@ class Reorganised(Fault):
     counted_by = ("reorganised, and gone",)
 
     async def tick(self, storm: Storm, tick: int) -> None:
+        # What is in a block the program has not seen yet.
+        if tick > self.at and self.rng.random() < 0.3:
+            await self._strike(storm)
+
+    async def between(self, storm: Storm, tick: int) -> None:
+        # And here it has.
+        if tick > self.at and self.rng.random() < 0.5:
+            await self._strike(storm)
+
+    async def _strike(self, storm: Storm) -> None:
         depth = self.rng.randrange(1, 11)
-        if tick > self.at and storm.fired[self.name] < 2:
-            blocks = await storm.host_blocks(depth)
-            if any(blocks):
-                await self._befall(storm, depth, blocks)
+        blocks = await storm.host_blocks(depth)
+        if any(blocks):
+            await self._befall(storm, depth, blocks)
 
     async def _befall(self, storm: Storm, depth: int, blocks: list[list[bytes]]) -> None:
         await storm.devnet.reorganise(depth)

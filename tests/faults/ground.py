@@ -21,6 +21,8 @@ from tests.faults.nursery import Nursery
 from tests.paying import open_job, register
 
 JOBS = 3
+CEILING = 25 * GWEI
+"""The most that the sender may offer for a unit of gas, in wei."""
 HOUR = 3_600
 CLAIM_WINDOW = HOUR
 """Of the job that its payer may reclaim within the storm."""

@@ -23,14 +23,13 @@ import psycopg
 from eth_account import Account as EthAccount
 
 from tallystick import proof
-from tallystick.fees import GWEI
 from tallystick.settlement import PATIENCE
 from tallystick.testing.geth import Answer, Geth, Node, Request
 from tallystick.testing.pool import Pooled
 from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import JobId, Receipt, Totals
 from tests.faults.driver import Failed, Start, Told
-from tests.faults.ground import DEPTH, Ground, Opened
+from tests.faults.ground import CEILING, DEPTH, Ground, Opened
 from tests.faults.nursery import Died, Driver
 from tests.faults.oracle import Oracle, Wired, misused, wasted
 
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 TICKS = 6
 """Blocks for which the faults of a seed have time."""
+SIGNING = 4
+"""Ticks in which receipts come: what is lost after that is made good by no later receipt."""
 STEP = 6.0
 """Seconds after each turn: half a block."""
 REST = PATIENCE[1] + 1
@@ -47,7 +48,6 @@ BLOCKS = 3
 """In which all has to be on the chain after quiet, where one block makes a fact final."""
 GRACE = 12
 """Blocks that the plain sender gets to come to rest in, and the books of the program."""
-CEILING = 100 * GWEI
 EPOCH = 1_000_000.0
 
 
@@ -174,7 +174,8 @@ class Storm:
         for tick in range(TICKS):
             for fault in self.faults:
                 await fault.tick(self, tick)
-            await self._sign()
+            if tick < SIGNING:
+                await self._sign()
             await self.turn()
             for fault in self.faults:
                 await fault.between(self, tick)
@@ -379,7 +380,7 @@ class Storm:
         """The payer signs for a few more tokens, of some of the jobs."""
         await self._deliver()
         for opened in self.ground.jobs[:-1]:
-            if self.signing and opened.job.id not in self._outstanding and self.rng.random() < 0.5:
+            if self.signing and opened.job.id not in self._outstanding and self.rng.random() < 0.6:
                 await self.sign(opened)
 
     async def sign(self, opened: Opened) -> None:
