@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from benchmarks import cost, gas
+from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 
 ACCOUNT = "0x" + "ab" * 20
@@ -61,9 +62,10 @@ def test_the_floor_has_the_prices_of_the_evm() -> None:
     assert cost.writes(before, after) == 20_000 + 2_900 + (2_900 - 4_800)
 
 
-async def test_the_floor_of_a_transfer_is_all_that_it_costs(devnet: Devnet) -> None:
+async def test_the_floor_of_a_transfer_is_all_that_it_costs(devnet: Devnet, chain: Chain) -> None:
     """A transfer of ETH between accounts runs no code, so it costs its floor."""
     payer, stranger = devnet.accounts.payer.address, devnet.accounts.stranger.address
     tx = await devnet.ask("eth_sendTransaction", {"from": payer, "to": stranger, "value": "0x1"})
+    await chain.included(tx)
     transfer = await cost.cost_of(devnet, tx, signatures=0)
     assert transfer.gas == transfer.floor == 21_000
