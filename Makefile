@@ -33,7 +33,7 @@ lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, genera
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	cd contracts && forge fmt --check
+	cd contracts && forge fmt --check src test symbolic
 	cd contracts && forge build --force
 	.venv/bin/python scripts/abi.py --check
 	.venv/bin/python scripts/vectors.py --check
@@ -45,7 +45,7 @@ lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, genera
 format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
-	cd contracts && forge fmt
+	cd contracts && forge fmt src test symbolic
 
 faults: $(DEV) $(NODE) ## the fault storm, 1 056 seeds: benchmarks/faults.json, docs/faults.md; ARGS="--seed 123" tells one
 	.venv/bin/python -m tests.faults $(ARGS)

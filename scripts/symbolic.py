@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Proves contracts/test/symbolic with Halmos, on the bytecode that the package deploys.
+"""Proves contracts/symbolic with Halmos, on the bytecode that the package deploys.
 
 symbolic.py [OPTION...]    options go to halmos: `--function check_topUp` proves only what begins so
 

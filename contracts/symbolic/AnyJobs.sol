@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {JobMarketplace} from "../../src/JobMarketplace.sol";
-import {NodeRegistry} from "../../src/NodeRegistry.sol";
-import {IJobMarketplace} from "../../src/interfaces/IJobMarketplace.sol";
-import {JobRecord} from "../../src/libraries/JobRecord.sol";
-import {Limits} from "../../src/libraries/Limits.sol";
-import {Prices} from "../../src/libraries/Prices.sol";
-import {Pricing} from "../../src/libraries/Pricing.sol";
-import {Tally} from "../../src/libraries/Tally.sol";
-import {vm} from "../Vm.sol";
+import {JobMarketplace} from "../src/JobMarketplace.sol";
+import {NodeRegistry} from "../src/NodeRegistry.sol";
+import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
+import {JobRecord} from "../src/libraries/JobRecord.sol";
+import {Limits} from "../src/libraries/Limits.sol";
+import {Prices} from "../src/libraries/Prices.sol";
+import {Pricing} from "../src/libraries/Pricing.sol";
+import {Tally} from "../src/libraries/Tally.sol";
+import {vm} from "../test/Vm.sol";
 import {svm} from "./Svm.sol";
 
 /// @dev A token that moves what it is told to. An authorization is good if anything says so.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {IJobMarketplace} from "../../src/interfaces/IJobMarketplace.sol";
-import {IProofSystem} from "../../src/interfaces/IProofSystem.sol";
-import {JobRecord} from "../../src/libraries/JobRecord.sol";
-import {Limits} from "../../src/libraries/Limits.sol";
-import {Prices} from "../../src/libraries/Prices.sol";
-import {Tally} from "../../src/libraries/Tally.sol";
+import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
+import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
+import {JobRecord} from "../src/libraries/JobRecord.sol";
+import {Limits} from "../src/libraries/Limits.sol";
+import {Prices} from "../src/libraries/Prices.sol";
+import {Tally} from "../src/libraries/Tally.sol";
 import {AnyJobs} from "./AnyJobs.sol";
 
 /// @dev What no call can do, each function on its own: conservation of money, and the table of rights.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {Pricing} from "../../src/libraries/Pricing.sol";
+import {Pricing} from "../src/libraries/Pricing.sol";
 
 /// @dev How what is owed is divided. Where it takes division to say so, the solver is one that can divide.
 contract MoneyProof {

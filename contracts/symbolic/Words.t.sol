@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {Limits, LimitsFields} from "../../src/libraries/Limits.sol";
-import {Prices, PricesFields} from "../../src/libraries/Prices.sol";
-import {Tally} from "../../src/libraries/Tally.sol";
+import {Limits, LimitsFields} from "../src/libraries/Limits.sol";
+import {Prices, PricesFields} from "../src/libraries/Prices.sol";
+import {Tally} from "../src/libraries/Tally.sol";
 
 /// @dev The packed words of a job, for every value that they can have.
 contract WordsProof {
