@@ -39,7 +39,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PAGE = 1_000
-"""Jobs that are read at a time, where all of them are."""
+"""Rows that are read at a time, where very many are."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -373,6 +373,13 @@ class Ledger:
     async def under_way(self, sender: Address) -> UnderWay:
         """The same, in short."""
         return await self._read(outbox.under_way, sender)
+
+    async def known(self, hashes: Collection[str]) -> set[str]:
+        """Of these hashes, those of transactions that were ever signed here."""
+        asked, found = list(hashes), set[str]()
+        for at in range(0, len(asked), PAGE):
+            found |= await self._read(outbox.known, asked[at : at + PAGE])
+        return found
 
     async def at_nonces(self, sender: Address, nonces: range) -> list[Transaction]:
         """The transactions of a key with these nonces, final or not, by nonce."""

@@ -7,7 +7,7 @@ connection that it is given, in the caller's transaction. Knows no chain and no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
@@ -51,15 +51,15 @@ def under_way(connection: Connection, sender: Address) -> UnderWay:
     flying = select(transactions.c.id).where(
         transactions.c.sender == sender, transactions.c.state.in_([*IN_FLIGHT])
     )
-    found = connection.execute(
-        select(attempts.c.hash, attempts.c.transaction_id).where(attempts.c.transaction_id.in_(flying))
-    ).all()
+    ids = connection.execute(flying).all()
     carried = connection.execute(select(claims.c.job_id).where(claims.c.transaction_id.in_(flying)))
-    return UnderWay(
-        hashes=frozenset(tx for tx, _ in found),
-        jobs=frozenset(JobId(job_id) for job_id in carried.scalars()),
-        transactions=len({transaction_id for _, transaction_id in found}),
-    )
+    return UnderWay(len(ids), frozenset(JobId(job_id) for job_id in carried.scalars()))
+
+
+def known(connection: Connection, hashes: Collection[str]) -> set[str]:
+    """Of these hashes, those of transactions that were ever signed here."""
+    found = connection.execute(select(attempts.c.hash).where(attempts.c.hash.in_(hashes)))
+    return set(found.scalars())
 
 
 def at_nonces(connection: Connection, sender: Address, nonces: range) -> list[Transaction]:

@@ -373,10 +373,8 @@ class Transaction:
 class UnderWay:
     """What of a key's transactions is in flight."""
 
-    hashes: frozenset[str]
-    """Of all their attempts."""
-    jobs: frozenset[JobId]
     transactions: int
+    jobs: frozenset[JobId]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ a block before it knows of its events. Sends nothing.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -32,6 +33,8 @@ KEEP_EVERY = 50
 """Blocks after which it is written how far events were read, if there were none."""
 PAGE = 500
 """Jobs that are read at a time."""
+TOGETHER = 50
+"""Jobs that are brought in at a time."""
 EVENTS = ("JobCreated", "JobToppedUp", "CompletionRequested", "CheckpointSettled", "SessionCompleted")
 
 log = structlog.get_logger(__name__)
@@ -143,9 +146,9 @@ class Watcher:
         self._seen.clear()
         self._sweep_at = self._clock()
 
-    async def _sort(self, events: Iterable[Event], head: Block) -> set[JobId]:
+    async def _sort(self, events: Collection[Event], head: Block) -> set[JobId]:
         """The jobs of new events that others caused; openings are told, as nobody else does."""
-        ours = (await self._ledger.under_way(self._host)).hashes
+        ours = await self._ledger.known({event.tx for event in events})
         touched = set()
         for event in events:
             if not isinstance(event, JobEvent):
@@ -200,15 +203,20 @@ class Watcher:
         self._again |= {row.job.id for row in ours if row.job.id in flying}
         still = [row for row in ours if row.job.id not in flying]
         found = await self._chain.latest([row.job for row in still])
-        for row in still:
-            job_id = row.job.id
-            if (job := found.get(job_id)) is not None:
-                await self._bring_in(row, job, head)
-            elif job_id in found:
-                self._again.discard(job_id)
-                self._tell_vanished(job_id)
-            else:
-                self._again.add(job_id)
+        for at in range(0, len(still), TOGETHER):
+            # What is written together costs one flush of the disk.
+            part = still[at : at + TOGETHER]
+            await asyncio.gather(*(self._compare(row, found, head) for row in part))
+
+    async def _compare(self, row: JobRow, found: Mapping[JobId, Job | None], head: Block) -> None:
+        job_id = row.job.id
+        if (job := found.get(job_id)) is not None:
+            await self._bring_in(row, job, head)
+        elif job_id in found:
+            self._again.discard(job_id)
+            self._tell_vanished(job_id)
+        else:
+            self._again.add(job_id)
 
     async def _bring_in(self, row: JobRow, job: Job, head: Block) -> None:
         try:

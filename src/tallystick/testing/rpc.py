@@ -130,10 +130,11 @@ class FaultyRpc:
         return [rule.fault for rule in list(self.rules) if rule.fires(method)]
 
     async def _answers(self, calls: list[Any], faults: list[list[View | Break]]) -> list[Any]:
-        return [
-            await self._answer(call, [fault for fault in each if isinstance(fault, View)])
-            for call, each in reversed(list(zip(calls, faults, strict=True)))
+        answers = [
+            self._answer(call, [fault for fault in each if isinstance(fault, View)])
+            for call, each in zip(calls, faults, strict=True)
         ]
+        return list(reversed(await asyncio.gather(*answers)))
 
     async def _answer(self, call: Any, views: list[View]) -> dict[str, Any]:
         request = Request(call["method"], call.get("params") or [])
