@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 from tallystick import networks
 from tallystick.chain import Chain
-from tallystick.cli import app
+from tallystick.cli import app, keep_logs
 from tallystick.devnet import Anvil, Devnet, account
 from tallystick.proof import read_bearer
 from tallystick.testing.engine import Script, ScriptedEngine, oai_server, say
@@ -595,3 +595,24 @@ def test_a_nodes_log_can_be_read_by_machines(tally: Tally) -> None:
     with tally.node("--json") as log:
         events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
     assert "node.listening" in events
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_fault_in_the_log_shows_no_key(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
+    """A traceback says where it was, and nothing of what was in the variables there."""
+
+    def sign(key: bytes) -> None:
+        secret = key.hex()
+        raise KeyError(len(secret))
+
+    keep_logs(as_json=as_json)
+    try:
+        sign(account(1).private_key)
+    except KeyError as error:
+        structlog.get_logger("test").error("fault", exc_info=error)
+    finally:
+        structlog.reset_defaults()
+    told = capsys.readouterr().err
+    assert "KeyError" in told
+    assert "in sign" in told
+    assert not shows_a_key(told)

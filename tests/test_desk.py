@@ -13,14 +13,14 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from tallystick import lookout, pricing, proof, wire
+from tallystick import database, lookout, pricing, proof, wire
 from tallystick.admission import Offer
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
 from tallystick.counter import Counter
 from tallystick.desk import Answer, Desk, refusal_of
 from tallystick.devnet import Devnet
-from tallystick.errors import ChainError, EngineUnavailable, LedgerError, Refusal
+from tallystick.errors import ChainError, Elsewhere, EngineUnavailable, LedgerError, Refusal
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.stream import Chunk, Stream
@@ -169,6 +169,39 @@ async def test_serves_a_good_job(bench: Bench) -> None:
     row = await bench.row(signer)
     assert row.receipted is not None
     assert row.counted == row.receipted.totals == row.acknowledged == Totals(PROMPT, 60)
+
+
+async def test_requests_at_once_share_an_account(bench: Bench) -> None:
+    """However many open a job together, it is taken up once: each time would end the epoch before it."""
+    signer = await bench.signer()
+    first, second = await asyncio.gather(bench.admit(signer, 1), bench.admit(signer, 2))
+    async with first, second:
+        assert first.account is second.account
+        assert first.account.epoch == (await bench.row(signer)).epoch
+
+
+async def test_who_stops_gives_its_counts_up(bench: Bench) -> None:
+    """What was delivered and not signed for is in the ledger, for the process that serves the job next."""
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False)
+    assert (await bench.row(signer)).gross == Totals()
+    await bench.desk.stop(5.0)
+    assert (await bench.row(signer)).gross == Totals(PROMPT, 60)
+
+
+async def test_what_lost_its_job_serves_no_more(bench: Bench) -> None:
+    """A write that is turned down for another owner ends what is served here; the job is elsewhere then."""
+    signer = await bench.signer()
+    stream = await bench.ask(signer, signing=False)
+    url = database.url_in(bench.config.data_dir)
+    async with Ledger(bench.config.data_dir / "another", url) as other:
+        await bench.ledger.bury(bench.ledger.process)
+        await other.serve(signer.job)
+        with pytest.raises(Elsewhere):
+            await bench.sign(signer)
+        assert stream.account.lapsed
+        with pytest.raises(Elsewhere):
+            await bench.admit(signer, 2)
 
 
 async def test_refuses_before_the_engine(bench: Bench) -> None:

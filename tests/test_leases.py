@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from tallystick import database
 from tallystick.counter import Record
-from tallystick.errors import Elsewhere, LedgerError, Refusal
+from tallystick.errors import Elsewhere, LedgerError, Refusal, Superseded
 from tallystick.leases import LEASE
 from tallystick.ledger import Ledger
 from tallystick.tables import State
@@ -116,7 +116,7 @@ async def test_what_was_begun_in_an_earlier_epoch_writes_nothing(pair: Pair, wri
     """Nor does a process that serves the job again write what it had begun before."""
     before = await pair.one.serve(a_job())
     after = await pair.one.serve(a_job())
-    with pytest.raises(LedgerError, match="taken up anew"):
+    with pytest.raises(Superseded, match="taken up anew"):
         await write(pair.one, before.epoch)
     assert await pair.one.job(JOB) == after
     await write(pair.one, after.epoch)
@@ -242,7 +242,7 @@ async def test_who_lost_a_key_changes_no_transaction(pair: Pair) -> None:
         one.finish(sent, State.CONFIRMED, sent.newest.hash, 7),
         one.take_back(sent),
     ):
-        with pytest.raises(LedgerError, match="another one has taken over"):
+        with pytest.raises(Superseded, match="another one has taken over"):
             await write
     assert await pair.two.in_flight(HOST) == [sent]
 

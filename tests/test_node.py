@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from fractions import Fraction
@@ -451,8 +452,9 @@ def fail(_: int) -> None:
     raise OSError(5, "Input/output error")
 
 
+@pytest.mark.parametrize("lapses", [False, True], ids=["in time", "after the lease ran out"])
 async def test_what_was_not_written_is_written_once_it_can_be(
-    config: HostConfig, devnet: Devnet, chain: Chain, small_disk: SmallDisk
+    config: HostConfig, devnet: Devnet, chain: Chain, small_disk: SmallDisk, lapses: bool
 ) -> None:
     """What nobody asks for again comes into the ledger by itself: a last count, an end that was asked for."""
     async with node(changed(config, data_dir=small_disk.path)) as host:
@@ -463,6 +465,7 @@ async def test_what_was_not_written_is_written_once_it_can_be(
         asked = wire.parse_chat(orjson.dumps(counting.body()))
         async with await host.desk.admit(asked, counting.access()) as stream:
             small_disk.fill()
+            host.ledger.heartbeat._hold(asyncio.get_running_loop().time() + 3600)
             async for _ in stream:
                 pass
         with pytest.raises(LedgerError, match="full"):
@@ -471,6 +474,8 @@ async def test_what_was_not_written_is_written_once_it_can_be(
             row = await host.ledger.job(signer.job.id)
             assert row is not None
             assert (row.ending, row.gross) == (False, Totals() if signer is counting else Totals(PROMPT, 60))
+        if lapses:
+            host.ledger.heartbeat._run_out()
         small_disk.free()
 
         async def is_counted() -> bool:

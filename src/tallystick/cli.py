@@ -83,10 +83,14 @@ def keep_logs(*, level: str = "info", as_json: bool = False) -> None:
     def show(logger: Any, method: str, event: Any) -> Any:
         return render(logger, method, event)
 
+    # Tracebacks are plain: with local variables in them, keys would be in the log.
+    plain = structlog.dev.plain_traceback
     render: Any = (
         structlog.processors.JSONRenderer()
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=plain
+        )
     )
     structlog.configure(
         processors=[

@@ -111,8 +111,9 @@ def lock(directory: Path) -> int:
 
 
 def begin_migrating(connection: Connection) -> None:
-    """Has other processes that start now wait until this transaction is over."""
+    """Has other processes that start now wait until this transaction is over, however long that takes."""
     if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATING})
 
 

@@ -33,6 +33,7 @@ from tallystick.errors import (
     LedgerError,
     ReceiptError,
     Refusal,
+    Superseded,
     TallystickError,
 )
 from tallystick.ledger import Ledger
@@ -482,10 +483,10 @@ class Desk:
 
     async def _give_up(self) -> None:
         """What this process counted is in the ledger, for whoever serves its jobs next."""
-        for account in list(self._accounts.values()):
-            with suppress(LedgerError):  # it is in the slot as well
-                await self._note_count(account, due=False)
-                await self._ledger.release(account.job.id)
+        counting = [self._note_count(account, due=False) for account in self._accounts.values()]
+        for failure in await asyncio.gather(*counting, return_exceptions=True):
+            if isinstance(failure, BaseException):
+                log.warning("desk.count_not_given_up", error=str(failure), meaning="it is in the slot alone")
 
     @property
     def streams(self) -> int:
@@ -561,21 +562,31 @@ class Desk:
         try:
             with self._owning(account):
                 yield
+        except (Elsewhere, Superseded):
+            raise
         except LedgerError:
-            if not (account.behind or account.lapsed):
+            if not account.behind:
                 account.behind = True
                 self._in_background(self._catch_up(account))
             raise
 
     async def _catch_up(self, account: Account) -> None:
-        while account.behind and self._accounts.get(account.job.id) is account and not self.stopping:
+        """Also when the lease ran out meanwhile, unless the job was taken up since."""
+        while account.behind and not self.stopping:
             await asyncio.sleep(CATCH_UP_EVERY)
-            with suppress(LedgerError):
-                await self._note_count(account, due=account.meter.attested)
-                await self._note_written_off(account)
-                if account.ended:
-                    await self._note_end(account)
+            try:
+                await self._note_all(account)
                 account.behind = False
+            except (Elsewhere, Superseded):
+                return
+            except LedgerError as error:
+                log.debug("desk.still_behind", job=account.job.id, error=str(error))
+
+    async def _note_all(self, account: Account) -> None:
+        await self._note_count(account, due=account.meter.attested)
+        await self._note_written_off(account)
+        if account.ended:
+            await self._note_end(account)
 
     # What nobody signs for
 
@@ -638,7 +649,8 @@ def _tell_written_off(event: str, account: Account, totals: Totals) -> None:
 
 def _tell_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("desk.write_failed", error=str(error), exc_info=error)
+        fault = None if isinstance(error, TallystickError) else error
+        log.error("desk.write_failed", error=str(error), exc_info=fault)
 
 
 def _require(checks: Iterable[Check], facts: Facts) -> None:

@@ -12,7 +12,8 @@
     │   ├── EngineTimeout        it was silent for too long
     │   └── EngineRefused        it does not take the request as it stands
     ├── LedgerError              the ledger could not be written or read
-    │   └── Elsewhere            another process of the host owns the job
+    │   ├── Elsewhere            another process of the host owns the job
+    │   └── Superseded           what was to be written belongs to an ownership that is over
     ├── ReceiptError             a receipt, signature or transcript that does not hold
     └── SessionError             the payer's side cannot go on
 
@@ -90,6 +91,10 @@ class Elsewhere(LedgerError):
         self.address = address
         self.seconds = seconds
         super().__init__(f"job {job_id} is served by the process at {address or 'an unknown address'}")
+
+
+class Superseded(LedgerError):
+    """What was to be written of a job or a key belongs to an ownership of it that is over."""
 
 
 class ReceiptError(TallystickError):

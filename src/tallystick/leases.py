@@ -17,7 +17,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.engine import RowMapping
 
 from tallystick import database
-from tallystick.errors import Elsewhere, LedgerError
+from tallystick.errors import Elsewhere, Superseded
 from tallystick.tables import jobs, processes, senders
 from tallystick.types import Address, JobId
 
@@ -71,7 +71,8 @@ def renew(connection: Connection, process: str, address: str | None, seconds: fl
 
 
 def leave(connection: Connection, process: str) -> None:
-    """Frees all that the process owns."""
+    """Frees all that the process owns; what it counted is in the ledger."""
+    connection.execute(update(jobs).where(jobs.c.owner == process).values(owner=None))
     connection.execute(delete(processes).where(processes.c.id == process))
 
 
@@ -101,7 +102,7 @@ def release_job(connection: Connection, job_id: JobId, process: str) -> None:
 
 
 def check_job(connection: Connection, row: RowMapping, hold: Hold) -> None:
-    """Elsewhere, or LedgerError, unless the hold on the job is good."""
+    """Elsewhere, or Superseded, unless the hold on the job is good."""
     # A job that was given up is its last owner's for as long as nobody begins a new epoch.
     if row["owner"] in (hold.process, None) and hold.epoch == row["epoch"]:
         return
@@ -110,7 +111,7 @@ def check_job(connection: Connection, row: RowMapping, hold: Hold) -> None:
             take_job(connection, row, hold.process)
         return
     _refuse_other(connection, row, hold.process)
-    raise LedgerError(f"job {row['job_id']} was taken up anew: {hold.epoch} is no longer its epoch")
+    raise Superseded(f"job {row['job_id']} was taken up anew: {hold.epoch} is no longer its epoch")
 
 
 def _refuse_other(connection: Connection, row: RowMapping, process: str) -> None:
@@ -156,10 +157,10 @@ def is_led_by_other(connection: Connection, address: Address, process: str) -> b
 
 
 def check_sender(connection: Connection, address: Address, hold: Hold) -> None:
-    """LedgerError unless the process sends for the key in that epoch; until the transaction ends, it does."""
+    """Superseded unless the process sends for the key in that epoch; until the transaction ends, it does."""
     row = connection.execute(_SENDER.with_for_update(read=True), {"of": address}).mappings().first()
     if row is None or (row["owner"], row["epoch"]) != (hold.process, hold.epoch):
-        raise LedgerError(f"this process does not send for {address}: another one has taken over")
+        raise Superseded(f"this process does not send for {address}: another one has taken over")
 
 
 def _is_alive(connection: Connection, process: str) -> bool:

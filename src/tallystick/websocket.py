@@ -118,6 +118,7 @@ class Connection:
 
     async def _infer(self, frame: dict[str, Any]) -> None:
         request: RequestId | None = None
+        stream: Stream | None = None
         try:
             if "request" not in frame:
                 raise Refusal("invalid_request", "`request`: it says what is asked for.", param="request")
@@ -129,7 +130,10 @@ class Connection:
             async with stream:
                 await self._deliver(stream)
         except TallystickError as error:
-            await self._pass_on_or_refuse(error, frame, request)
+            if stream is None:
+                await self._pass_on_or_refuse(error, frame, request)
+            else:  # a reply that has begun here does not begin anew elsewhere
+                await self._refuse(error, request)
 
     async def _deliver(self, stream: Stream) -> None:
         request = stream.order.request
