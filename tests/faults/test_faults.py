@@ -10,10 +10,11 @@ import pytest_asyncio
 
 from tests import postgresql
 from tests.faults.campaign import line, rage
+from tests.faults.classes import faults_of
 from tests.faults.ground import Ground
 from tests.faults.oracle import Mined, Oracle, Wired, misused, wasted
 from tests.faults.report import silent
-from tests.faults.storm import Result
+from tests.faults.storm import Result, Storm
 
 SEEDS = 50
 HOST, OTHER = "0x" + "aa" * 20, "0x" + "bb" * 20
@@ -50,14 +51,23 @@ async def test_a_storm_loses_nothing_and_pays_nothing_twice(ground: Ground) -> N
     assert silent(results) == []
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_plain_sender_loses_money_in_it(ground: Ground) -> None:
+    """The faults are real, and the oracle sees what they do: blocks that are gone, and gas paid twice."""
+    reorganised = await Storm(ground, 14, faults_of(14), plain=True).run()
+    assert reorganised.lost
+    told_twice = await Storm(ground, 4, faults_of(4), plain=True).run()
+    assert told_twice.wasted > 0
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_oracle_sees_what_is_missing(ground: Ground) -> None:
     """A job whose total is not on the chain is told, and a transaction that never came into a block."""
     await ground.renew()
     devnet = ground.devnet
-    oracle = Oracle(
-        devnet.rpc_url, devnet.deployment.marketplace, devnet.dollar, devnet.accounts.host.address
-    )
+    host = devnet.accounts.host.address
+    oracle = Oracle(devnet.rpc_url, devnet.deployment.marketplace, devnet.dollar, host, deepest=1)
     job = ground.jobs[0].job.id
     assert oracle.behind({job: (0, 0)}) == {}
     assert oracle.behind({job: (0, 1)}) == {job: (0, 0)}
