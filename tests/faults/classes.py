@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, ClassVar
 
 from tallystick.chain import Chain
+from tallystick.errors import RpcError
 from tallystick.fees import GWEI
 from tallystick.testing.faults import (
     Break,
@@ -431,6 +432,10 @@ class Stuck(Fault):
 
     _done = False
 
+    async def tick(self, storm: Storm, tick: int) -> None:
+        # Whatever is sent meets it.
+        storm.hold(self, on=tick >= self.at and not self._done)
+
     async def between(self, storm: Storm, tick: int) -> None:
         if self._done or tick < self.at or not storm.flying():
             return
@@ -488,6 +493,9 @@ class Reorganised(Fault):
     name = "reorganised, and gone"
     counted_by = ("reorganised, and gone",)
 
+    strikes = 3
+    """How often, at most."""
+
     async def tick(self, storm: Storm, tick: int) -> None:
         # What is in a block the program has not seen yet.
         if tick > self.at and self.rng.random() < 0.3:
@@ -501,7 +509,8 @@ class Reorganised(Fault):
     async def _strike(self, storm: Storm) -> None:
         depth = self.rng.randrange(1, 11)
         blocks = await storm.host_blocks(depth)
-        if any(blocks):
+        if self.strikes and any(blocks):
+            self.strikes -= 1
             await self._befall(storm, depth, blocks)
 
     async def _befall(self, storm: Storm, depth: int, blocks: list[list[bytes]]) -> None:
@@ -522,7 +531,12 @@ class Moved(Reorganised):
         last = max(number for number, raws in enumerate(blocks) if raws)
         to = 0 if last == depth - 1 else depth - 1
         again = [(raw, to) for raws in blocks for raw in raws]
-        await storm.devnet.reorganise(depth, again)
+        try:
+            await storm.devnet.reorganise(depth, again)
+        except RpcError as error:
+            # The new branch may be too dear for them, or on another chain.
+            storm.note(f"{len(again)} transactions could not be moved: {error}")
+            return
         storm.fired[self.name] += 1
         storm.note(f"{depth} blocks were replaced, and {len(again)} transactions moved")
 
@@ -532,6 +546,8 @@ class RolledBack(Reorganised):
 
     name = "rolled back, another at the nonce"
     counted_by = ("rolled back, another at the nonce",)
+
+    strikes = 1
 
     async def _befall(self, storm: Storm, depth: int, blocks: list[list[bytes]]) -> None:
         await storm.devnet.roll_back(depth)

@@ -26,8 +26,8 @@ CEILING = 25 * GWEI
 HOUR = 3_600
 CLAIM_WINDOW = HOUR
 """Of the job that its payer may reclaim within the storm."""
-DEPTH = 12
-"""Blocks on top of the jobs: more than any reorganisation takes away."""
+DEPTH = 20
+"""Blocks on top of the jobs: more than one rollback, and a reorganisation after it, take away."""
 
 
 @dataclass(frozen=True)

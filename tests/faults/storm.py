@@ -122,8 +122,8 @@ class Storm:
         self.drivers: list[Driver] = []
         self.stopped: set[Driver] = set()
         """Those that SIGSTOP has stopped."""
-        self.foreign: set[str] = set()
-        """Hashes of transactions that the host's key signed elsewhere."""
+        self.foreign: dict[str, Pooled] = {}
+        """By hash: transactions that the host's key signed elsewhere."""
         self.receipted: dict[int, Totals] = {}
         self.reclaimed: set[int] = set()
         """Jobs that the payer closed."""
@@ -435,15 +435,16 @@ class Storm:
         }
         signed = EthAccount.sign_transaction(fields, self.host.private_key)
         tx = Pooled.read(bytes(signed.raw_transaction))
-        self.foreign.add(tx.hash)
+        self.foreign[tx.hash] = tx
         await self.geth.answer(Request("eth_sendRawTransaction", ["0x" + tx.raw.hex()]))
         return tx
 
     async def host_blocks(self, depth: int) -> list[list[bytes]]:
-        """The signed bytes of the host's transactions in each of the latest blocks, the oldest first."""
+        """The signed bytes of the host key's transactions in each of the latest blocks, the oldest first."""
         head = self.oracle.head()
         return [await self._host_block(number) for number in range(head - depth + 1, head + 1)]
 
     async def _host_block(self, number: int) -> list[bytes]:
         block = await self.devnet.ask("eth_getBlockByNumber", hex(number), False)
-        return [self.tap.sent[tx].raw for tx in block["transactions"] if tx in self.tap.sent]
+        known = self.tap.sent | self.foreign
+        return [known[tx].raw for tx in block["transactions"] if tx in known]
