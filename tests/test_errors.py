@@ -51,7 +51,7 @@ def test_the_tree_is_as_it_is_drawn() -> None:
 @pytest.mark.parametrize("name", defined())
 def test_every_exception_has_a_sentence(name: str) -> None:
     """Each class says what happened."""
-    assert (defined()[name].__doc__ or "").endswith(".")
+    assert (defined()[name].__doc__ or "").rstrip().endswith(".")
 
 
 @pytest.mark.parametrize("code", REFUSALS)
