@@ -9,7 +9,7 @@ NODE    := node_modules/.installed
 MODEL   := .venv-model/.made
 PROOF   := .venv-proof/.made
 
-.PHONY: help demo test test-contracts test-python lint format abi model lock \
+.PHONY: help demo test test-contracts contracts-deep test-python lint format abi model lock \
 	faults slither halmos mutate coverage gas clean forge
 .NOTPARALLEL:
 
@@ -25,6 +25,9 @@ test: test-contracts test-python ## all tests
 
 test-contracts: $(VENV) $(NODE) forge ## the contracts' tests
 	cd contracts && forge test
+
+contracts-deep: $(DEV) $(NODE) ## the contracts against their model for longer: 10 000 random sequences, 100 of them on anvil
+	.venv/bin/python -m tests.differential
 
 test-python: $(DEV) $(NODE) ## the package's tests; ARGS="-k receipt" chooses
 	.venv/bin/pytest -n 2 $(ARGS)
