@@ -140,6 +140,10 @@ ONE_FACT: dict[str, tuple[str, Facts]] = {
     "more than the context holds": ("context_exceeded", replace(GOOD, max_tokens=4085)),
     "a deposit that is used up": ("deposit_exhausted", replace(GOOD, fit=Fit.NO_DEPOSIT)),
     "a prompt beyond the credit": ("prompt_receipt_due", replace(GOOD, fit=Fit.NEEDS_RECEIPT)),
+    "a prompt beyond the credit of a job that is served early": (
+        "job_unconfirmed",
+        replace(GOOD, fit=Fit.NEEDS_DEPTH, depth=9),
+    ),
     "an answer in one piece beyond the credit": ("stream_required", replace(GOOD, streamed=False)),
 }
 

@@ -192,9 +192,10 @@ async def test_known_jobs_are_read_together(market: Market) -> None:
     known = [await market.chain.job(job) for job in jobs]
     assert None not in known
     first, second, third = (job for job in known if job is not None)
+    first = dataclasses.replace(first, created_at=first.created_at - 1)  # before a reorganisation
     await market.settle(first.id, Totals(5, 100))
     await market.send(market.chain.complete_session(second.id), market.payer)
-    other = dataclasses.replace(third, created_at=third.created_at - 1)
+    other = dataclasses.replace(third, signer=first.signer)
     gone = dataclasses.replace(third, id=JobId(third.id + 1))
     found = await market.chain.latest([first, second, other, gone])
     assert found == {

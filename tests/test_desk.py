@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick import database, lookout, pricing, proof, wire
+from tallystick import stream as stream_module
 from tallystick.admission import Offer
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
@@ -679,3 +680,90 @@ def test_errors_keep_to_themselves() -> None:
         assert refusal.code == told
         assert str(error) not in str(refusal.problem())
         assert lines[0]["error"] == str(error)
+
+
+# Served before it lies deep
+
+
+async def early(bench: Bench, blocks: int = 5, **changed: Any) -> Desk:
+    """A desk that asks for so many blocks on top of a job, and serves before."""
+    bench.depth = blocks
+    return await bench.open(early=True, **changed)
+
+
+async def test_an_early_job_is_served_one_interval(bench: Bench) -> None:
+    """Law 4: whatever is signed, until it lies deep; then the reply goes on."""
+    bench.engine = ScriptedEngine(Script(say(*"x" * 150)))
+    await early(bench, receipt_timeout=30)
+    signer = await bench.signer()
+    asking = asyncio.create_task(bench.ask(signer, max_tokens=200))
+
+    async def shown(what: str) -> Totals:
+        view = await bench.desk.view(signer.job.id, signer.access())
+        return Totals(**view[what])
+
+    async def is_at_the_limit() -> bool:
+        return (await shown("receipted")).tokens >= 75 and (await shown("counted")).tokens >= 90
+
+    await until(is_at_the_limit)
+    assert pricing.value(await shown("counted"), PRICES) <= pricing.credit(100, PRICES)
+    await bench.devnet.mine(5)
+    stream = await asking
+    assert stream.end is not None
+    assert stream.end.reason == "stop"
+    assert await shown("counted") == Totals(PROMPT, 150)
+
+
+async def test_early_serving_is_the_host_s_choice(bench: Bench) -> None:
+    """Without it, a job has to lie deep before the engine is touched."""
+    await early(bench)
+    await bench.open(early=False)
+    signer = await bench.signer()
+    assert await code(bench.admit(signer)) == "job_unconfirmed"
+    await bench.devnet.mine(5)
+    await bench.ask(signer)
+
+
+async def test_an_early_job_that_does_not_come_to_lie_deep(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stream ends, and says why; what the credit does not hold is refused for the same reason."""
+    monkeypatch.setattr(stream_module, "DEPTH_PATIENCE", 0.3)
+    bench.engine = ScriptedEngine(Script(say(*"x" * 150)))
+    await early(bench)
+    signer = await bench.signer()
+    stream = await bench.ask(signer, max_tokens=150)
+    assert stream.end is not None
+    assert stream.end.reason == "job_unconfirmed"
+    assert await code(bench.admit(signer, 2)) == "job_unconfirmed"
+
+
+async def test_an_early_job_that_a_reorganisation_replaces(bench: Bench) -> None:
+    """Another payer's job has its id now: that is served, and the one before told with what it cost."""
+    await early(bench)
+    before = await bench.signer()
+    await bench.ask(before)
+    await bench.devnet.reorganise(2)
+    after = await bench.signer(deposit=1_000_000)
+    assert after.job.id == before.job.id
+    assert await code(bench.admit(after)) == "job_unconfirmed"
+    await bench.devnet.mine(5)
+    with capture_logs() as logs:
+        await bench.ask(after)
+    [told_] = [line for line in logs if line["event"] == "job.replaced"]
+    assert (told_["signer"], told_["tokens"]) == (before.job.signer, 60)
+    row = await bench.row(after)
+    assert (row.job.signer, row.gross) == (after.job.signer, Totals(PROMPT, 60))
+
+
+async def test_an_early_job_that_is_opened_again_goes_on(bench: Bench) -> None:
+    """A reorganisation put its transaction into another block: what was signed is good."""
+    await early(bench)
+    signer = await bench.signer()
+    await bench.ask(signer)
+    block = await bench.devnet.ask("eth_getBlockByNumber", "latest", True)
+    raw = await bench.devnet.ask("eth_getRawTransactionByHash", block["transactions"][0]["hash"])
+    await bench.devnet.reorganise(1, [(bytes.fromhex(raw[2:]), 0)])
+    await bench.devnet.mine(6)
+    await bench.ask(signer, 2)
+    assert (await bench.row(signer)).counts.receipted == Totals(2 * PROMPT, 120)

@@ -425,6 +425,35 @@ async def test_a_host_that_lost_its_ledger_claims_nothing_twice(ledger: Ledger) 
     assert await ledger.due(NOW) == []
 
 
+async def test_a_job_that_vanished_leaves_its_id_to_another(ledger: Ledger) -> None:
+    """Once that lies deep: it begins with nothing, and no slot of the one before counts for it."""
+    gone = await ledger.serve(a_job())
+    signed = a_receipt(tokens=40)
+    await ledger.store_receipt(signed, acknowledged=signed.totals, gross=Totals(0, 60), due=True)
+    other = a_job(signer=PAYER)
+    with pytest.raises(LedgerError, match="another one"):
+        await ledger.serve(other, deep=False)
+    row = await ledger.serve(other, [Record(other.id, gone.epoch, Totals(0, 60))])
+    assert (row.job, row.gross, row.receipted, row.due) == (other, NOTHING, None, NOTHING)
+    assert row.epoch > gone.epoch
+    assert await ledger.receipts(other.id) == []
+
+
+async def test_what_was_confirmed_does_not_vanish(ledger: Ledger) -> None:
+    """A ledger that is held against another chain keeps what it has."""
+    await ledger.serve(a_job())
+    await ledger.witnessed(a_settlement(40))
+    with pytest.raises(LedgerError, match="another one"):
+        await ledger.serve(a_job(signer=PAYER))
+
+
+async def test_a_job_that_was_opened_again_in_another_block_is_the_same(ledger: Ledger) -> None:
+    """A reorganisation put its transaction elsewhere: it is a little younger, and its receipts are good."""
+    await ledger.adopt(a_job())
+    younger = a_job(created_at=a_job().created_at + 2)
+    assert (await ledger.adopt(younger)).job == younger
+
+
 async def test_a_job_of_another_chain_is_not_taken_for_this_one(ledger: Ledger) -> None:
     """The same id with another signer is an error, and changes nothing."""
     await ledger.adopt(a_job())

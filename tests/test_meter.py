@@ -508,3 +508,45 @@ def test_an_attested_claim_stays_within_its_rate(prompt_tokens: int, cap: int) -
     room = job.room(rate_cap=cap)
     job.count(prompt_tokens, room)
     assert prompt_tokens + room <= max(cap, prompt_tokens)
+
+
+# Served before it lies deep
+
+
+def test_law_4_an_early_job_has_one_credit_in_all() -> None:
+    """Whatever is signed, no more than one interval is delivered; what is signed counts once it is deep."""
+    job = JobMeter(PRICES, DEPOSIT, INTERVAL, early=True)
+    assert job.room() == INTERVAL
+    job.count(0, 60)
+    job.receipt(Totals(0, 60), Totals(0, 60))
+    assert job.room() == INTERVAL - 60
+    job.count(0, 40)
+    job.receipt(Totals(0, 100), Totals(0, 100))
+    assert (job.room(), job.stop()) == (0, Stop.DEPTH)
+    assert job.reserve(10) is Fit.NEEDS_DEPTH
+    job.confirm()
+    assert (job.room(), job.stop()) == (INTERVAL, None)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 150)), max_size=20), st.booleans(), st.booleans()
+)
+def test_law_4_no_more_than_a_credit_is_risked_early(
+    asked: list[tuple[int, int]], signing: bool, attested: bool
+) -> None:
+    """Over all requests and prompts, attested or not: what was delivered is worth one credit at most."""
+    job = JobMeter(PRICES, DEPOSIT, INTERVAL, early=True, attested=attested)
+    for prompt_tokens, tokens in asked:
+        if job.reserve(prompt_tokens) is Fit.FITS:
+            job.count(prompt_tokens, min(tokens, job.room()))
+        if signing and not attested:
+            job.receipt(job.counted, job.counted)
+    assert pricing.value(job.counted, PRICES) <= job.credit
+
+
+def test_signed_ahead_does_not_help_an_early_job() -> None:
+    """A payer that signs for more than it got gives the host nothing that a reorganisation leaves it."""
+    job = JobMeter(PRICES, DEPOSIT, INTERVAL, early=True)
+    job.receipt(Totals(1_000, 1_000), Totals())
+    assert job.room() == INTERVAL
+    assert job.reserve(1_000) is Fit.NEEDS_DEPTH

@@ -59,7 +59,7 @@ class Clerk:
         self.checkpoints: list[Totals] = []
         self.gone: list[Stream] = []
 
-    async def look_for_top_up(self, account: Account) -> None:
+    async def look_again(self, account: Account) -> None:
         self.looks += 1
         if self.top_up is not None:
             account.refresh(self.top_up)

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 class Account:
     """What the host holds of a job while it serves it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a job is that much
         self,
         job: Job,
         row: JobRow,
@@ -42,10 +42,11 @@ class Account:
         asked: Prices | None = None,
         *,
         blind: bool = False,
+        early: bool = False,
     ) -> None:
         """`slot` holds the gross count, the ledger's at least; `clock` is an estimate of the chain's time;
         `asked` are the host's own prices for such a job. `blind`: the process that served it before is gone,
-        and its slot with it.
+        and its slot with it. `early`: the job does not lie as deep as the host asks.
         """
         self.job = job
         self.slot = slot
@@ -65,6 +66,7 @@ class Account:
             job.interval,
             asked=asked,
             attested=not job.receipted,
+            early=early,
             gross=slot.totals,
             acknowledged=row.acknowledged,
             receipted=row.receipted.totals if row.receipted else Totals(),
@@ -109,6 +111,8 @@ class Account:
             return None
         if self.affordable() < tokens:
             return Stop.DEPOSIT
+        if self.meter.early and tokens > self.meter.room():
+            return Stop.DEPTH
         return Stop.RATE if self.meter.attested else Stop.CREDIT
 
     def affordable(self, prompt_tokens: int = 0) -> int:
@@ -200,6 +204,12 @@ class Account:
         self.job = job
         if job.deposit != self.meter.deposit:
             self.meter.top_up(job.deposit)
+            self.wake()
+
+    def confirm(self) -> None:
+        """The job lies as deep as the host asks."""
+        if self.meter.early:
+            self.meter.confirm()
             self.wake()
 
     # Receipts

@@ -99,7 +99,9 @@ class Facts:
     """Where it is named."""
 
     job: Job | None = None
-    """As of the block that is as deep as the host asks."""
+    """As of the block that is as deep as the host asks, or if it serves earlier, as of the latest."""
+    early: bool = False
+    """It does not lie that deep, and is served for one credit in all."""
     newest: Job | None = None
     """As of the latest block."""
     depth: int = 0
@@ -134,7 +136,7 @@ class Facts:
 
     @property
     def known(self) -> Job:
-        """The job as the checks after `unknown` may rely on it: its money N blocks deep."""
+        """The job as checks after `unknown` may rely on it: its money lies deep, or a credit is risked."""
         assert self.job is not None
         return self.job
 
@@ -201,10 +203,12 @@ def unknown(facts: Facts) -> Refusal | None:
 
 
 def unconfirmed(facts: Facts) -> Refusal | None:
-    if facts.job is not None:
-        return None
+    return None if facts.job is not None else _too_early(facts, "The job")
+
+
+def _too_early(facts: Facts, what: str) -> Refusal:
     return Refusal(
-        "job_unconfirmed", f"The job has to lie {facts.depth} blocks deep.", confirmations=facts.depth + 1
+        "job_unconfirmed", f"{what} has to lie {facts.depth} blocks deep.", confirmations=facts.depth + 1
     )
 
 
@@ -377,6 +381,12 @@ def prompt_receipt_due(facts: Facts) -> Refusal | None:
     )
 
 
+def depth_due(facts: Facts) -> Refusal | None:
+    if facts.fit is not Fit.NEEDS_DEPTH:
+        return None
+    return _too_early(facts, "For more than the job's first interval, it")
+
+
 def stream_required(facts: Facts) -> Refusal | None:
     if facts.streamed or not facts.known.receipted or facts.max_tokens <= facts.room:
         return None
@@ -414,7 +424,13 @@ TERMS: tuple[Check, ...] = (
     claim_window_too_short,
     expiry_too_near,
 )
-COST: tuple[Check, ...] = (context_exceeded, deposit_exhausted, prompt_receipt_due, stream_required)
+COST: tuple[Check, ...] = (
+    context_exceeded,
+    deposit_exhausted,
+    depth_due,
+    prompt_receipt_due,
+    stream_required,
+)
 LIFE: tuple[Check, ...] = (credit_used_up,)
 """What a job has to pass before a prompt of it is counted."""
 CHECKS = ASKING + JOB + TERMS + LIFE + COST

@@ -191,7 +191,7 @@ class Chain(Contracts):
     async def latest(self, known: Sequence[Job]) -> dict[JobId, Job | None]:
         """Known jobs as of the latest block, in few requests. None: another one has its id now, or none has.
 
-        Left out is what the endpoint could not tell. What never changes of a job is taken as it is known.
+        Left out is what the endpoint could not tell. What the contract never reads is taken as it is known.
         """
         calls = [self._getting(job.id) for job in known]
         answers = await self._endpoint.ask_all(calls)
@@ -628,12 +628,17 @@ def _bytes(answer: Any) -> bytes:
 
 def _moved_on(known: Job, state: Mapping[str, int]) -> Job | None:
     """A known job in the state that the chain tells; None if that is another job's, or none's."""
-    told = (state["payer"], state["signer"], state["createdAt"])
-    if told != (int(known.payer, 16), int(known.signer, 16), known.created_at):
+    parties = (known.payer, known.signer, known.host, known.asset)
+    if [state[name] for name in ("payer", "signer", "host", "asset")] != [int(each, 16) for each in parties]:
         return None
     return replace(
         known,
         deposit=state["deposit"],
+        prices=Prices(state["pricePerMillion"], state["promptPricePerMillion"]),
+        max_tokens_per_second=state["maxTokensPerSecond"],
+        claim_window=state["claimWindow"],
+        created_at=state["createdAt"],
+        expires_at=state["expiresAt"],
         asked_at=state["askedAt"],
         closes_at=state["closesAt"],
         settled=Totals(state["promptTokens"], state["tokens"]),

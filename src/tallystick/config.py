@@ -206,6 +206,12 @@ def _secret(text: str) -> Secret[str]:
     return Secret(text)
 
 
+def _switch(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
 def _policy(text: str) -> Policy:
     try:
         return Policy(text)
@@ -246,6 +252,7 @@ _FORMS: Mapping[Callable[[str], object], str] = {
     _assets: "addresses, with prices or without",
     _amount: "an amount like `2` or `0.90`",
     _amounts: "an amount like `2` or `0.90`, or `ADDRESS=AMOUNT`, with commas",
+    _switch: "`true` or `false`",
     _policy: " or ".join(f"`{policy}`" for policy in Policy),
     http_url: "http://… or https://…",
     rpc_urls: "http://… or https://…, with commas between several",
@@ -336,6 +343,8 @@ class HostConfig:
     """How long delivered tokens that nobody acknowledged stay in the count."""
     confirmations: Annotated[int | None, Variable("HOST_CONFIRMATIONS", Number(1, 100))] = None
     """Blocks until a transaction counts, its own included. Not set: the deployment's number."""
+    early: Annotated[bool, Variable("HOST_EARLY", _switch)] = False
+    """Serve a job before it is as deep as that, one interval in all: a reorganisation may take it back."""
     policy: Annotated[Policy, Variable("HOST_POLICY", _policy)] = Policy.CHECKPOINT
     """`checkpoint`: settle each whole interval at once. `economic`: when it is worth the gas, or too much is
     unsettled. With either the rest is settled when a job ends or expires, and when the node stops."""

@@ -37,10 +37,18 @@ from tallystick.errors import (
     TallystickError,
 )
 from tallystick.ledger import Ledger
-from tallystick.lookout import Lookout
+from tallystick.lookout import Lookout, Sight
 from tallystick.meter import Fit
 from tallystick.receipt import check_own, check_signer
-from tallystick.stream import CANCELLED, LEDGER_UNAVAILABLE, NODE_STOPPING, Order, Stream, engine_refusal
+from tallystick.stream import (
+    CANCELLED,
+    JOB_UNCONFIRMED,
+    LEDGER_UNAVAILABLE,
+    NODE_STOPPING,
+    Order,
+    Stream,
+    engine_refusal,
+)
 from tallystick.tables import JobRow
 from tallystick.types import Ack, Job, JobId, Receipt, RequestId, Totals
 from tallystick.wire import ChatRequest
@@ -150,7 +158,7 @@ class Desk:
         facts = await self._look(access, asked.job_id)
         facts = replace(await self._remember(facts), model=asked.model)
         _require(admission.JOB + admission.TERMS, facts)
-        account = await self._open(facts.known)
+        account = await self._open(facts.known, early=facts.early)
         if asked.receipt is not None:
             await self._receive(account, asked.receipt)
         await self._refuse_used_up(account, facts)
@@ -200,7 +208,19 @@ class Desk:
         _require(checks, facts)
         assert facts.bearer is not None
         sight = await self._lookout.job(facts.bearer.job_id)
-        return replace(facts, job=sight.job, newest=sight.newest, now=sight.now, depth=self._lookout.depth)
+        return self._with_sight(facts, sight)
+
+    def _with_sight(self, facts: Facts, sight: Sight) -> Facts:
+        """With the job as it lies deep, or as it is now, where the host serves earlier."""
+        early = self._config.early and sight.job is None
+        return replace(
+            facts,
+            job=sight.newest if early else sight.job,
+            early=early,
+            newest=sight.newest,
+            now=sight.now,
+            depth=self._lookout.depth,
+        )
 
     async def _remember(self, facts: Facts) -> Facts:
         """What the ledger knows of the job and its signer, unless the job is being served already."""
@@ -211,29 +231,38 @@ class Desk:
             return replace(facts, ended=account.ended)
         row = await self._ledger.job(facts.job.id)
         served = await self._ledger.job_of(facts.job.signer)
-        return replace(facts, ended=row is not None and (row.ending or row.closed), served=served)
+        # The id may have been another job's, on a branch of the chain that is gone.
+        ended = row is not None and row.job.is_same_as(facts.job) and (row.ending or row.closed)
+        return replace(facts, ended=ended, served=served)
 
-    async def _open(self, job: Job) -> Account:
-        """The account of a job, as the chain tells the job now."""
+    async def _open(self, job: Job, *, early: bool = False) -> Account:
+        """The account of a job, as the chain tells the job now. `early`: it does not lie deep."""
         account = self._accounts.get(job.id)
+        if account is not None and not account.job.is_same_as(job):
+            self._lose(account, JOB_UNCONFIRMED)
+            account = None
         if account is None:
-            return await self._open_once(job)
-        await self._refresh(account, job)
+            return await self._open_once(job, early=early)
+        await self._refresh(account, job, deep=not early)
         return account
 
-    async def _open_once(self, job: Job) -> Account:
+    async def _open_once(self, job: Job, *, early: bool) -> Account:
         """Requests that come at the same time share one account: each would be a new epoch of the job."""
         opening = self._opening.get(job.id)
         if opening is None:
-            opening = self._opening[job.id] = self._spawn(self._take_up(job))
+            opening = self._opening[job.id] = self._spawn(self._take_up(job, early=early))
             opening.add_done_callback(lambda _: self._opening.pop(job.id))
         return await asyncio.shield(opening)
 
-    async def _take_up(self, job: Job) -> Account:
+    async def _take_up(self, job: Job, *, early: bool) -> Account:
         lapses = self._lapses
         before = await self._ledger.job(job.id)
+        if before is not None and not before.job.is_same_as(job):
+            if early:
+                raise Refusal("job_unconfirmed", "The job's id was another one's a moment ago.")
+            _tell_replaced(before)
         found = await asyncio.to_thread(self._counter.found, job.id)
-        row = await self._ledger.serve(job, found)
+        row = await self._ledger.serve(job, found, deep=not early)
         positions = await self._ledger.positions(job.id)
         if self._lapses != lapses:
             raise LedgerError(f"job {job.id} may have been taken over while it was taken up")
@@ -241,11 +270,13 @@ class Desk:
         asked = self.offer.asked(job)
         blind = _is_blind(before, found)
         account = Account(
-            job, row, slot, positions, self.offer.domain, self._lookout.clock, asked, blind=blind
+            *(job, row, slot, positions, self.offer.domain, self._lookout.clock, asked),
+            blind=blind,
+            early=early,
         )
         self._accounts[job.id] = account
         self._give_grace_to_lost(account)
-        log.info("job.taken_up", job=job.id, epoch=row.epoch, blind=blind)
+        log.info("job.taken_up", job=job.id, epoch=row.epoch, blind=blind, early=early)
         return account
 
     async def elsewhere(self, job_id: JobId) -> Elsewhere | None:
@@ -253,10 +284,12 @@ class Desk:
         owner = await self._ledger.served_elsewhere(job_id)
         return None if owner is None else Elsewhere(job_id, owner.address, owner.seconds)
 
-    async def _refresh(self, account: Account, job: Job) -> None:
+    async def _refresh(self, account: Account, job: Job, *, deep: bool = True) -> None:
         if job != account.job:
             await self._ledger.adopt(job)
             account.refresh(job)
+        if deep:
+            account.confirm()
 
     async def _refuse_used_up(self, account: Account, facts: Facts) -> None:
         """A job that cannot go on is ended now, not at the end of the grace under a later session."""
@@ -356,7 +389,7 @@ class Desk:
         if admission.access_expired(facts) is not None:
             # Whoever found an old bearer has no receipt of the signer's, whose answer may tell request ids.
             check_own(receipt, self.offer.domain, facts.known.signer)
-        return await self._receive(await self._open(facts.known), receipt)
+        return await self._receive(await self._open(facts.known, early=facts.early), receipt)
 
     async def _receive(self, account: Account, receipt: Receipt) -> Answer:
         # A caller that goes away must not part what is on the disk from what the account knows.
@@ -404,12 +437,13 @@ class Desk:
 
         The intent is in the ledger when this returns; what the host then knows of the job is the answer.
         """
-        job = await self._job_to_end(job_id)
+        facts = await self._facts_to_end(job_id)
+        job = facts.known
         if end is not None:
             _check_end(self.offer.domain, job, end)
         elif receipt is not None:
             check_signer(receipt, self.offer.domain, job.signer)
-        account = await self._open(job)
+        account = await self._open(job, early=facts.early)
         if receipt is not None:
             answer = await self._receive(account, receipt)
             if answer.stored is not None and answer.stored.transcript != receipt.transcript:
@@ -419,13 +453,11 @@ class Desk:
         meter = account.meter
         return _view(account.job, meter.counted, meter.acknowledged, account.stored, ended=True)
 
-    async def _job_to_end(self, job_id: JobId) -> Job:
+    async def _facts_to_end(self, job_id: JobId) -> Facts:
         sight = await self._lookout.job(job_id)
-        facts = Facts(
-            offer=self.offer, now=sight.now, job=sight.job, newest=sight.newest, depth=self._lookout.depth
-        )
+        facts = self._with_sight(Facts(offer=self.offer, now=sight.now), sight)
         _require(admission.ENDING, facts)
-        return facts.known
+        return facts
 
     async def _end(self, account: Account) -> None:
         """No more is delivered from here on; once that is on the disk, settlement sees to the rest."""
@@ -461,9 +493,9 @@ class Desk:
         for account in list(self._accounts.values()):
             self._lose(account)
 
-    def _lose(self, account: Account) -> None:
+    def _lose(self, account: Account, reason: str = LEDGER_UNAVAILABLE) -> None:
         account.lapsed = True
-        account.cut(LEDGER_UNAVAILABLE)
+        account.cut(reason)
         if self._accounts.get(account.job.id) is account:
             del self._accounts[account.job.id]
 
@@ -495,13 +527,13 @@ class Desk:
 
     # What streams ask (stream.Desk)
 
-    async def look_for_top_up(self, account: Account) -> None:
+    async def look_again(self, account: Account) -> None:
         try:
             sight = await self._lookout.job(account.job.id)
         except Refusal as refusal:
-            log.warning("topup.not_seen", job=account.job.id, error=refusal.detail)
+            log.warning("job.not_seen", job=account.job.id, error=refusal.detail)
             return
-        if sight.job is not None:
+        if sight.job is not None and sight.job.is_same_as(account.job):
             await self._refresh(account, sight.job)
 
     async def checkpoint(self, account: Account) -> None:
@@ -641,6 +673,16 @@ def _is_blind(before: JobRow | None, found: Iterable[Record]) -> bool:
 def _refuse_lapsed(account: Account) -> None:
     if account.lapsed:
         raise Refusal("ledger_unavailable")
+
+
+def _tell_replaced(before: JobRow) -> None:
+    log.error(
+        "job.replaced",
+        job=before.job.id,
+        signer=before.job.signer,
+        tokens=before.counted.tokens,
+        meaning="a reorganisation took this job away, and gave its id to another one",
+    )
 
 
 def _tell_written_off(event: str, account: Account, totals: Totals) -> None:

@@ -211,12 +211,13 @@ class Ledger:
 
     # Jobs
 
-    async def serve(self, job: Job, records: Iterable[Record] = ()) -> JobRow:
+    async def serve(self, job: Job, records: Iterable[Record] = (), *, deep: bool = True) -> JobRow:
         """Adopts a job that this process is going to serve: in a new epoch, in which only it writes.
 
         `records`: what slots of this or dead processes hold of it. Elsewhere if another process serves it.
+        `deep`: the job is not going to vanish; another one that had its id before it did, and is forgotten.
         """
-        return await self._write(rows.serve, self.process, job, list(records))
+        return await self._write(rows.serve, self.process, job, list(records), deep=deep)
 
     async def served_elsewhere(self, job_id: JobId) -> Owner | None:
         """The other process that serves a job now."""

@@ -20,10 +20,11 @@ LOW_DIVISOR = 5
 
 
 class Fit(enum.Enum):
-    """What a prompt meets: room, a receipt to be signed first, or a deposit that is too small."""
+    """What a prompt meets: room, a receipt to be signed or blocks to come first, or too small a deposit."""
 
     FITS = "fits"
     NEEDS_RECEIPT = "needs_receipt"
+    NEEDS_DEPTH = "needs_depth"
     NO_DEPOSIT = "no_deposit"
 
 
@@ -33,6 +34,7 @@ class Stop(enum.Enum):
     CREDIT = "credit"
     DEPOSIT = "deposit"
     RATE = "rate"
+    DEPTH = "depth"
 
 
 def quarter(before_tokens: int, after_tokens: int, interval: int) -> bool:
@@ -55,7 +57,8 @@ class JobMeter:
     """The totals of one job, and what may still be delivered.
 
     `gross` is all that was ever counted; `counted` is that less what was written off, never below what the
-    payer acknowledged. An attested job has no receipts: the deposit and the rate alone bound it.
+    payer acknowledged. An attested job has no receipts: the deposit and the rate alone bound it. While a job
+    is `early` a reorganisation may take its deposit back: whatever was signed, one credit in all bounds it.
     """
 
     def __init__(  # noqa: PLR0913 - a job is that much
@@ -66,6 +69,7 @@ class JobMeter:
         *,
         asked: Prices | None = None,
         attested: bool = False,
+        early: bool = False,
         gross: Totals = NOTHING,
         acknowledged: Totals = NOTHING,
         receipted: Totals = NOTHING,
@@ -76,6 +80,7 @@ class JobMeter:
         self.deposit = deposit
         self.interval = interval
         self.attested = attested
+        self.early = early
         self.risk = lower(prices, asked) if asked else prices
         """What the credit, and what it bounds, are valued at: a payer that pays more buys no more risk."""
         self.credit = credit(interval, self.risk)
@@ -109,8 +114,8 @@ class JobMeter:
         exposed = self._exposed + Totals(prompt_tokens, 1)
         if owed(exposed, self.prices) > self.deposit:
             return Fit.NO_DEPOSIT
-        if not self.attested and self._unclaimable(exposed) > self.credit:
-            return Fit.NEEDS_RECEIPT
+        if self._by_credit and self._unclaimable(exposed) > self.credit:
+            return Fit.NEEDS_DEPTH if self.early else Fit.NEEDS_RECEIPT
         self.reserved += prompt_tokens
         self._update()
         return Fit.FITS
@@ -151,6 +156,8 @@ class JobMeter:
             return Stop.DEPOSIT
         if self.room(rate_cap) > 0:
             return None
+        if self.early and self._room == 0:
+            return Stop.DEPTH
         return Stop.RATE if self.attested else Stop.CREDIT
 
     def count(self, prompt_tokens: int, tokens: int) -> bool:
@@ -199,6 +206,11 @@ class JobMeter:
         """True if writing `totals` off as well stays within the one credit of the job's life."""
         return value(self.written_off + totals, self.risk) <= self.credit
 
+    def confirm(self) -> None:
+        """The deposit lies deep: what was signed counts from now on."""
+        self.early = False
+        self._update()
+
     def top_up(self, deposit: int) -> None:
         """The deposit as it is now, in base units. A reorganised chain may also take a top-up back."""
         self.deposit = deposit
@@ -219,11 +231,21 @@ class JobMeter:
         self._exposed = self.counted + Totals(self.reserved, 0)
         """With the prompts that are being worked on."""
         self._affordable = affordable(self.deposit, self._exposed, self.prices)
-        self._room = self._affordable if self.attested else min(self._affordable, self._credit_room())
+        self._room = min(self._affordable, self._credit_room()) if self._by_credit else self._affordable
+
+    @property
+    def _by_credit(self) -> bool:
+        """The credit bounds what may be delivered."""
+        return self.early or not self.attested
+
+    @property
+    def _relied_on(self) -> Totals:
+        """Of what was signed, what the host can claim for certain."""
+        return NOTHING if self.early else self.receipted
 
     def _credit_room(self) -> int:
         """Tokens that were signed ahead, and those that fit what is left of the credit."""
-        ahead = max(0, self.receipted.tokens - self._exposed.tokens)
+        ahead = max(0, self._relied_on.tokens - self._exposed.tokens)
         left = self.credit - self._unclaimable(self._exposed)
         if left < 0:
             return ahead
@@ -231,4 +253,4 @@ class JobMeter:
 
     def _unclaimable(self, exposed: Totals) -> Value:
         """What the host would lose of `exposed` if nothing more were signed, in micro base units."""
-        return value(exposed - exposed.lower(self.receipted), self.risk)
+        return value(exposed - exposed.lower(self._relied_on), self.risk)

@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, and_, bindparam, exists, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Insert,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.engine import RowMapping
 
 from tallystick import database, leases, pricing
@@ -309,7 +321,7 @@ def adopt(connection: Connection, job: Job) -> JobRow:
     _insert_job(connection, job)
     _totals(connection, job.id)
     [row] = _rows(connection, _JOB, of=job.id)
-    if (row.job.signer, row.job.payer, row.job.created_at) != (job.signer, job.payer, job.created_at):
+    if not row.job.is_same_as(job):
         raise LedgerError(f"job {job.id} in the ledger is another one than job {job.id} on the chain")
     if row.job == job:
         return row
@@ -333,13 +345,36 @@ def _insert_job(connection: Connection, job: Job) -> None:
         raise Refusal("signer_reused", f"the signer {job.signer} has served job {other}")
 
 
-def serve(connection: Connection, process: str, job: Job, records: Iterable[Record]) -> JobRow:
-    """A job that is the process's from now on, with what `records` of slots know of it."""
+def serve(connection: Connection, process: str, job: Job, records: Iterable[Record], *, deep: bool) -> JobRow:
+    """A job that is the process's from now on, with what `records` of slots know of it.
+
+    `deep`: it lies N blocks deep, so another one that had its id before is no more.
+    """
+    epoch = _forget_vanished(connection, job) if deep else None
     adopt(connection, job)
-    recover(connection, records)
+    if epoch is None:
+        recover(connection, records)
+    else:
+        _set(connection, job.id, epoch=epoch)  # a slot of the other one is void
     leases.take_job(connection, _totals(connection, job.id), process)
     [row] = _rows(connection, _JOB, of=job.id)
     return row
+
+
+def _forget_vanished(connection: Connection, job: Job) -> int | None:
+    """Drops the job that had the id of this one before a reorganisation: its epoch. None: there is none.
+
+    Nothing was ever confirmed of it, or it would have been too deep to go; nor is anything in flight.
+    """
+    row = find(connection, job.id)
+    if row is None or row.job.is_same_as(job) or row.confirmed != NOTHING:
+        return None
+    flying = select(claims.c.job_id).where(claims.c.job_id == job.id, claims.c.active)
+    if connection.execute(flying).first() is not None:
+        return None
+    for table in (claims, positions, receipts, jobs):
+        connection.execute(delete(table).where(table.c.job_id == job.id))
+    return row.epoch
 
 
 def served_elsewhere(connection: Connection, job_id: JobId, process: str) -> Owner | None:

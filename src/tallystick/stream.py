@@ -28,17 +28,23 @@ from tallystick.meter import Stop
 from tallystick.transcript import Delivery
 from tallystick.types import RequestId, Totals
 
-TOP_UP_POLL = 1.0
-"""Seconds between two looks at the chain while a stream waits for a top-up."""
+CHAIN_POLL = 1.0
+"""Seconds between two looks at the chain while a stream waits for a top-up, or for its job to lie deep."""
+DEPTH_PATIENCE = 60.0
+"""Seconds that a stream waits for its job to lie deep: on the chains in use that takes a third of it."""
 OVERRUN_PATIENCE = 1.0
 """Seconds for which an engine that has made more than may be held is left waiting, before it is cancelled."""
 
 RECEIPT_DUE = "receipt_due"
+JOB_UNCONFIRMED = "job_unconfirmed"
 DEPOSIT_EXHAUSTED = "deposit_exhausted"
 CANCELLED = "cancelled"
 NODE_STOPPING = "node_stopping"
 LEDGER_UNAVAILABLE = "ledger_unavailable"
 ENGINE_FAILED = "engine_failed"
+
+# By what was waited for in vain, if that was to be seen on the chain.
+_ENDS: dict[Stop | None, str] = {Stop.DEPOSIT: DEPOSIT_EXHAUSTED, Stop.DEPTH: JOB_UNCONFIRMED}
 
 log = structlog.get_logger(__name__)
 
@@ -46,8 +52,8 @@ log = structlog.get_logger(__name__)
 class Desk(Protocol):
     """What a stream needs of the node that it runs in."""
 
-    async def look_for_top_up(self, account: Account) -> None:
-        """Reads the job's deposit again."""
+    async def look_again(self, account: Account) -> None:
+        """Reads the job again: its deposit may have grown, or lie deep by now."""
 
     async def checkpoint(self, account: Account) -> None:
         """A whole interval was counted: what may be settled without a receipt is brought into the ledger."""
@@ -275,7 +281,7 @@ class Stream:
             return None
         now = asyncio.get_running_loop().time()
         if self._deadline is None:
-            self._deadline = now + self._timeout
+            self._deadline = now + (DEPTH_PATIENCE if lack is Stop.DEPTH else self._timeout)
             if lack is Stop.CREDIT:
                 await self._desk.forgive(self.account)
             return None if self.account.meter.attested else Chunk(self._tally(due=True, waiting=True))
@@ -283,10 +289,10 @@ class Stream:
         self._deadline = max(self._deadline, self.account.receipted_at + self._timeout)
         left = self._deadline - now
         if left <= 0:
-            self._cut = DEPOSIT_EXHAUSTED if lack is Stop.DEPOSIT else RECEIPT_DUE
-        elif lack is Stop.DEPOSIT:
-            await self._desk.look_for_top_up(self.account)
-            await self._wait(min(left, TOP_UP_POLL))
+            self._cut = _ENDS.get(lack, RECEIPT_DUE)
+        elif lack in _ENDS:
+            await self._desk.look_again(self.account)
+            await self._wait(min(left, CHAIN_POLL))
         else:
             await self._wait(left)
         return None

@@ -139,6 +139,16 @@ class Job:
         """True for a receipted job, false for a host-attested one."""
         return self.max_tokens_per_second == 0
 
+    def is_same_as(self, other: Job) -> bool:
+        """False if a reorganised chain has given the id to another job: receipts are good for one of them.
+
+        What was opened by the same transaction in another block is the same job, a little younger.
+        """
+        return (self.id, self.payer, self.signer, self.host, self.asset) == (
+            *(other.id, other.payer, other.signer),
+            *(other.host, other.asset),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
