@@ -83,9 +83,12 @@ class Server:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
 
     def _as_nobody(self, program: str, *arguments: str | Path) -> list[str | Path]:
-        """The server refuses to be run by root."""
-        way = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        return [*(way if os.geteuid() == 0 else []), self.programs / program, *arguments]
+        """The server refuses to be run by root. Where that can be had, it ends with who started it."""
+        way: list[str | Path] = []
+        if setpriv := shutil.which("setpriv"):
+            nobody = ["--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            way = [setpriv, "--pdeathsig=INT", *(nobody if os.geteuid() == 0 else [])]
+        return [*way, self.programs / program, *arguments]
 
     def _wait(self) -> None:
         give_up = time.monotonic() + START_LIMIT
