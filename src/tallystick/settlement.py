@@ -33,6 +33,9 @@ POLL = 5.0
 """Seconds between looks at what is due; `poke` does not wait for them."""
 PAGE = 500
 """Jobs that are read at a time."""
+REST = 9
+"""Times as long as it takes to list what is outstanding, nothing is listed after it: a host with very many
+jobs spends a tenth of its time on that at most."""
 MOST_UNDER_WAY = 16
 """Transactions at a time: of one account, a pool is bound to keep as many."""
 SAMPLES = 11
@@ -75,6 +78,8 @@ class Settlement:
         self._thrift = thrift
         self._parting = False
         """The process is about to stop: nothing waits to be worth its gas."""
+        self._listing = 0.0
+        """Seconds that it took to list what is outstanding."""
         self._clock = clock
         self._listeners: list[Listener] = []
         self._waiting: dict[JobId, tuple[float, float]] = {}
@@ -114,6 +119,7 @@ class Settlement:
                 self._tell_trouble("")
             except (ChainError, LedgerError) as error:
                 self._tell_trouble(str(error))
+            await asyncio.sleep(min(self._poll, REST * self._listing))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll):
                     await self._woken.wait()
@@ -172,12 +178,14 @@ class Settlement:
 
     async def _going(self, head: Block) -> list[Outstanding]:
         """The jobs that are settled now, those in one asset together: its earnings are then written once."""
-        patient = self._clock()
-        whole = self._parting or self._thrift is not None
+        since = self._clock()
+        outstanding = await self._ledger.outstanding(head.timestamp, whole=self._whole)
+        now = self._clock()
+        self._listing = now - since
         found = [
             each
-            for each in await self._ledger.outstanding(head.timestamp, whole=whole)
-            if self._is_ours(each) and self._waiting.get(each.job_id, (patient, 0.0))[0] <= patient
+            for each in outstanding
+            if self._is_ours(each) and self._waiting.get(each.job_id, (now, 0.0))[0] <= now
         ]
         if self._parting:
             found = [each for each in found if not each.elsewhere]
@@ -185,6 +193,11 @@ class Settlement:
             chosen = to_settle([_unsettled(each) for each in found], self._thrift, await self._gas(head))
             found = [each for each in found if each.job_id in chosen]
         return sorted(found, key=lambda each: (each.asset, each.job_id))
+
+    @property
+    def _whole(self) -> bool:
+        """All that is claimable is looked at, and not only what whole intervals let the host claim."""
+        return self._parting or self._thrift is not None
 
     async def _gas(self, head: Block) -> Gas:
         """What settling costs at present."""
@@ -214,7 +227,7 @@ class Settlement:
         over = [each.job_id for each in page if each.complete and not each.ending]
         await asyncio.gather(*map(self._end, over))
         these = {each.job_id: at for at, each in enumerate(page)}
-        due = await self._ledger.due(head.timestamp, these, whole=self._parting or self._thrift is not None)
+        due = await self._ledger.due(head.timestamp, these, whole=self._whole)
         due = [each for each in due if self._is_drained(each)]
         found = await self._chain.latest([each.row.job for each in due])
         checked = [await self._checked(each, found, head) for each in due]
