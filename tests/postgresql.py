@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 
-START_LIMIT = 30.0
+START_LIMIT = 90.0
 """Seconds in which a server has to answer."""
 
 
