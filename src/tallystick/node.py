@@ -282,6 +282,7 @@ class Node:
             contract=deployment.marketplace,
             models=[model.name for model in self.offer.models],
             ledger=self.ledger.database,
+            policy=self.config.policy.value,
         )
         if self.offer.host is None:
             log.error(
