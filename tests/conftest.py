@@ -29,8 +29,8 @@ async def devnet(anvil: Devnet) -> AsyncIterator[Devnet]:
     """A devnet with nothing on it but the contracts and test dollars; each transaction makes a block."""
     snapshot = await anvil.snapshot()
     yield anvil
-    await anvil.set_automine(True)
     await anvil.revert(snapshot)
+    await anvil.set_automine(True)
 
 
 @pytest_asyncio.fixture

@@ -216,6 +216,20 @@ async def test_a_snapshot_brings_everything_back(devnet: Devnet, chain: Chain) -
         await devnet.revert(snapshot)
 
 
+async def test_a_snapshot_forgets_what_waits(devnet: Devnet, chain: Chain) -> None:
+    """What was pending, or just sent, is not mined on top of the snapshot: not once in many times."""
+    snapshot = await devnet.snapshot()
+    before = await chain.block()
+    for turn in range(40):
+        await devnet.set_automine(turn % 2 == 0)
+        await chain.send(payment(devnet, chain).raw)
+        await devnet.revert(snapshot)
+        snapshot = await devnet.snapshot()
+        await devnet.set_automine(True)
+        await chain.token_balance(ETH, devnet.accounts[9].address)
+        assert await chain.block() == before
+
+
 # What befalls a chain
 
 

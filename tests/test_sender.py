@@ -57,6 +57,12 @@ class Bench:
     async def paid(self) -> int:
         return await self.chain.eth_balance(self.receiver) - 10_000 * 10**18
 
+    async def mined(self, wei: int) -> None:
+        """Waits until so much is paid: with a block for each transaction, anvil mines beside its answers."""
+        async with asyncio.timeout(10):
+            while await self.paid() < wei:
+                await asyncio.sleep(0.01)
+
     async def settle(self) -> None:
         """Steps, mines and lets time pass until nothing is in flight."""
         while await self.sender.step():
@@ -397,8 +403,9 @@ async def test_a_dropped_transaction_is_sent_again(bench: Bench) -> None:
 async def test_a_reorganisation_takes_a_transaction_back(bench: Bench) -> None:
     """Law 9: mined and gone again, it is sent again and confirmed anew."""
     await bench.pay()
+    await bench.mined(1)
     await bench.sender.step()
-    await bench.devnet.ask("anvil_reorg", 1, [])
+    await bench.devnet.reorganise(1)
     assert await bench.paid() == 0
     await bench.settle()
     assert bench.outcomes() == [
@@ -440,7 +447,7 @@ async def test_a_reorganisation_deeper_than_n_takes_confirmed_transactions_back(
         await bench.pay()
     await bench.settle()
     assert bench.outcomes()[-1] is Outcome.CONFIRMED
-    await bench.devnet.ask("anvil_reorg", await bench.chain.block_number() - before, [])
+    await bench.devnet.reorganise(await bench.chain.block_number() - before)
     assert await bench.paid() == 0
     bench.reports.clear()
     bench.restart()
@@ -454,7 +461,8 @@ async def test_a_nonce_that_was_never_ours_is_filled(bench: Bench) -> None:
     """The key was used elsewhere, and a reorganisation took that back: what comes after it is not held up."""
     await by_hand(bench, (await bench.nonces())[0], Fees(2 * GWEI, 0))
     await bench.pay()
-    await bench.devnet.ask("anvil_reorg", 2, [])
+    await bench.mined(1)
+    await bench.devnet.reorganise(2)
     assert await bench.paid() == 0
     await bench.settle()
     assert await bench.paid() == 1

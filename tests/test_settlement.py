@@ -196,7 +196,7 @@ async def test_a_reorganisation_is_settled_again(host: Host) -> None:
     depth = 0
     while await host.on_chain(job) != Totals():
         depth += 1
-        await host.devnet.ask("anvil_reorg", depth, [])
+        await host.devnet.reorganise(depth)
     with capture_logs() as logs:
         await host.settle()
     assert [line["event"] for line in events(logs, "checkpoint.reorganised", "checkpoint.confirmed")] == [

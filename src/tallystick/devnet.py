@@ -189,8 +189,18 @@ class Anvil:
         return str(await self.ask("evm_snapshot"))
 
     async def revert(self, snapshot: str) -> None:
-        """Goes back to a snapshot: to its blocks, balances and time."""
-        if not await self.ask("evm_revert", snapshot):
+        """Goes back to a snapshot: to its blocks, balances and time, and to an empty pool.
+
+        Mining is as it was. Raises ChainError if there is no such snapshot.
+        """
+        # anvil mines beside its answers and keeps its pool: a transaction that waited would be mined on top.
+        automine = await self.ask("anvil_getAutomine")
+        await self.set_automine(False)
+        await self.ask("anvil_dropAllTransactions")
+        found = await self.ask("evm_revert", snapshot)
+        await self.ask("anvil_dropAllTransactions")
+        await self.set_automine(automine)
+        if not found:
             raise ChainError(f"the devnet has no snapshot {snapshot}")
 
     async def _listening(self, process: Process) -> int:
