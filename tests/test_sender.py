@@ -60,7 +60,7 @@ class Bench:
     async def mined(self, wei: int) -> None:
         """Waits until so much is paid: with a block for each transaction, anvil mines beside its answers."""
         async with asyncio.timeout(10):
-            while await self.paid() < wei:
+            while await self.paid() < wei:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)
 
     async def settle(self) -> None:
