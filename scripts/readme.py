@@ -19,7 +19,7 @@ CONTRACTS = ROOT / "contracts" / "src"
 ORDER = """
     types errors config
     keccak pricing meter transcript proof receipt countersign admission policy gas fees wire reply
-    engine counter database tables leases heartbeat writer rows outbox cursors ledger store
+    engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts roster endpoint endpoints chain sender site
     account stream lookout desk claims watcher standby settlement node peer relay server websocket
     opening frames session

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tallystick.engine import LlamaCpp, Piece
-from tallystick.engine import Reply as Reading
+from tallystick.engine import Piece
+from tallystick.engines.dialect import LlamaCpp
+from tallystick.engines.reading import Reading
 from tallystick.reply import assemble, message
 
 

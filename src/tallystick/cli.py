@@ -383,7 +383,7 @@ def _metadata(config: HostConfig, deployment: Deployment, endpoint: str | None, 
 
 async def _served(config: HostConfig) -> list[str]:
     """What the engine of these settings serves, under the names that its node will give."""
-    from tallystick.engine import HttpEngine
+    from tallystick.engines.http import HttpEngine
 
     if config.model_path is not None:
         return [config.model_path.stem]

@@ -23,7 +23,9 @@ from tallystick.chain import Chain, deployment_at
 from tallystick.config import Amounts, AssetPrice, HostConfig
 from tallystick.counter import Counter
 from tallystick.desk import Desk
-from tallystick.engine import Engine, HttpEngine, LlamaEngine
+from tallystick.engine import Engine
+from tallystick.engines.http import HttpEngine
+from tallystick.engines.llama import LlamaEngine
 from tallystick.errors import ChainError, ConfigError
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout

@@ -21,7 +21,9 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from tallystick.engine import Engine, LlamaCpp, Piece, Reply
+from tallystick.engine import Engine, Piece
+from tallystick.engines.dialect import LlamaCpp
+from tallystick.engines.reading import Reading
 from tallystick.errors import EngineError, EngineRefused
 from tallystick.transcript import prompt_hash
 from tallystick.wire import MAX_BODY, SSE_DONE, sse
@@ -254,7 +256,7 @@ class ScriptedEngine(Engine):
 
 
 async def _pieces(reads: AsyncIterator[list[dict[str, Any]]]) -> AsyncGenerator[list[Piece], None]:
-    reply = Reply(LlamaCpp())
+    reply = Reading(LlamaCpp())
     async for chunks in reads:
         yield [reply.piece(chunk) for chunk in chunks]
     reply.feed(SSE_DONE)

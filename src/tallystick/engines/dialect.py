@@ -1,0 +1,129 @@
+"""What servers differ in: how they tell the running count, and how they count a prompt."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from tallystick.engines.refusals import NoRoute
+
+Fetch = Callable[..., Awaitable[Any]]
+"""`fetch(path, body=None)`: the JSON answer to GET, or to POST of a body. Raises EngineError."""
+
+
+class Usage(msgspec.Struct):
+    """OpenAI's `usage`, in tokens."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Timings(msgspec.Struct):
+    """llama.cpp's `timings`, in tokens; `prompt_n` leaves out what was in its cache."""
+
+    predicted_n: int
+    prompt_n: int
+    cache_n: int = 0
+
+
+class Choice(msgspec.Struct):
+    """What the package reads of one of a chunk's choices."""
+
+    delta: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class Chunk(msgspec.Struct):
+    """What the package reads of one chunk of a stream."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    timings: Timings | None = None
+    error: Any = None
+
+
+class Dialect(abc.ABC):
+    """How one family of servers counts. Without state, so that one instance serves all requests."""
+
+    name: ClassVar[str]
+    asks: ClassVar[Mapping[str, Any]]
+    """Members of a request that make the server tell its running count."""
+
+    @abc.abstractmethod
+    def counts(self, chunk: Chunk) -> tuple[int, int] | None:
+        """Prompt tokens and generated tokens so far, if this chunk tells them."""
+
+    @abc.abstractmethod
+    def spoken_in(self, chunk: Chunk) -> bool:
+        """True for a chunk that only a server of this family sends."""
+
+    @abc.abstractmethod
+    async def count_prompt(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        """Tokens that the server will count as the prompt of `body`. Raises what `fetch` raises."""
+
+    @abc.abstractmethod
+    async def context(self, fetch: Fetch, model: Mapping[str, Any]) -> int | None:
+        """Tokens that a request may fill; None: not told. `model` is its entry in `/v1/models`."""
+
+
+class LlamaCpp(Dialect):
+    """llama.cpp's server."""
+
+    name = "llama.cpp"
+    asks: ClassVar = {"timings_per_token": True, "stream_options": {"include_usage": True}}
+
+    def counts(self, chunk: Chunk) -> tuple[int, int] | None:
+        # Timings leave out what has no text at the end (a cut character, a stop string); the usage does not.
+        if chunk.usage is not None:
+            return chunk.usage.prompt_tokens, chunk.usage.completion_tokens
+        if chunk.timings is not None:
+            return chunk.timings.cache_n + chunk.timings.prompt_n, chunk.timings.predicted_n
+        return None
+
+    def spoken_in(self, chunk: Chunk) -> bool:
+        return chunk.timings is not None
+
+    async def count_prompt(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        try:
+            return int((await fetch("/v1/chat/completions/input_tokens", body))["input_tokens"])
+        except NoRoute:
+            prompt = (await fetch("/apply-template", body))["prompt"]
+            # As the server does for a chat: with its own BOS, and special tokens in the text read as such.
+            how = {"content": prompt, "add_special": True, "parse_special": True}
+            return len((await fetch("/tokenize", how))["tokens"])
+
+    async def context(self, fetch: Fetch, model: Mapping[str, Any]) -> int | None:
+        props = await fetch("/props")
+        return int(props["default_generation_settings"]["n_ctx"])
+
+
+class ContinuousUsage(Dialect):
+    """vLLM, and servers that follow it: a usage in every chunk."""
+
+    name = "continuous usage"
+    asks: ClassVar = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    _TEMPLATE = frozenset(
+        "model messages tools chat_template chat_template_kwargs "
+        "add_generation_prompt continue_final_message".split()
+    )
+
+    def counts(self, chunk: Chunk) -> tuple[int, int] | None:
+        return None if chunk.usage is None else (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+
+    def spoken_in(self, chunk: Chunk) -> bool:
+        return chunk.usage is not None and bool(chunk.choices)
+
+    async def count_prompt(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        chosen = {member: value for member, value in body.items() if member in self._TEMPLATE}
+        return int((await fetch("/tokenize", chosen))["count"])
+
+    async def context(self, fetch: Fetch, model: Mapping[str, Any]) -> int | None:
+        length = model.get("max_model_len")
+        return None if length is None else int(length)
+
+
+DIALECTS: tuple[Dialect, ...] = (LlamaCpp(), ContinuousUsage())

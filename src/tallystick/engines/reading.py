@@ -1,0 +1,97 @@
+"""One streamed reply as it is read from a server: bytes in, pieces out. Does no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from tallystick.engine import Piece
+from tallystick.engines.dialect import Chunk, Dialect
+from tallystick.engines.refusals import detail_of, turned_down
+from tallystick.errors import EngineError, EngineUnavailable
+from tallystick.transcript import delta_text
+from tallystick.wire import SSEParser
+
+
+class Reading:
+    """One streamed reply as it is read: bytes in, pieces out."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.prompt_tokens = 0
+        self.tokens = 0
+        self.done = False
+        """The reply is whole."""
+        self.failure: EngineError | None = None
+        """Why there is no more; raised once the pieces before it are delivered."""
+        self._dialect = dialect
+        self._events = SSEParser()
+
+    def feed(self, data: bytes) -> list[Piece]:
+        """The pieces that `data` completes; afterwards `done` or `failure` may be set."""
+        pieces: list[Piece] = []
+        try:
+            for payload in self._events.feed(data):
+                if payload == b"[DONE]":
+                    self._finish()
+                    break
+                pieces.append(self.piece(orjson.loads(payload)))
+        except EngineError as error:
+            self.failure = error
+        except ValueError as error:  # also what orjson and msgspec raise
+            self.failure = self.broken(f"what it sent cannot be read: {error}")
+        return pieces
+
+    def piece(self, raw: dict[str, Any]) -> Piece:
+        """The piece that one chunk makes. Raises EngineError; msgspec.ValidationError for a strange chunk."""
+        chunk = msgspec.convert(raw, Chunk)
+        if chunk.error is not None:
+            raise self._failed(chunk.error)
+        counts = self._dialect.counts(chunk)
+        if counts is not None:
+            self._count(*counts)
+        finish_reason = ids = None
+        text = ""
+        for choice in chunk.choices:
+            text += delta_text(choice.delta or {})
+            finish_reason = choice.finish_reason or finish_reason
+            ids = choice.token_ids or ids
+        return Piece(
+            choices=raw.get("choices") or [],
+            text=text,
+            prompt_tokens=self.prompt_tokens,
+            tokens=self.tokens,
+            finish_reason=finish_reason,
+            ids=ids,
+            usage=raw.get("usage"),
+            raw=raw,
+        )
+
+    def end(self) -> None:
+        """The connection is at its end."""
+        if not self.done and self.failure is None:
+            self.failure = self.broken(f"its reply broke off after {self.tokens} tokens")
+
+    def broken(self, why: str) -> EngineError:
+        """The error for a reply that ends here: EngineUnavailable as long as no token has come."""
+        kind = EngineError if self.tokens else EngineUnavailable
+        return kind(f"The engine failed: {why}.")
+
+    def _count(self, prompt_tokens: int, tokens: int) -> None:
+        if tokens < self.tokens:
+            raise self.broken(f"its count went back from {self.tokens} to {tokens}")
+        self.tokens = tokens
+        self.prompt_tokens = prompt_tokens if tokens else 0
+
+    def _finish(self) -> None:
+        if not self.tokens:
+            raise self.broken("its reply has no counted token")
+        self.done = True
+
+    def _failed(self, error: Any) -> EngineError:
+        status = error.get("code") if isinstance(error, dict) else None
+        detail = detail_of(error)
+        if isinstance(status, int) and not self.tokens:
+            return turned_down(status, detail)
+        return self.broken(detail)

@@ -1,0 +1,248 @@
+"""A server at a URL is asked, counted and stopped as it has to be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tallystick.engines.dialect import LlamaCpp
+from tallystick.engines.http import HttpEngine
+from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
+from tallystick.testing.engine import Form, Hang, Script, ScriptedEngine, Step, oai_server, say
+from tests.asking import BODY, begin, read, running, text
+
+
+@asynccontextmanager
+async def meet(
+    *scripts: Script, form: Form = "llama.cpp", **settings: Any
+) -> AsyncGenerator[tuple[HttpEngine, ScriptedEngine], None]:
+    """A started HttpEngine and the scripted engine that it asks; `asked[0]` is what it asked at its start."""
+    scripted = ScriptedEngine(Script(say("x")), *scripts)
+    async with oai_server(scripted, form=form) as url, HttpEngine(url, **settings) as engine:
+        yield engine, scripted
+
+
+MIXED = Script(
+    (
+        Step(delta={"reasoning_content": "Hm. "}),
+        (Step("Two "), Step("halves 🦊", 5)),
+        Step("", 2),
+        Step(delta={"tool_calls": [{"index": 0, "function": {"name": "cut", "arguments": "{}"}}]}),
+        Step("!", logprobs={"content": [{"token": "!", "logprob": -0.5}]}),
+    ),
+    finish_reason="tool_calls",
+    unseen=1,
+)
+
+
+async def test_a_socket_changes_nothing() -> None:
+    """Reasoning, tool calls, logprobs, counts and texts are the same through a server as without one."""
+    async with meet(MIXED) as (engine, _):
+        pieces = await read(engine)
+    straight = await read(ScriptedEngine(MIXED))
+    assert [(p.text, p.tokens, p.choices, p.finish_reason) for p in pieces] == [
+        (p.text, p.tokens, p.choices, p.finish_reason) for p in straight
+    ]
+    assert text(pieces) == "Hm. Two halves 🦊cut{}!"
+    assert pieces[-1].tokens == 12
+
+
+async def test_a_usage_in_every_chunk_is_a_running_count() -> None:
+    """A server that counts as vLLM does is recognised, and its counts are the same."""
+    async with meet(MIXED, form="continuous usage") as (engine, scripted):
+        pieces = await read(engine)
+        assert (engine.models, engine.context) == (["scripted"], 4096)
+        assert await engine.count_prompt(BODY) == pieces[-1].prompt_tokens == 11
+    assert running(pieces) == running(await read(ScriptedEngine(MIXED)))
+    assert scripted.asked[-1].body["stream_options"]["continuous_usage_stats"] is True
+
+
+async def test_a_final_usage_alone_is_refused_at_start() -> None:
+    """A server that tells its count only at the end cannot be metered, and that is said at the start."""
+    async with oai_server(ScriptedEngine(), form="final usage") as url:
+        engine = HttpEngine(f"{url}/v1/")
+        with pytest.raises(EngineError, match="no running count"):
+            await engine.start()
+        with pytest.raises(EngineUnavailable, match="not started"):
+            await begin(engine)
+
+
+class Miscounting(ScriptedEngine):
+    """Counts each prompt one token longer than the one before."""
+
+    async def count_prompt(self, body: Mapping[str, Any]) -> int:
+        return len(self.asked) + await super().count_prompt(body)
+
+
+async def test_a_prompt_counted_otherwise_is_refused_at_start() -> None:
+    """A server that bills another prompt than it counts beforehand is not served from."""
+    async with oai_server(Miscounting()) as url:
+        with pytest.raises(EngineError, match="counts a prompt as 8 tokens and bills 7"):
+            await HttpEngine(url).start()
+
+
+async def test_the_engine_gets_the_payer_s_request() -> None:
+    """The engine gets what a payer asks, less what is for the host alone, plus what the host settles."""
+    ours = {"job_id": 121, "tally": {"request": "00"}, "id": "00", "access": "tally-…"}
+    settled = {"max_tokens": 9, "n": 1, "stream": False, "id_slot": 3, "lora": [], "priority": -1}
+    async with meet() as (engine, scripted):
+        await read(engine, {**BODY, **ours, **settled, "seed": 5, "stop": ["."]}, 7)
+    assert scripted.asked[-1].body == {
+        **BODY,
+        "seed": 5,
+        "stop": ["."],
+        "model": "scripted",
+        "max_tokens": 7,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "timings_per_token": True,
+    }
+
+
+async def test_nothing_is_held_for_the_next_read() -> None:
+    """What came is given at once, though the rest is still to come."""
+    event = asyncio.Event()
+    hold = Script((say("a", "b"), event, Step("c")))
+    async with meet(hold) as (engine, _), engine.stream(BODY, 50) as reads:
+        assert [piece.text for piece in await anext(reads)] == ["", "a", "b"]
+        event.set()
+        assert (await anext(reads))[0].text == "c"
+
+
+async def test_leaving_cancels() -> None:
+    """An engine's request ends when its context is left: in the middle, or before anything was read."""
+    wait = Script((Step("a"), Hang()))
+    async with meet(wait) as (engine, scripted):
+        async with engine.stream(BODY, 50) as reads:
+            await anext(reads)
+        await begin(engine)
+        for asked in scripted.asked:
+            await asked.over.wait()
+    assert [asked.cancelled for asked in scripted.asked] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        (Script((EngineRefused("too odd"),)), EngineRefused, "^too odd$"),
+        (Script((EngineUnavailable("loading"),)), EngineUnavailable, "503: loading"),
+        (Script(), EngineUnavailable, "no counted token"),
+        (Script((asyncio.Event(), EngineError("crash"))), EngineUnavailable, "connection broke"),
+    ],
+)
+async def test_what_fails_before_its_first_token(script: Script, kind: type[EngineError], said: str) -> None:
+    """A refusal is the payer's to mend; any other failure before a token is an engine not available."""
+    for read_ in script.reads:
+        if isinstance(read_, asyncio.Event):
+            read_.set()
+    async with meet(script) as (engine, _):
+        with pytest.raises(EngineError, match=said) as caught:
+            await read(engine)
+    assert caught.type is kind
+
+
+async def test_what_fails_later_gives_what_it_made() -> None:
+    """A connection that breaks in the middle is an EngineError, after all pieces that came."""
+    event = asyncio.Event()
+    broken = Script((say("a", "b"), event, EngineError("crash")))
+    async with meet(broken) as (engine, _), engine.stream(BODY, 50) as reads:
+        assert text(await anext(reads)) == "ab"
+        event.set()
+        with pytest.raises(EngineError, match="connection broke") as caught:
+            await anext(reads)
+    assert caught.type is EngineError
+
+
+@pytest.mark.parametrize("before", [(), say("a", "b")])
+async def test_silence_is_bounded(before: tuple[Step, ...]) -> None:
+    """An engine that makes no token for too long is an EngineTimeout, at the start and in the middle."""
+    async with meet(Script((*before, Hang())), first_token=1.0, next_token=1.0) as (engine, scripted):
+        with pytest.raises(EngineTimeout):
+            await read(engine)
+        await scripted.asked[1].over.wait()
+    assert scripted.asked[1].cancelled
+
+
+async def test_a_wrong_key_is_the_host_s() -> None:
+    """A key that the engine does not take is a setting of the host's, and the error names it."""
+    async with oai_server(ScriptedEngine(), api_key="right") as url:
+        with pytest.raises(EngineUnavailable, match="ENGINE_API_KEY"):
+            await HttpEngine(url, api_key="wrong").start()
+
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def listening(answer: Answer) -> AsyncGenerator[str, None]:
+    """A server that gives every request the same answer."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield "http://{}:{}".format(*runner.addresses[0][:2])
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": [{"name": "x"}]}', b'{"data": []}'])
+async def test_another_server_is_no_engine(body: bytes) -> None:
+    """A URL where something else answers is said to be that."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    async with listening(answer) as url:
+        with pytest.raises(EngineError, match=r"OpenAI-compatible|no model"):
+            await HttpEngine(url).start()
+
+
+async def test_a_strange_count_is_an_engine_s_error() -> None:
+    """What is no count of a prompt is the engine's failure, not the node's."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"input_tokens": None})
+
+    async with listening(answer) as url:
+        engine = HttpEngine(url, dialect=LlamaCpp())
+        engine._session = engine._connect()
+        with pytest.raises(EngineError, match="OpenAI-compatible"):
+            await engine.count_prompt(BODY)
+        await engine.close()
+
+
+async def test_nobody_there_is_unavailable() -> None:
+    """A URL where nobody listens is an engine that cannot be reached; the error names the setting."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async with listening(answer) as url:
+        pass
+    with pytest.raises(EngineUnavailable, match="ENGINE_URL"):
+        await HttpEngine(url).start()
+
+
+async def test_comments_are_silence() -> None:
+    """A server that sends comments, and no token, is as silent as one that sends nothing."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b":\n\n")
+            await asyncio.sleep(0.01)
+
+    async with listening(answer) as url:
+        engine = HttpEngine(url, dialect=LlamaCpp(), first_token=0.2)
+        engine._session = engine._connect()
+        with pytest.raises(EngineTimeout):
+            await read(engine)
+        await engine.close()
