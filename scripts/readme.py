@@ -21,7 +21,7 @@ ORDER = """
     keccak pricing meter transcript proof receipt countersign admission policy gas fees wire reply
     engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts roster endpoint endpoints chain sender site
-    account stream lookout desk claims watcher standby settlement node peer relay server websocket
+    account stream lookout accounts desk claims watcher standby settlement node peer relay server websocket
     opening frames session
     devnet testing mends doctor inspection deployment verification screen demo cli
 """.split()

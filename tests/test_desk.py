@@ -15,11 +15,12 @@ from structlog.testing import capture_logs
 
 from tallystick import database, lookout, pricing, proof, wire
 from tallystick import stream as stream_module
+from tallystick.accounts import Answer
 from tallystick.admission import Offer
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
 from tallystick.counter import Counter
-from tallystick.desk import Answer, Desk, refusal_of
+from tallystick.desk import Desk, refusal_of
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, Elsewhere, EngineUnavailable, LedgerError, Refusal
 from tallystick.ledger import Ledger
@@ -532,10 +533,10 @@ async def test_drain(bench: Bench) -> None:
     async with await bench.admit(signer) as stream:
         while stream.account.meter.gross.tokens < 2:
             await anext(stream)
-        assert await bench.desk.drain(signer.job.id) == Totals(PROMPT, 2)
+        assert await bench.desk.accounts.drain(signer.job.id) == Totals(PROMPT, 2)
         async for _ in stream:
             pytest.fail("nothing is delivered after the job has closed")
-    assert await bench.desk.drain((await bench.signer()).job.id) is None
+    assert await bench.desk.accounts.drain((await bench.signer()).job.id) is None
 
 
 async def test_stop(bench: Bench) -> None:
@@ -556,7 +557,7 @@ async def test_stop(bench: Bench) -> None:
     await bench.desk.stop(5.0)
     await listening
     assert stream.end is not None
-    assert (stream.end.reason, bench.desk.streams) == ("node_stopping", 0)
+    assert (stream.end.reason, bench.desk.accounts.streams) == ("node_stopping", 0)
     assert await code(bench.admit(signer, 2)) == "node_stopping"
 
 

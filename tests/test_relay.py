@@ -72,7 +72,7 @@ async def a_pair(
         engines = [ScriptedEngine(*each) for each in (scripts or [REPLY], [REPLY])]
         one, two = [await serve(engine, name) for engine, name in zip(engines, ("one", "two"), strict=True)]
         signer = await hosting.signer()
-        await one.node.desk._open(signer.job)
+        await one.node.desk.accounts.open(signer.job)
         return Pair(one, two, signer, (engines[0], engines[1]))
 
     async with hosting.parts:

@@ -283,7 +283,8 @@ async def waiting(hosting: Hosting, node: Node) -> Talk:
         pass
     access = talk.signer.access()
     await talk.infer(2)
-    account = node.desk._accounts[await node.desk.identify(access)]
+    account = node.desk.accounts.get(await node.desk.identify(access))
+    assert account is not None
 
     async def in_line() -> bool:
         return account.waiting == 1

@@ -2,7 +2,7 @@
 
 Joins the rules (meter, deliveries, receipts) with the slot that survives kill -9, and wakes the streams that
 wait when something changes. Everything in it happens at once, without awaiting; writing to the ledger is for
-desk.py, which holds `receiving` while it does.
+accounts.py, which holds `receiving` while it does.
 """
 
 from __future__ import annotations

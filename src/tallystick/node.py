@@ -132,7 +132,7 @@ class Node:
             self.desk = Desk(
                 self.config, self.offer, self.engine, self.lookout, self.ledger, self.counter, self._poke
             )
-            self.ledger.heartbeat.listen(self.desk.lapse)
+            self.ledger.heartbeat.listen(self.desk.accounts.lapse)
             parts.push_async_callback(self._stop_tasks)
             self._start_settling()
             await self._say_what_works()
@@ -221,7 +221,9 @@ class Node:
             return
         sender = Sender(self.chain, self.ledger, self.config.host_private_key.reveal())
         thrift = thrift_of(self.config, self.chain.deployment)
-        self._settlement = Settlement(self.ledger, self.chain, sender, drain=self.desk.drain, thrift=thrift)
+        self._settlement = Settlement(
+            self.ledger, self.chain, sender, drain=self.desk.accounts.drain, thrift=thrift
+        )
         self._settlement.listen(self._settled)
         self._run("the sender", sender.run())
         self._run("settlement", self._settlement.run())
@@ -238,7 +240,7 @@ class Node:
                 self._pass_on(self._tell_watchers(*key))
             self._events[key].append(event)
         if isinstance(event, Completion):
-            self.desk.forget(event.job_id)
+            self.desk.accounts.forget(event.job_id)
 
     async def _tell_watchers(self, job_id: JobId, tx: str) -> None:
         """Tells in one what a transaction did: while the ledger is read, the rest of its events come in."""

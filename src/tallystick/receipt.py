@@ -1,7 +1,7 @@
 """The host's judgement of a receipt: protocol §5, in its order, up to the signature.
 
 Rules only: a receipt and what the host knows in; what it acknowledges, or a Refusal, out. Writing it down and
-answering is for desk.py.
+answering is for accounts.py.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class Connection:
         """Hears of the settlements of the upgrade's job, from where that is served."""
         self._join(job_id, self._access)
         with suppress(LedgerError):  # nothing was asked yet that could be refused
-            owner = None if self._passed_on else await self._node.desk.elsewhere(job_id)
+            owner = None if self._passed_on else await self._node.desk.accounts.elsewhere(job_id)
             if owner is not None:
                 await self._uplinks.connect(owner)
 
