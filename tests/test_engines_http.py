@@ -62,6 +62,18 @@ async def test_a_usage_in_every_chunk_is_a_running_count() -> None:
     assert scripted.asked[-1].body["stream_options"]["continuous_usage_stats"] is True
 
 
+@pytest.mark.parametrize("form", ["llama.cpp", "continuous usage"])
+@pytest.mark.parametrize(("prompt", "counted"), [("Two halves of", 4), ([12, 7, 99], 3)])
+async def test_a_text_is_completed(form: Form, prompt: Any, counted: int) -> None:
+    """A prompt, as text or as token ids, is counted as it is billed, and completed by chunks of text."""
+    body = {"prompt": prompt}
+    async with meet(Script(say(" one", " stick")), form=form) as (engine, _):
+        pieces = await read(engine, body)
+        assert await engine.count_prompt(body) == pieces[-1].prompt_tokens == counted
+    assert (text(pieces), pieces[-1].tokens, pieces[-1].finish_reason) == (" one stick", 2, None)
+    assert pieces[0].raw["object"] == "text_completion"
+
+
 async def test_a_final_usage_alone_is_refused_at_start() -> None:
     """A server that tells its count only at the end cannot be metered, and that is said at the start."""
     async with oai_server(ScriptedEngine(), form="final usage") as url:

@@ -225,6 +225,16 @@ async def test_a_limit_is_the_caller_s(clockwork: LlamaEngine) -> None:
     assert (text(pieces), running(pieces)) == ("abcd", [0, 1, 2, 3, 4, 4, 4])
 
 
+@pytest.mark.parametrize("prompt", ["The tally stick was split", [5, 6, 7, 8]])
+async def test_a_text_is_completed(demo: LlamaEngine, prompt: Any) -> None:
+    """A text, or token ids, is counted exactly as it is billed, and completed."""
+    body = {"prompt": prompt, "temperature": 0}
+    pieces = await read(demo, body)
+    assert await demo.count_prompt(body) == pieces[-1].prompt_tokens
+    assert text(pieces)
+    assert 0 < pieces[-1].tokens <= 50
+
+
 async def test_what_llama_refuses_is_the_payer_s(clockwork: LlamaEngine) -> None:
     """A request that llama.cpp does not take is refused in its words, counted or made."""
     long = {"messages": [{"role": "user", "content": "x" * 2000}]}

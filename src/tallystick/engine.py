@@ -50,7 +50,8 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def count_prompt(self, body: Mapping[str, Any]) -> int:
-        """Tokens of the templated prompt of a chat request, as the engine will count them.
+        """Tokens of the prompt of a request, as the engine will count them: of its `messages`, templated, or
+        (a text to complete) of its one `prompt`.
 
         Raises EngineRefused, EngineUnavailable or EngineTimeout.
         """
@@ -59,7 +60,7 @@ class Engine(abc.ABC):
     def stream(
         self, body: Mapping[str, Any], max_tokens: int
     ) -> AbstractAsyncContextManager[AsyncIterator[list[Piece]]]:
-        """One reply to a chat request, of at most `max_tokens` (1 or more) tokens and one choice.
+        """One reply to such a request, of at most `max_tokens` (1 or more) tokens and one choice.
 
         Gives an iterator of lists: one list is what one read brought, and nothing is held back for the next.
         Leaving the context cancels the engine's request. The last piece's counts are the reply's, exactly.

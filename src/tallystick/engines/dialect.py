@@ -33,6 +33,8 @@ class Choice(msgspec.Struct):
     """What the package reads of one of a chunk's choices."""
 
     delta: dict[str, Any] | None = None
+    text: str | None = None
+    """In place of `delta`, where a text was to be completed."""
     finish_reason: str | None = None
     token_ids: list[int] | None = None
 
@@ -61,13 +63,29 @@ class Dialect(abc.ABC):
     def spoken_in(self, chunk: Chunk) -> bool:
         """True for a chunk that only a server of this family sends."""
 
-    @abc.abstractmethod
     async def count_prompt(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
         """Tokens that the server will count as the prompt of `body`. Raises what `fetch` raises."""
+        if is_chat(body):
+            return await self.count_chat(fetch, body)
+        prompt = body["prompt"]
+        return len(prompt) if isinstance(prompt, list) else await self.count_text(fetch, body)
+
+    @abc.abstractmethod
+    async def count_chat(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        """Tokens of the templated messages of `body`. Raises what `fetch` raises."""
+
+    @abc.abstractmethod
+    async def count_text(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        """Tokens of the text that `body` asks to be completed. Raises what `fetch` raises."""
 
     @abc.abstractmethod
     async def context(self, fetch: Fetch, model: Mapping[str, Any]) -> int | None:
         """Tokens that a request may fill; None: not told. `model` is its entry in `/v1/models`."""
+
+
+def is_chat(body: Mapping[str, Any]) -> bool:
+    """True for the request of a chat, false for one that completes a text."""
+    return "messages" in body
 
 
 class LlamaCpp(Dialect):
@@ -87,14 +105,16 @@ class LlamaCpp(Dialect):
     def spoken_in(self, chunk: Chunk) -> bool:
         return chunk.timings is not None
 
-    async def count_prompt(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+    async def count_chat(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
         try:
             return int((await fetch("/v1/chat/completions/input_tokens", body))["input_tokens"])
         except NoRoute:
-            prompt = (await fetch("/apply-template", body))["prompt"]
-            # As the server does for a chat: with its own BOS, and special tokens in the text read as such.
-            how = {"content": prompt, "add_special": True, "parse_special": True}
-            return len((await fetch("/tokenize", how))["tokens"])
+            return await self.count_text(fetch, await fetch("/apply-template", body))
+
+    async def count_text(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        # As the server does with every prompt: with its own BOS, and special tokens in the text read as such.
+        how = {"content": body["prompt"], "add_special": True, "parse_special": True}
+        return len((await fetch("/tokenize", how))["tokens"])
 
     async def context(self, fetch: Fetch, model: Mapping[str, Any]) -> int | None:
         props = await fetch("/props")
@@ -117,8 +137,12 @@ class ContinuousUsage(Dialect):
     def spoken_in(self, chunk: Chunk) -> bool:
         return chunk.usage is not None and bool(chunk.choices)
 
-    async def count_prompt(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+    async def count_chat(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
         chosen = {member: value for member, value in body.items() if member in self._TEMPLATE}
+        return int((await fetch("/tokenize", chosen))["count"])
+
+    async def count_text(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        chosen = {member: value for member, value in body.items() if member in ("model", "prompt")}
         return int((await fetch("/tokenize", chosen))["count"])
 
     async def context(self, fetch: Fetch, model: Mapping[str, Any]) -> int | None:

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from tallystick.engine import Engine, Piece
-from tallystick.engines.dialect import DIALECTS, Chunk, Dialect
+from tallystick.engines.dialect import DIALECTS, Chunk, Dialect, is_chat
 from tallystick.engines.reading import Reading
 from tallystick.engines.refusals import detail_of, turned_down
 from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
@@ -110,7 +110,7 @@ class HttpEngine(Engine):
         try:
             async with asyncio.timeout(self._first_token):
                 response = await self._open().post(
-                    f"{self.url}/v1/chat/completions", data=orjson.dumps(request), allow_redirects=False
+                    self.url + _route(request), data=orjson.dumps(request), allow_redirects=False
                 )
                 if response.status == 200:
                     return response
@@ -245,6 +245,10 @@ class HttpEngine(Engine):
         return EngineUnavailable(
             f"The engine at {self.url} cannot be reached (ENGINE_URL): {_reason(error)}."
         )
+
+
+def _route(request: Mapping[str, Any]) -> str:
+    return "/v1/chat/completions" if is_chat(request) else "/v1/completions"
 
 
 def _reason(error: Exception) -> str:

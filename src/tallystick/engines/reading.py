@@ -54,7 +54,7 @@ class Reading:
         finish_reason = ids = None
         text = ""
         for choice in chunk.choices:
-            text += delta_text(choice.delta or {})
+            text += choice.text or delta_text(choice.delta or {})
             finish_reason = choice.finish_reason or finish_reason
             ids = choice.token_ids or ids
         return Piece(

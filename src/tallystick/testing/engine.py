@@ -22,7 +22,7 @@ from typing import Any, Literal
 from aiohttp import web
 
 from tallystick.engine import Engine, Piece
-from tallystick.engines.dialect import LlamaCpp
+from tallystick.engines.dialect import LlamaCpp, is_chat
 from tallystick.engines.reading import Reading
 from tallystick.errors import EngineError, EngineRefused
 from tallystick.transcript import prompt_hash
@@ -152,10 +152,7 @@ class ScriptedEngine(Engine):
 
     async def count_prompt(self, body: Mapping[str, Any]) -> int:
         """A word is a token, and a message costs three more. EngineRefused beyond the context."""
-        messages = body.get("messages")
-        if not isinstance(messages, list):
-            raise EngineRefused("'messages' has to be an array")
-        count = 3 + sum(3 + len(str(message.get("content") or "").split()) for message in messages)
+        count = _count_chat(body) if is_chat(body) else _count_text(body)
         if self.context is not None and count > self.context:
             raise EngineRefused(
                 f"request ({count} tokens) exceeds the available context size ({self.context} tokens)"
@@ -201,7 +198,7 @@ class ScriptedEngine(Engine):
         return script if isinstance(script, Script) else script(asked.body)
 
     async def _reads(self, asked: Asked, script: Script) -> AsyncGenerator[list[dict[str, Any]], None]:
-        head = [self._chunk(asked, {"role": "assistant", "content": None})]
+        head = [self._chunk(asked, {"role": "assistant", "content": None})] if is_chat(asked.body) else []
         for read in script.reads:
             if isinstance(read, (asyncio.Event, Hang)):
                 await (read if isinstance(read, asyncio.Event) else asyncio.Event()).wait()
@@ -243,16 +240,33 @@ class ScriptedEngine(Engine):
         finish_reason: str | None = None,
         logprobs: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "delta": dict(delta), "finish_reason": finish_reason}
+        chat = is_chat(asked.body)
+        said = {"delta": dict(delta)} if chat else {"text": delta.get("content") or ""}
+        choice: dict[str, Any] = {"index": 0, **said, "finish_reason": finish_reason}
         if logprobs is not None:
             choice["logprobs"] = logprobs
         return {
-            "id": f"chatcmpl-{asked.number}",
-            "object": "chat.completion.chunk",
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{asked.number}",
+            "object": "chat.completion.chunk" if chat else "text_completion",
             "created": 0,
             "model": asked.body.get("model") or self.models[0],
             "choices": [choice],
         }
+
+
+def _count_chat(body: Mapping[str, Any]) -> int:
+    messages = body["messages"]
+    if not isinstance(messages, list):
+        raise EngineRefused("'messages' has to be an array")
+    return 3 + sum(3 + len(str(message.get("content") or "").split()) for message in messages)
+
+
+def _count_text(body: Mapping[str, Any]) -> int:
+    """One for the beginning, as many models have it; of token ids as many as there are."""
+    prompt = body.get("prompt")
+    if not isinstance(prompt, (str, list)):
+        raise EngineRefused("'prompt' has to be a text or token ids")
+    return len(prompt) if isinstance(prompt, list) else 1 + len(prompt.split())
 
 
 async def _pieces(reads: AsyncIterator[list[dict[str, Any]]]) -> AsyncGenerator[list[Piece], None]:
@@ -297,7 +311,8 @@ async def oai_server(
     app.add_routes(
         [
             web.get("/v1/models", server.models),
-            web.post("/v1/chat/completions", server.chat),
+            web.post("/v1/chat/completions", server.reply),
+            web.post("/v1/completions", server.reply),
             *server.counting(),
         ]
     )
@@ -327,6 +342,7 @@ class _Server:
             return [
                 web.get("/props", self.props),
                 web.post("/v1/chat/completions/input_tokens", self.input_tokens),
+                web.post("/tokenize", self.tokens),
             ]
         return [web.post("/tokenize", self.tokenize)]
 
@@ -354,10 +370,14 @@ class _Server:
     async def input_tokens(self, request: web.Request) -> web.Response:
         return web.json_response({"input_tokens": await self._engine.count_prompt(await request.json())})
 
+    async def tokens(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        return web.json_response({"tokens": [0] * _count_text({"prompt": body["content"]})})
+
     async def tokenize(self, request: web.Request) -> web.Response:
         return web.json_response({"count": await self._engine.count_prompt(await request.json())})
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
+    async def reply(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         async with self._engine.play(body, body.get("max_tokens") or _MAX_TOKENS) as reads:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
