@@ -57,7 +57,10 @@ class _Incoming:
     delivery: Delivery
     prompt_bound: int
     max_tokens: int
+    choices: int
     bytes_received: int = 0
+    unseen: int = 0
+    """End tokens that were counted and not seen: one a choice that came to its end."""
     still: int = 0
     """Chunks since the count moved."""
     ended: bool = False
@@ -130,11 +133,14 @@ class Countersigner:
         """What the pending receipt acknowledges, without what it signs ahead."""
         return self._pending_acknowledged
 
-    def begin(self, request: RequestId, body: Mapping[str, Any], max_tokens: int) -> None:
-        """A request is about to be sent: `body` as sent, `max_tokens` as asked for."""
+    def begin(self, request: RequestId, body: Mapping[str, Any], max_tokens: int, choices: int = 1) -> None:
+        """A request is about to be sent: `body` as sent, `max_tokens` as asked for of all `choices` together.
+
+        Refusal `invalid_request` for a body that has no canonical form.
+        """
         form = prompt_form(body)
         self._requests[request] = _Incoming(
-            Delivery(request, keccak(form)), len(form) + PROMPT_MARGIN, max_tokens
+            Delivery(request, keccak(form)), len(form) + choices * PROMPT_MARGIN, max_tokens, choices
         )
 
     def receive(
@@ -150,7 +156,9 @@ class Countersigner:
             raise ReceiptError(f"the host sent {STILL_CHUNKS} chunks without counting a token")
         incoming.delivery.add(counts.prompt_tokens, counts.tokens, text)
         incoming.bytes_received += len(text.encode())
-        bound = self._bound(incoming, finish_reason)
+        if finish_reason in ("stop", "tool_calls"):
+            incoming.unseen = min(incoming.unseen + 1, incoming.choices)
+        bound = self._bound(incoming)
         if not bound.covers(counts):
             return False
         before, self._received = self._received, self._received + counts - self._within(incoming)
@@ -298,13 +306,13 @@ class Countersigner:
         return incoming.within.totals if incoming.within else Totals()
 
     @staticmethod
-    def _bound(incoming: _Incoming, finish_reason: str | None) -> Totals:
-        """The most that the payer can account for: bytes received, an unseen end token, what it asked for."""
-        unseen = 1 if finish_reason in ("stop", "tool_calls") else 0
-        return Totals(incoming.prompt_bound, min(incoming.max_tokens, incoming.bytes_received + unseen))
+    def _bound(incoming: _Incoming) -> Totals:
+        """The most that the payer can account for: bytes received, unseen end tokens, what it asked for."""
+        accounted = incoming.bytes_received + incoming.unseen
+        return Totals(incoming.prompt_bound, min(incoming.max_tokens, accounted))
 
     def _overcount(self, incoming: _Incoming, counts: Totals) -> Overcount:
-        bound = self._bound(incoming, None)
+        bound = self._bound(incoming)
         if counts.prompt_tokens > bound.prompt_tokens:
             return Overcount(
                 incoming.delivery.request, "prompt_tokens", counts.prompt_tokens, bound.prompt_tokens

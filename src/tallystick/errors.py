@@ -16,6 +16,7 @@
     │   └── Superseded           what was to be written belongs to an ownership that is over
     ├── ReceiptError             a receipt, signature or transcript that does not hold
     └── SessionError             the payer's side cannot go on
+        └── HostRefused          the host turned down what the payer asked; carries the host's problem object
 
 A row of the table is the whole story of a refusal: HTTP status, meaning, whose move it is, what mends it,
 whether the same request can succeed later. `docs/errors.md` is generated from it.
@@ -24,7 +25,10 @@ whether the same request can succeed later. `docs/errors.md` is generated from i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tallystick.frames import Problem
 
 
 class TallystickError(Exception):
@@ -103,6 +107,14 @@ class ReceiptError(TallystickError):
 
 class SessionError(TallystickError):
     """The payer's side cannot go on."""
+
+
+class HostRefused(SessionError):
+    """The host turned down what was asked of it: `problem` is its object (protocol §12)."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(str(problem))
 
 
 @dataclass(frozen=True, slots=True)

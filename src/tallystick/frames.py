@@ -24,6 +24,10 @@ class Problem(msgspec.Struct):
     title: str = ""
     move: str = ""
     mend: str | None = None
+    status: int = 0
+    """Of HTTP; 0: not told."""
+    retry: bool = False
+    """The same request can succeed later."""
     stored: dict[str, Any] | None = None
     prompt_tokens: int = 0
     terms: dict[str, Any] = {}

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +26,7 @@ from tallystick import frames, opening, pricing, proof, wire
 from tallystick.chain import Chain
 from tallystick.config import BEARER
 from tallystick.countersign import Countersigner, Overcount
-from tallystick.errors import SessionError, TallystickError
+from tallystick.errors import HostRefused, SessionError, TallystickError
 from tallystick.frames import (
     Answer,
     Checkpoint,
@@ -42,8 +41,11 @@ from tallystick.frames import (
     Token,
 )
 from tallystick.store import Store, StoredJob
+from tallystick.tab import Tab
 from tallystick.types import Completion, Job, JobId, JobStatus, Receipt, RequestId, Standing, Totals
 
+CONNECT = 10.0
+"""Seconds within which a connection to the host stands."""
 ACK_TIMEOUT = 10.0
 """Seconds until a receipt that nobody acknowledged is sent again."""
 ACK_TRIES = 3
@@ -51,6 +53,8 @@ LATE_ANSWERS = 64
 """How many receipts back a second answer to one is known as such."""
 SILENCE = 120.0
 """Seconds without a frame until a stream is given up; a host's engine answers or fails within these."""
+LEAVING = 5.0
+"""Seconds for which what was on its way, when a reply was left, is still taken in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,11 @@ class Session:
         self._http: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._rests: set[asyncio.Task[None]] = set()
+        """Replies that were left, while what was on its way of them is taken in."""
+        self._bearer = ""
+        self._renew_at = 0.0
+        """When the bearer is to be made anew, on the event loop's clock."""
 
     @classmethod
     async def open(
@@ -214,9 +223,24 @@ class Session:
         return self._signs.receipted
 
     @property
+    def owed(self) -> int:
+        """What all that has come and is within this payer's bounds is worth, in base units, signed or not."""
+        return pricing.owed(self._signs.received.higher(self._signs.receipted), self.job.prices)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the connection cannot go on; None while it can."""
+        return self._failure
+
+    @property
     def host_url(self) -> str:
         """Where the job's host answers."""
         return self._stored.host_url
+
+    @property
+    def model(self) -> str:
+        """The model that the job was opened for."""
+        return self._stored.model
 
     def on(self, listener: Listener) -> None:
         """Calls `listener` with each Signed, Settled, BalanceLow and Overcount, in the order they come."""
@@ -227,13 +251,21 @@ class Session:
         return proof.make_bearer(self._domain, self.job.id, expires_at, self._stored.key)
 
     async def connect(self) -> None:
-        """Connects to the host, and agrees with it on the last receipt. SessionError if that fails."""
-        access = self.bearer((await self._chain.block()).timestamp + BEARER)
-        self._http = aiohttp.ClientSession(headers={"Authorization": f"Bearer {access}"})
+        """Connects to the host, and agrees with it on the last receipt. SessionError if that fails.
+
+        Also connects again, after a failure: what is under way over HTTP goes on meanwhile.
+        """
+        await self._stop()
+        if self._http is None or self._http.closed:
+            patience = aiohttp.ClientTimeout(sock_connect=CONNECT, sock_read=SILENCE)
+            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=patience)
         try:
             await self._agree()
             self._socket = await self._http.ws_connect(
-                f"{self._stored.host_url}/v1/session", max_msg_size=wire.MAX_BODY, heartbeat=30.0
+                f"{self._stored.host_url}/v1/session",
+                headers=await self._authorization(),
+                max_msg_size=wire.MAX_BODY,
+                heartbeat=30.0,
             )
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             await self._http.close()
@@ -253,11 +285,52 @@ class Session:
             with contextlib.suppress(SessionError):
                 await self.flush()
             await self._socket.close()
+        await self._stop()
+        if self._http is not None:
+            await self._http.close()
+
+    async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._http is not None:
-            await self._http.close()
+
+    async def refresh(self) -> None:
+        """Reads the job again: its deposit may have grown. SessionError if the chain does not have it."""
+        job = await self._chain.job(self.job.id)
+        if job is None:
+            raise SessionError(f"job {self.job.id} has gone: a reorg took it back")
+        self.job = job
+
+    async def _authorization(self) -> dict[str, str]:
+        """The header with a bearer that has half of its time left or more."""
+        now = asyncio.get_running_loop().time()
+        if not self._bearer or now >= self._renew_at:
+            self._bearer = self.bearer((await self._chain.block()).timestamp + BEARER)
+            self._renew_at = now + BEARER / 2
+        return {"Authorization": f"Bearer {self._bearer}"}
+
+    # Requests
+
+    def counting(self, body: Mapping[str, Any], max_tokens: int, choices: int = 1) -> Tab:
+        """Begins to count a request of this job, before it is sent. See Tab."""
+        return Tab(self._signs, self._due, self._tell, body, max_tokens, choices)
+
+    async def post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
+        """Sends a JSON request for a reply; its body is read by whoever asked. SessionError."""
+        if self._http is None or self._http.closed:
+            raise SessionError("there is no connection to the host; connect again")
+        headers = {**await self._authorization(), "Content-Type": "application/json"}
+        try:
+            return await self._http.post(f"{self._stored.host_url}{path}", data=body, headers=headers)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise SessionError(f"the host at {self._stored.host_url} cannot be reached: {error}") from error
+
+    def keep(self, rest: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs what takes in the rest of a reply; `flush` waits for it."""
+        task = asyncio.create_task(rest)
+        self._rests.add(task)
+        task.add_done_callback(self._rests.discard)
+        return task
 
     async def stream(
         self, prompt: str | Sequence[Mapping[str, Any]], max_tokens: int = 512, **sampling: Any
@@ -268,52 +341,63 @@ class Session:
         SessionError with the host's own words if it refuses. Leaving the iteration early cancels the request
         at the host.
         """
-        request = RequestId(secrets.token_hex(16))
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         body = {**asked, "max_tokens": max_tokens, **sampling}
-        self._signs.begin(request, body, max_tokens)
-        self._streams[request] = asyncio.Queue()
-        counts = Totals()
+        tab = self.counting(body, max_tokens)
+        self._streams[tab.request] = asyncio.Queue()
         end: Finished | None = None
         try:
-            async for frame in self._frames(request, body):
-                told = frames.tally(frame.tally)
-                self._count(request, frame, told)
-                counts = told.totals
+            async for frame in self._frames(tab, body):
+                told = self._count(tab, frame)
                 if isinstance(frame, Finished):
                     end = frame
                     break
                 if isinstance(frame, Token):
-                    yield _text(request, frame, told)
-        except BaseException:
-            await self._cancel(request)
+                    yield _text(tab.request, frame, told)
+        except (GeneratorExit, asyncio.CancelledError):
+            self.keep(self._take_rest(tab))
             raise
-        finally:
-            del self._streams[request]
-            over = self._signs.end(request, counts)
-            self._due.set()
-        if over is not None:
-            self._tell(over)
+        except BaseException:
+            self._over(tab)
+            await self.cancel(tab.request)
+            raise
+        self._over(tab)
         assert end is not None
-        yield Done(request, end.finish_reason, end.reason, counts, over)
+        yield Done(tab.request, end.finish_reason, end.reason, tab.totals, tab.overcount)
+
+    def _over(self, tab: Tab) -> None:
+        del self._streams[tab.request]
+        tab.close()
+
+    async def _take_rest(self, tab: Tab) -> None:
+        """Ends a reply that was left. What was on its way was delivered: it is counted, and signed for."""
+        with contextlib.suppress(TimeoutError, TallystickError):  # all that came until then is due
+            async with asyncio.timeout(LEAVING):
+                await self.cancel(tab.request)
+                while not isinstance(frame := await self._streams[tab.request].get(), Failed | None):
+                    self._count(tab, frame)
+                    if isinstance(frame, Finished):
+                        break
+        self._over(tab)
 
     async def _frames(
-        self, request: RequestId, body: Mapping[str, Any]
+        self, tab: Tab, body: Mapping[str, Any]
     ) -> AsyncIterator[Token | Checkpoint | Finished]:
         """The frames of one request; signs for its prompt and asks again where the host wants that first."""
-        asking = {"job_id": self.job.id, "id": request, **body}
+        access = (await self._authorization())["Authorization"].removeprefix("Bearer ")
+        asking = {"job_id": self.job.id, "id": tab.request, "access": access, **body}
         await self._send("inference", request=asking)
         prompt_signed = False
         while True:
-            frame = await self._next_frame(self._streams[request])
+            frame = await self._next_frame(self._streams[tab.request])
             if not isinstance(frame, Failed):
                 yield frame
             elif frame.problem.code == "prompt_receipt_due" and not prompt_signed:
-                await self._sign_prompt(request, frame.problem)
+                await self.sign_prompt(tab, frame.problem)
                 prompt_signed = True
                 await self._send("inference", request=asking)
             else:
-                raise SessionError(str(frame.problem))
+                raise HostRefused(frame.problem)
 
     async def _next_frame(self, queue: asyncio.Queue[OfRequest | None]) -> OfRequest:
         # Not wait_for: before Python 3.12 it loses a cancellation that comes together with a frame.
@@ -326,15 +410,19 @@ class Session:
             raise SessionError(str(self._failure))
         return frame
 
-    async def _sign_prompt(self, request: RequestId, problem: Problem) -> None:
+    async def sign_prompt(self, tab: Tab, problem: Problem) -> None:
         """Signs for a prompt that does not fit the credit, once a request. Raises ReceiptError."""
         cost = pricing.owed(Totals(problem.prompt_tokens, 0), self.job.prices)
-        self._signs.sign_prompt_ahead(request, problem.prompt_tokens, problem.least_prompt_tokens)
+        tab.sign_prompt(problem.prompt_tokens, problem.least_prompt_tokens)
         self._tell(PromptAhead(problem.prompt_tokens, cost))
-        await self.flush()
+        await self._acknowledge()
 
     async def flush(self) -> None:
         """Waits until the host has acknowledged all that was received. SessionError if it does not."""
+        await asyncio.gather(*self._rests)
+        await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
         self._due.set()
         while self.job.receipted and (self._signs.outstanding or self._signs.pending):
             if self._failure is not None:
@@ -381,15 +469,16 @@ class Session:
                 if completion is not None:
                     return completion
 
-    def _count(self, request: RequestId, frame: Token | Checkpoint | Finished, told: wire.Tally) -> None:
+    def _count(self, tab: Tab, frame: Token | Checkpoint | Finished) -> wire.Tally:
         """Counts what a frame brought, and has it signed for if that is due. Raises ReceiptError."""
+        told = frames.tally(frame.tally)
         text = frame.delta if isinstance(frame, Token) else ""
         finish_reason = frame.finish_reason if isinstance(frame, Finished) else None
-        due = self._signs.receive(request, told.totals, text, finish_reason)
-        if due or told.due or told.waiting:
-            self._due.set()
+        tab.take(told, text, finish_reason)
+        return told
 
-    async def _cancel(self, request: RequestId) -> None:
+    async def cancel(self, request: RequestId) -> None:
+        """Asks the host to end a reply, if it can be asked."""
         if self._socket is not None and not self._socket.closed:
             await self._send("cancel", request=request)
 
@@ -425,7 +514,7 @@ class Session:
             case Ended() if not self._ended.done():
                 self._ended.set_result(None)
             case Failed(request=None) if self._ending and not self._ended.done():
-                self._ended.set_exception(SessionError(str(frame.problem)))
+                self._ended.set_exception(HostRefused(frame.problem))
             case Answer() | Failed(request=None):
                 self._answers.put_nowait(frame)
             case Token() | Checkpoint() | Finished() | Failed() if frame.request in self._streams:
@@ -505,7 +594,7 @@ class Session:
             raise SessionError(str(self._failure))
         if isinstance(answer, Failed):
             if answer.problem.code != "receipt_out_of_order" or answer.problem.stored is None:
-                raise SessionError(str(answer.problem))
+                raise HostRefused(answer.problem)
             await self._adopt(frames.receipt(answer.problem.stored))
             return True
         ack = frames.ack(answer.ack)
@@ -544,10 +633,11 @@ class Session:
 
     async def _stored_at_host(self) -> Receipt | None:
         assert self._http is not None
-        async with self._http.get(f"{self._stored.host_url}/v1/jobs/{self.job.id}") as answer:
+        url, headers = f"{self._stored.host_url}/v1/jobs/{self.job.id}", await self._authorization()
+        async with self._http.get(url, headers=headers) as answer:
             view = await answer.json(content_type=None)
             if answer.status != 200:
-                raise SessionError(str(frames.problem(view)))
+                raise HostRefused(frames.problem(view))
         if not isinstance(view, dict) or "receipt" not in view:
             raise SessionError(f"{self._stored.host_url} gave no view of the job: is it a host's base URL?")
         return None if view["receipt"] is None else frames.receipt(view["receipt"])
@@ -556,7 +646,8 @@ class Session:
         """Sends the last receipt of the store. False if the host does not take it any more."""
         assert self._http is not None
         url = f"{self._stored.host_url}/v1/jobs/{self.job.id}/receipts"
-        async with self._http.post(url, json=wire.receipt_out(receipt)) as answer:
+        headers = await self._authorization()
+        async with self._http.post(url, json=wire.receipt_out(receipt), headers=headers) as answer:
             return answer.status == 200
 
 

@@ -1,0 +1,64 @@
+"""One request of a payer while it is under way: what comes of it is counted, and due to be signed for.
+
+Whoever carries the request, over WebSocket or HTTP, hands each chunk to its Tab. Knows neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tallystick import wire
+from tallystick.countersign import Countersigner, Overcount
+from tallystick.types import RequestId, Totals
+
+
+class Tab:
+    """What one request has brought so far. Close it when nothing more can come."""
+
+    def __init__(
+        self,
+        signs: Countersigner,
+        due: asyncio.Event,
+        tell: Callable[[Overcount], None],
+        body: Mapping[str, Any],
+        max_tokens: int,
+        choices: int = 1,
+    ) -> None:
+        """`body` as it will be sent; `max_tokens` of all `choices` together. `due` is set when a receipt is.
+
+        Refusal `invalid_request` for a body that has no canonical form.
+        """
+        self.request = RequestId(secrets.token_hex(16))
+        self.totals = Totals()
+        """As the host counts them."""
+        self.overcount: Overcount | None = None
+        """What it counted too much; known once the tab is closed."""
+        self._signs = signs
+        self._due = due
+        self._tell = tell
+        self._open = True
+        signs.begin(self.request, body, max_tokens, choices)
+
+    def take(self, told: wire.Tally, text: str = "", finish_reason: str | None = None) -> None:
+        """Counts what one chunk brought. ReceiptError for counts that nobody can sign."""
+        due = self._signs.receive(self.request, told.totals, text, finish_reason)
+        self.totals = told.totals
+        if due or told.due or told.waiting:
+            self._due.set()
+
+    def sign_prompt(self, prompt_tokens: int, least: int) -> None:
+        """The next receipt covers the prompt, as `Countersigner.sign_prompt_ahead` has it. ReceiptError."""
+        self._signs.sign_prompt_ahead(self.request, prompt_tokens, least)
+
+    def close(self) -> None:
+        """Nothing more comes: all of it is due, and an overcount is told. Twice is harmless."""
+        if not self._open:
+            return
+        self._open = False
+        self.overcount = self._signs.end(self.request, self.totals)
+        self._due.set()
+        if self.overcount is not None:
+            self._tell(self.overcount)
