@@ -230,6 +230,21 @@ async def test_a_snapshot_forgets_what_waits(devnet: Devnet, chain: Chain) -> No
         assert await chain.block() == before
 
 
+async def test_no_block_comes_again_after_a_snapshot(devnet: Devnet, chain: Chain) -> None:
+    """The same blocks have other hashes: anvil finds by them what a reorganisation goes back to."""
+    snapshot = await devnet.snapshot()
+    at = (await chain.block()).timestamp + 100
+    await devnet.ask("evm_setNextBlockTimestamp", at)
+    await devnet.mine()
+    before = await chain.block()
+    await devnet.revert(snapshot)
+    await devnet.ask("evm_setNextBlockTimestamp", at)
+    await devnet.mine()
+    after = await chain.block()
+    assert (after.number, after.timestamp) == (before.number, before.timestamp)
+    assert after.hash != before.hash
+
+
 # What befalls a chain
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import secrets
 import shutil
 import signal
 import socket
@@ -199,6 +200,9 @@ class Anvil:
         await self.ask("anvil_dropAllTransactions")
         found = await self.ask("evm_revert", snapshot)
         await self.ask("anvil_dropAllTransactions")
+        # A proposer of its own gives each branch its own hashes: anvil keeps states by block hash, and would
+        # drop, with the old block, the state of an equal new one.
+        await self.ask("anvil_setCoinbase", f"0x{secrets.token_hex(20)}")
         await self.set_automine(automine)
         if not found:
             raise ChainError(f"the devnet has no snapshot {snapshot}")
