@@ -12,7 +12,15 @@ from aiohttp import web
 
 from tallystick.engines.dialect import LlamaCpp
 from tallystick.engines.http import HttpEngine
-from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
+from tallystick.errors import (
+    EngineEmpty,
+    EngineError,
+    EngineFalseStart,
+    EngineRefused,
+    EngineStalled,
+    EngineTimeout,
+    EngineUnavailable,
+)
 from tallystick.testing.engine import Form, Hang, Script, ScriptedEngine, Step, oai_server, say
 from tests.asking import BODY, begin, read, running, text
 
@@ -143,8 +151,8 @@ async def test_leaving_cancels() -> None:
     [
         (Script((EngineRefused("too odd"),)), EngineRefused, "^too odd$"),
         (Script((EngineUnavailable("loading"),)), EngineUnavailable, "503: loading"),
-        (Script(), EngineUnavailable, "no counted token"),
-        (Script((asyncio.Event(), EngineError("crash"))), EngineUnavailable, "connection broke"),
+        (Script(), EngineEmpty, "without a counted token"),
+        (Script((asyncio.Event(), EngineError("crash"))), EngineFalseStart, "connection broke"),
     ],
 )
 async def test_what_fails_before_its_first_token(script: Script, kind: type[EngineError], said: str) -> None:
@@ -170,13 +178,14 @@ async def test_what_fails_later_gives_what_it_made() -> None:
     assert caught.type is EngineError
 
 
-@pytest.mark.parametrize("before", [(), say("a", "b")])
-async def test_silence_is_bounded(before: tuple[Step, ...]) -> None:
-    """An engine that makes no token for too long is an EngineTimeout, at the start and in the middle."""
+@pytest.mark.parametrize(("before", "kind"), [((), EngineTimeout), (say("a", "b"), EngineStalled)])
+async def test_silence_is_bounded(before: tuple[Step, ...], kind: type[EngineError]) -> None:
+    """An engine that makes no token for too long is given up, at the start and in the middle."""
     async with meet(Script((*before, Hang())), first_token=1.0, next_token=1.0) as (engine, scripted):
-        with pytest.raises(EngineTimeout):
+        with pytest.raises(EngineTimeout) as caught:
             await read(engine)
         await scripted.asked[1].over.wait()
+    assert caught.type is kind
     assert scripted.asked[1].cancelled
 
 
@@ -202,6 +211,47 @@ async def listening(answer: Answer) -> AsyncGenerator[str, None]:
         yield "http://{}:{}".format(*runner.addresses[0][:2])
     finally:
         await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (500, EngineFalseStart),
+        (502, EngineFalseStart),
+        (503, EngineUnavailable),
+        (429, EngineUnavailable),
+        (302, EngineUnavailable),
+        (422, EngineRefused),
+    ],
+)
+async def test_a_status_says_whose_move_it_is(status: int, kind: type[EngineError]) -> None:
+    """What has begun and failed, what takes nothing now, and what the payer can mend are told apart."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "so it is"}}, status=status)
+
+    async with listening(answer) as url:
+        engine = HttpEngine(url, dialect=LlamaCpp())
+        engine._session = engine._connect()
+        with pytest.raises(EngineError, match="so it is") as caught:
+            await read(engine)
+        await engine.close()
+    assert caught.type is kind
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b": ping\n\n", b"data: [DONE]\n\n"])
+async def test_an_empty_200_is_no_reply(body: bytes) -> None:
+    """A reply without a token is an EngineEmpty, however it lacks one: it costs nothing."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    async with listening(answer) as url:
+        engine = HttpEngine(url, dialect=LlamaCpp())
+        engine._session = engine._connect()
+        with pytest.raises(EngineEmpty):
+            await read(engine)
+        await engine.close()
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": [{"name": "x"}]}', b'{"data": []}'])

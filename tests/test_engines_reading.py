@@ -9,7 +9,7 @@ import pytest
 from tallystick.engine import Piece
 from tallystick.engines.dialect import ContinuousUsage, LlamaCpp
 from tallystick.engines.reading import Reading
-from tallystick.errors import EngineError, EngineRefused, EngineUnavailable
+from tallystick.errors import EngineError, EngineFalseStart, EngineRefused, EngineUnavailable
 from tallystick.wire import SSE_DONE, sse
 from tests.asking import running
 
@@ -61,9 +61,10 @@ def test_an_error_in_a_stream_keeps_what_came_before() -> None:
     ("error", "kind"),
     [
         ({"code": 400, "message": "bad"}, EngineRefused),
-        ({"code": 500, "message": "bad"}, EngineUnavailable),
-        ({"code": "internal_error", "message": "bad"}, EngineUnavailable),
-        ("bad", EngineUnavailable),
+        ({"code": 503, "message": "bad"}, EngineUnavailable),
+        ({"code": 500, "message": "bad"}, EngineFalseStart),
+        ({"code": "internal_error", "message": "bad"}, EngineFalseStart),
+        ("bad", EngineFalseStart),
     ],
 )
 def test_an_error_before_the_first_token(error: Any, kind: type[EngineError]) -> None:

@@ -15,7 +15,7 @@ from tallystick import stream as stream_module
 from tallystick.account import Account
 from tallystick.counter import Counter
 from tallystick.countersign import Countersigner
-from tallystick.errors import EngineError, EngineTimeout, EngineUnavailable
+from tallystick.errors import EngineError, EngineFalseStart, EngineStalled, EngineTimeout, EngineUnavailable
 from tallystick.meter import Fit
 from tallystick.stream import Chunk, Order, Stream
 from tallystick.tables import Counts, JobRow
@@ -287,7 +287,8 @@ async def test_low_is_said_once(counter: Counter) -> None:
     [
         (Script((EngineUnavailable("gone"),)), "engine_unavailable"),
         (Script((EngineTimeout("silent"),)), "engine_timeout"),
-        (Script(), "engine_unavailable"),
+        (Script(), "engine_empty"),
+        (Script((EngineFalseStart("crash"),)), "engine_false_start"),
     ],
 )
 async def test_nothing_served_costs_nothing(counter: Counter, script: Script, code: str) -> None:
@@ -303,15 +304,18 @@ async def test_nothing_served_costs_nothing(counter: Counter, script: Script, co
     assert not host.account.knows(stream.order.request)
 
 
-async def test_what_was_delivered_counts(counter: Counter) -> None:
-    """A reply that breaks off is paid for up to there, prompt included, and says that the engine failed."""
-    host = Host(counter, ScriptedEngine(Script((*say("a", "b"), EngineError("broken")))))
+@pytest.mark.parametrize(
+    ("error", "code"), [(EngineError("broken"), "engine_failed"), (EngineStalled("silent"), "engine_stalled")]
+)
+async def test_what_was_delivered_counts(counter: Counter, error: EngineError, code: str) -> None:
+    """A reply that breaks off is paid for up to there, prompt included, and says how the engine failed."""
+    host = Host(counter, ScriptedEngine(Script((*say("a", "b"), error))))
     stream = host.ask()
     assert await host.deliver(stream) == "ab"
     assert host.counted == Totals(PROMPT, 2)
     assert stream.end is not None
     assert stream.end.failure is not None
-    assert (stream.end.failure.code, stream.end.reason) == ("engine_failed", "engine_failed")
+    assert (stream.end.failure.code, stream.end.reason) == (code, "engine_failed")
 
 
 async def test_unseen_end_token(counter: Counter) -> None:
@@ -350,7 +354,7 @@ async def test_half_an_answer_costs_nothing(counter: Counter) -> None:
     assert host.counted == Totals()
     assert stream.end is not None
     assert stream.end.failure is not None
-    assert stream.end.failure.code == "engine_unavailable"
+    assert stream.end.failure.code == "engine_failed"
 
 
 @pytest.mark.parametrize(("reason", "code"), [("cancelled", "job_ended"), ("node_stopping", "node_stopping")])

@@ -65,8 +65,9 @@ class Engine(abc.ABC):
         Gives an iterator of lists: one list is what one read brought, and nothing is held back for the next.
         Leaving the context cancels the engine's request. The last piece's counts are the reply's, exactly.
 
-        Raises EngineRefused for a request that the engine does not take; EngineUnavailable if it fails before
-        its first token, or has none; EngineTimeout if it falls silent; EngineError if it fails later.
+        Raises EngineRefused for a request that the engine does not take; before the first token
+        EngineUnavailable (of which EngineFalseStart and EngineEmpty say more) or EngineTimeout; later
+        EngineStalled or a plain EngineError.
         """
 
     async def __aenter__(self) -> Self:

@@ -8,8 +8,12 @@
     │   ├── RpcError             the endpoint answered with a JSON-RPC error
     │   └── ContractError        a contract reverted; one subclass for each of its errors
     ├── EngineError              the inference engine failed
-    │   ├── EngineUnavailable    it could not be reached, or refused before its first token
-    │   ├── EngineTimeout        it was silent for too long
+    │   ├── EngineUnavailable    it cannot be reached, or takes nothing now
+    │   │   ├── EngineFalseStart     it failed before its first token
+    │   │   └── EngineEmpty          it ended its reply without a token
+    │   ├── EngineTimeout        it made no token in time
+    │   │   └── EngineStalled        it fell silent in the middle of a reply
+    │   ├── EngineUncounted      nobody can tell how many tokens it makes
     │   └── EngineRefused        it does not take the request as it stands
     ├── LedgerError              the ledger could not be written or read
     │   ├── Elsewhere            another process of the host owns the job
@@ -25,7 +29,7 @@ whether the same request can succeed later. `docs/errors.md` is generated from i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from tallystick.frames import Problem
@@ -64,19 +68,52 @@ class RpcError(ChainError):
 
 
 class EngineError(TallystickError):
-    """The inference engine failed."""
+    """The inference engine failed; nothing more is known than that it was in the middle of a reply."""
+
+    code: ClassVar = "engine_failed"
+    """Of the row of REFUSALS that a client is shown."""
 
 
 class EngineUnavailable(EngineError):
-    """The engine could not be reached, or refused before its first token."""
+    """The engine cannot be reached, or takes no request now."""
+
+    code = "engine_unavailable"
+
+
+class EngineFalseStart(EngineUnavailable):
+    """The engine failed before its first token."""
+
+    code = "engine_false_start"
+
+
+class EngineEmpty(EngineUnavailable):
+    """The engine ended its reply without a token."""
+
+    code = "engine_empty"
 
 
 class EngineTimeout(EngineError):
-    """The engine was silent for too long."""
+    """The engine made no token in time."""
+
+    code = "engine_timeout"
+
+
+class EngineStalled(EngineTimeout):
+    """The engine fell silent in the middle of a reply."""
+
+    code = "engine_stalled"
+
+
+class EngineUncounted(EngineError):
+    """The engine says nothing of its counts, and there is no tokenizer to count in its place."""
+
+    code = "engine_uncounted"
 
 
 class EngineRefused(EngineError):
     """The engine does not take the request as it stands; `detail` says why, in the engine's words."""
+
+    code = "engine_refused"
 
     def __init__(self, detail: str) -> None:
         self.detail = detail
@@ -295,27 +332,54 @@ REFUSALS: dict[str, Row] = {
     ),
     "engine_unavailable": Row(
         503,
-        "The engine failed before its first token; nothing is charged.",
+        "The engine cannot be reached, or takes no request now; nothing is charged.",
         "host",
         "Try again; `tally doctor` tells the host what is wrong.",
         retry=True,
     ),
-    "engine_refused": Row(
-        400, "The engine refused the request; nothing is charged.", "payer", "Correct what the detail says."
+    "engine_false_start": Row(
+        502,
+        "The engine failed before its first token; nothing is charged.",
+        "host",
+        "Try again; the host finds the engine's words in its log.",
+        retry=True,
+    ),
+    "engine_empty": Row(
+        502,
+        "The engine ended its reply without a token; nothing is charged.",
+        "host",
+        "Try again; the host finds in its log which engine it was.",
+        retry=True,
     ),
     "engine_timeout": Row(
         504,
-        "The engine was silent for too long; nothing is charged.",
+        "The engine made no token in time; nothing is charged.",
         "host",
-        "Try again; `tally doctor` tells the host what is wrong.",
+        "Try again; the host gives its engine more slots, or longer by ENGINE_FIRST_TOKEN.",
         retry=True,
     ),
     "engine_failed": Row(
         502,
         "The engine failed in the middle of the reply; what was delivered counts.",
         "host",
-        "Sign for what came and ask again; `tally doctor` tells the host what is wrong.",
+        "Sign for what came and ask again; the host finds the engine's words in its log.",
         retry=True,
+    ),
+    "engine_stalled": Row(
+        504,
+        "The engine fell silent in the middle of the reply; what was delivered counts.",
+        "host",
+        "Sign for what came and ask again; the host looks at its engine, or sets ENGINE_NEXT_TOKEN.",
+        retry=True,
+    ),
+    "engine_refused": Row(
+        400, "The engine refused the request; nothing is charged.", "payer", "Correct what the detail says."
+    ),
+    "engine_uncounted": Row(
+        403,
+        "The engine says nothing of its token counts, so this node takes no paid job.",
+        "host",
+        "Set ENGINE_TOKENIZER to a GGUF file with the model's vocabulary, and restart.",
     ),
     "node_stopping": Row(503, "The node is shutting down.", "host", "Try again in a minute.", retry=True),
     "node_failed": Row(

@@ -23,7 +23,7 @@ import structlog
 from tallystick import reply, wire
 from tallystick.account import Account
 from tallystick.engine import Engine, Piece
-from tallystick.errors import EngineError, EngineRefused, EngineTimeout, Refusal
+from tallystick.errors import EngineEmpty, EngineError, EngineRefused, Refusal
 from tallystick.meter import Stop
 from tallystick.transcript import Delivery
 from tallystick.types import RequestId, Totals
@@ -392,10 +392,10 @@ def engine_refusal(error: EngineError | None, *, begun: bool = False) -> Refusal
     """What a client is told of an engine that failed: not its own words, which may name where it is."""
     log.warning("engine.failed", error=str(error or "it ended a reply before it began"))
     if isinstance(error, EngineRefused):
-        return Refusal("engine_refused", error.detail)
-    if begun:
-        return Refusal("engine_failed")
-    return Refusal("engine_timeout" if isinstance(error, EngineTimeout) else "engine_unavailable")
+        return Refusal(error.code, error.detail)
+    if error is None:
+        return Refusal(EngineError.code if begun else EngineEmpty.code)
+    return Refusal(error.code)
 
 
 def _usage(sent: Totals) -> dict[str, int]:

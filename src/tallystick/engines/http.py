@@ -15,7 +15,7 @@ from tallystick.engine import Engine, Piece
 from tallystick.engines.dialect import DIALECTS, Chunk, Dialect, is_chat
 from tallystick.engines.reading import Reading
 from tallystick.engines.refusals import detail_of, turned_down
-from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
+from tallystick.errors import EngineError, EngineRefused, EngineStalled, EngineTimeout, EngineUnavailable
 
 CONNECT = 5.0
 """Seconds within which an engine's connection stands."""
@@ -143,10 +143,15 @@ class HttpEngine(Engine):
         except (aiohttp.ClientError, RuntimeError) as error:
             raise reply.broken(f"its connection broke: {_reason(error)}") from error
         except TimeoutError as error:
-            raise EngineTimeout(f"The engine fell silent after {reply.tokens} tokens.") from error
+            raise self._silent(reply) from error
         if not data:
             reply.end()
         return reply.feed(data)
+
+    def _silent(self, reply: Reading) -> EngineTimeout:
+        if reply.tokens:
+            return EngineStalled(f"The engine fell silent after {reply.tokens} tokens.")
+        return EngineTimeout(f"The engine made no token in {self._first_token:g} s.")
 
     async def _meet(self) -> None:
         listed = (await self._fetch("/v1/models"))["data"]

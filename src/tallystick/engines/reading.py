@@ -10,7 +10,7 @@ import orjson
 from tallystick.engine import Piece
 from tallystick.engines.dialect import Chunk, Dialect
 from tallystick.engines.refusals import detail_of, turned_down
-from tallystick.errors import EngineError, EngineUnavailable
+from tallystick.errors import EngineEmpty, EngineError, EngineFalseStart
 from tallystick.transcript import delta_text
 from tallystick.wire import SSEParser
 
@@ -71,11 +71,11 @@ class Reading:
     def end(self) -> None:
         """The connection is at its end."""
         if not self.done and self.failure is None:
-            self.failure = self.broken(f"its reply broke off after {self.tokens} tokens")
+            self.failure = self._broken_off() if self.tokens else self._empty()
 
     def broken(self, why: str) -> EngineError:
-        """The error for a reply that ends here: EngineUnavailable as long as no token has come."""
-        kind = EngineError if self.tokens else EngineUnavailable
+        """The error for a reply that ends here: EngineFalseStart as long as no token has come."""
+        kind = EngineError if self.tokens else EngineFalseStart
         return kind(f"The engine failed: {why}.")
 
     def _count(self, prompt_tokens: int, tokens: int) -> None:
@@ -86,8 +86,14 @@ class Reading:
 
     def _finish(self) -> None:
         if not self.tokens:
-            raise self.broken("its reply has no counted token")
+            raise self._empty()
         self.done = True
+
+    def _broken_off(self) -> EngineError:
+        return self.broken(f"its reply broke off after {self.tokens} tokens")
+
+    def _empty(self) -> EngineError:
+        return EngineEmpty("The engine ended its reply without a counted token.")
 
     def _failed(self, error: Any) -> EngineError:
         status = error.get("code") if isinstance(error, dict) else None

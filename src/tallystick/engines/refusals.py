@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from tallystick.errors import EngineError, EngineRefused, EngineUnavailable
+from tallystick.errors import EngineError, EngineFalseStart, EngineRefused, EngineUnavailable
 
 _DETAIL = 500
 _KEY_REFUSED = (401, 403)
@@ -18,14 +18,22 @@ class NoRoute(EngineUnavailable):
     """404: no such route, or no such model."""
 
 
+# 503 and 429 are an engine that is loading or full: it has not begun.
+_KINDS: dict[int, type[EngineError]] = {
+    404: NoRoute,
+    500: EngineFalseStart,
+    502: EngineFalseStart,
+    504: EngineFalseStart,
+}
+
+
 def turned_down(status: int, detail: str) -> EngineError:
     """What an engine's status other than 200 means to the request."""
     if 400 <= status < 500 and status not in _NOT_THE_PAYERS:
         return EngineRefused(detail)
     if status in _KEY_REFUSED:
         return EngineUnavailable(f"The engine refused the node's key (ENGINE_API_KEY): {detail}")
-    kind = NoRoute if status == 404 else EngineUnavailable
-    return kind(f"The engine answered {status}: {detail}")
+    return _KINDS.get(status, EngineUnavailable)(f"The engine answered {status}: {detail}")
 
 
 def detail_of(error: Any) -> str:
