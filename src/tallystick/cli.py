@@ -345,7 +345,7 @@ def register(
 ) -> None:
     """Register the host of HOST_PRIVATE_KEY by registerNode(host, metadata), or update its metadata.
 
-    Models are named by MODEL_PATH's file, or by the server at ENGINE_URL, which has to run.
+    Models are named by MODEL_NAME or MODEL_PATH's file, or by the servers at ENGINE_URL, which have to run.
     """
     asyncio.run(_register(endpoint, model, as_json))
 
@@ -353,12 +353,15 @@ def register(
 async def _register(endpoint: str | None, models: list[str] | None, as_json: bool) -> None:
     from tallystick.chain import Chain, deployment_at
     from tallystick.config import HostConfig
+    from tallystick.engines.configured import models_of
 
     config = HostConfig.from_env()
     if config.host_private_key is None or config.host is None:
         raise ConfigError("HOST_PRIVATE_KEY is not set: a host registers itself, with its own key")
+    if not (models or config.model_path or config.engine_urls):
+        raise ConfigError("set MODEL_PATH or ENGINE_URL, or name the models that are served with --model")
     deployment = await deployment_at(config.rpc_url)
-    metadata = _metadata(config, deployment, endpoint, models or await _served(config))
+    metadata = _metadata(config, deployment, endpoint, models or await models_of(config))
     async with Chain(config.rpc_url, deployment) as chain:
         known = await chain.is_registered(config.host)
         call = chain.update(metadata) if known else chain.register(config.host, metadata)
@@ -379,19 +382,6 @@ def _metadata(config: HostConfig, deployment: Deployment, endpoint: str | None, 
     terms = offer_of(config, deployment, models).terms()
     told = {"endpoint": endpoint or node_url(config), "models": terms["models"], "assets": terms["assets"]}
     return json.dumps(told, separators=(",", ":"))
-
-
-async def _served(config: HostConfig) -> list[str]:
-    """What the engine of these settings serves, under the names that its node will give."""
-    from tallystick.engines.http import HttpEngine
-
-    if config.model_path is not None:
-        return [config.model_path.stem]
-    if config.engine_url is None:
-        raise ConfigError("set MODEL_PATH or ENGINE_URL, or name the models that are served with --model")
-    key = config.engine_api_key.reveal() if config.engine_api_key else None
-    async with HttpEngine(config.engine_url, api_key=key) as engine:
-        return engine.models
 
 
 def _mined(result: TxResult) -> dict[str, Any]:

@@ -43,6 +43,14 @@ BEARER = HOUR
 """Seconds that a bearer is good for."""
 BEARER_MAX = 30 * DAY
 """Seconds: the longest that a bearer may be good for."""
+CONTEXT = 4_096
+"""Tokens of context of a request to llama.cpp in the process, prompt and reply together."""
+SLOTS = 4
+"""Requests that llama.cpp in the process serves at a time; more wait."""
+FIRST_TOKEN = 120
+"""Seconds within which a reply's first token comes: the engine's queue and the reading of the prompt."""
+NEXT_TOKEN = 60
+"""Seconds within which each further token comes."""
 
 _T = TypeVar("_T")
 
@@ -181,10 +189,26 @@ def _ledger_url(text: str) -> Secret[str]:
 
 def rpc_urls(text: str) -> str:
     """URLs as `http_url` reads them, with commas and nothing else in between."""
-    urls = [http_url(entry) for entry in _entries(text)]
+    return ",".join(_urls(text))
+
+
+def _urls(text: str) -> tuple[str, ...]:
+    urls = tuple(map(http_url, _entries(text)))
     if not urls or len(set(urls)) < len(urls):
         raise ValueError("an endpoint is named twice" if urls else "it names no endpoint")
-    return ",".join(urls)
+    return urls
+
+
+def _model_name(text: str) -> str:
+    if not re.fullmatch(r"\S{1,200}", text):
+        raise ValueError(f"{text!r} is not a name without white space, of up to 200 characters")
+    return text
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise ValueError("a SHA-256 is 64 hexadecimal digits")
+    return text.lower()
 
 
 def _networks(text: str) -> tuple[str, ...]:
@@ -257,6 +281,9 @@ _FORMS: Mapping[Callable[[str], object], str] = {
     http_url: "http://… or https://…",
     rpc_urls: "http://… or https://…, with commas between several",
     _ledger_url: "postgresql://…",
+    _urls: "http://… or https://…, with commas between several",
+    _model_name: "a name",
+    _sha256: "64 hexadecimal digits",
     _networks: "networks",
     _listen: "HOST:PORT",
     _path: "a path; `~` is the home directory",
@@ -311,10 +338,30 @@ class HostConfig:
     """The chain's JSON-RPC endpoint, or several: one that fails or lags is then set aside."""
     model_path: Annotated[Path | None, Variable("MODEL_PATH", _path)] = None
     """A GGUF file for llama.cpp in the process."""
-    engine_url: Annotated[str | None, Variable("ENGINE_URL", http_url)] = None
-    """An OpenAI-compatible server, in the place of `MODEL_PATH`."""
+    model_name: Annotated[str | None, Variable("MODEL_NAME", _model_name)] = None
+    """What the model of `MODEL_PATH` is called. Not set: its file's name, without `.gguf`."""
+    model_context: Annotated[int, Variable("MODEL_CONTEXT", Number(128, 2**24))] = CONTEXT
+    """Tokens that a request to it may fill, prompt and reply together."""
+    model_slots: Annotated[int, Variable("MODEL_SLOTS", Number(1, 256))] = SLOTS
+    """Requests that it serves at a time, each with a context of its own in memory; more wait."""
+    model_threads: Annotated[int | None, Variable("MODEL_THREADS", Number(1, 1_024))] = None
+    """Threads that it computes with. Not set: half of the processors."""
+    model_gpu_layers: Annotated[int | None, Variable("MODEL_GPU_LAYERS", Number(0, 10_000))] = None
+    """Layers of it that go to the GPU. Not set: as many as llama.cpp finds room for."""
+    engine_urls: Annotated[tuple[str, ...], Variable("ENGINE_URL", _urls)] = field(default=(), repr=False)
+    """An OpenAI-compatible server, in the place of `MODEL_PATH`, or several of the same models: the least
+    busy one is asked, and one that fails is set aside."""
     engine_api_key: Annotated[Secret[str] | None, Variable("ENGINE_API_KEY", _secret)] = None
-    """The bearer that the engine at `ENGINE_URL` wants, if it wants one."""
+    """The bearer that the engines at `ENGINE_URL` want, if they want one."""
+    engine_tokenizer: Annotated[Path | None, Variable("ENGINE_TOKENIZER", _path)] = None
+    """A GGUF file with the vocabulary and the template of the model at `ENGINE_URL`, to count with what that
+    engine does not count. Its weights are not read."""
+    engine_tokenizer_hash: Annotated[str | None, Variable("ENGINE_TOKENIZER_HASH", _sha256)] = None
+    """The SHA-256 of that file, if it is to be no other."""
+    engine_first_token: Annotated[int, Variable("ENGINE_FIRST_TOKEN", Number(1, HOUR))] = FIRST_TOKEN
+    """Within which an engine's first token comes: its queue, and the reading of the prompt."""
+    engine_next_token: Annotated[int, Variable("ENGINE_NEXT_TOKEN", Number(1, HOUR))] = NEXT_TOKEN
+    """Within which each further token comes."""
     listen: Annotated[tuple[str, int], Variable("HOST_LISTEN", _listen)] = ("127.0.0.1", 8402)
     """Where the node listens. Port 0: any free one."""
     trusted_proxies: Annotated[tuple[str, ...], Variable("HOST_TRUSTED_PROXIES", _networks)] = ()
@@ -359,7 +406,7 @@ class HostConfig:
 
     def __post_init__(self) -> None:
         _expand(self)
-        if self.model_path is not None and self.engine_url is not None:
+        if self.model_path is not None and self.engine_urls:
             raise ConfigError("MODEL_PATH and ENGINE_URL are both set: one engine serves a node.")
 
     @property

@@ -320,7 +320,7 @@ def engine(facts: Facts) -> Check:
     config = facts.config
     if facts.wrong.keys() & {"MODEL_PATH", "ENGINE_URL"}:
         return _unseen("engine", facts, "MODEL_PATH", "ENGINE_URL")
-    if config.model_path is None and config.engine_url is None:
+    if config.model_path is None and not config.engine_urls:
         mend = "set MODEL_PATH to a GGUF file, or ENGINE_URL to a server"
         return Check("engine", False, "neither MODEL_PATH nor ENGINE_URL is set", mend)
     if not facts.model:

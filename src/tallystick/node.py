@@ -24,8 +24,7 @@ from tallystick.config import Amounts, AssetPrice, HostConfig
 from tallystick.counter import Counter
 from tallystick.desk import Desk
 from tallystick.engine import Engine
-from tallystick.engines.http import HttpEngine
-from tallystick.engines.llama import LlamaEngine
+from tallystick.engines.configured import engine_of
 from tallystick.errors import ChainError, ConfigError
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
@@ -123,7 +122,7 @@ class Node:
         """
         async with AsyncExitStack() as parts:
             self.chain = await parts.enter_async_context(await _chain(self.config))
-            self.engine = await parts.enter_async_context(self._engine or _engine(self.config))
+            self.engine = await parts.enter_async_context(self._engine or engine_of(self.config))
             self.ledger = await parts.enter_async_context(_ledger(self.config))
             self.counter = parts.enter_context(Counter.claim(self.config.data_dir / COUNTER))
             await self._take_over()
@@ -327,15 +326,6 @@ async def _chain(config: HostConfig) -> Chain:
     if config.confirmations is not None:
         deployed = replace(deployed, confirmations=config.confirmations)
     return Chain(config.rpc_url, deployed)
-
-
-def _engine(config: HostConfig) -> Engine:
-    if config.model_path is not None:
-        return LlamaEngine(config.model_path)
-    if config.engine_url is not None:
-        key = config.engine_api_key.reveal() if config.engine_api_key else None
-        return HttpEngine(config.engine_url, api_key=key)
-    raise ConfigError("neither MODEL_PATH nor ENGINE_URL is set: there is no engine to sell tokens of")
 
 
 def _ledger(config: HostConfig) -> Ledger:

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 import orjson
 
+from tallystick.config import FIRST_TOKEN, NEXT_TOKEN
 from tallystick.engine import Engine, Piece
 from tallystick.engines.dialect import DIALECTS, Chunk, Dialect, is_chat
 from tallystick.engines.reading import Reading
@@ -19,10 +20,6 @@ from tallystick.errors import EngineError, EngineRefused, EngineStalled, EngineT
 
 CONNECT = 5.0
 """Seconds within which an engine's connection stands."""
-FIRST_TOKEN = 120.0
-"""Seconds within which a reply's first token comes: the engine's queue and the reading of the prompt."""
-NEXT_TOKEN = 60.0
-"""Seconds within which each further token comes."""
 ANSWER = 30.0
 """Seconds within which anything else that an engine is asked is answered."""
 

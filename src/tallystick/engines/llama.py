@@ -7,14 +7,10 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from tallystick.config import CONTEXT, FIRST_TOKEN, NEXT_TOKEN, SLOTS
 from tallystick.engines.dialect import LlamaCpp
-from tallystick.engines.http import FIRST_TOKEN, NEXT_TOKEN, HttpEngine
+from tallystick.engines.http import HttpEngine
 from tallystick.errors import EngineError
-
-CONTEXT = 4096
-"""Tokens of context of a request to llama.cpp in the process, prompt and reply together."""
-SLOTS = 4
-"""Requests that llama.cpp in the process serves at a time; more wait."""
 
 
 class LlamaEngine(HttpEngine):
