@@ -24,8 +24,6 @@ VALUE = 9_000 - 2_300
 LOG, TOPIC, LOG_BYTE = 375, 375, 8
 
 PRECOMPILES = range(0x100)
-COINBASE = "0x" + "00" * 20
-"""anvil's; every block's is warm from the start, as sender and receiver are."""
 
 Slots = dict[tuple[str, str], int]
 """By account and slot."""
@@ -55,9 +53,11 @@ async def cost_of(devnet: Devnet, tx: str, signatures: int) -> Cost:
     """`signatures` is how many the transaction had recovered."""
     sent = await devnet.ask("eth_getTransactionByHash", tx)
     receipt = await devnet.ask("eth_getTransactionReceipt", tx)
+    block = await devnet.ask("eth_getBlockByHash", receipt["blockHash"], False)
     touched = await _trace(devnet, tx)
     changes = await _trace(devnet, tx, diffMode=True)
-    warm = {sent["from"].lower(), sent["to"].lower(), COINBASE}
+    # A block's proposer is warm from the start, too (EIP-3651).
+    warm = {each.lower() for each in (sent["from"], sent["to"], block["miner"])}
     parts = {
         "transaction": TRANSACTION,
         "calldata": calldata(bytes.fromhex(sent["input"][2:])),

@@ -164,6 +164,7 @@ async def relayed_openings(market: Market) -> dict[str, Cost]:
     """Sent by another than the payer."""
     return {
         ITSELF: await market.relayed(market.relay, 0),
+        "with a salt": await market.relayed(market.relay, 0, keccak(b"salt")),
         "with a relay fee": await market.relayed(market.relay, RELAY_FEE),
         "with a relay's first fee in the asset": await market.relayed(account(6), RELAY_FEE),
     }

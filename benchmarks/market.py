@@ -117,11 +117,11 @@ class Market:
         terms, _ = self.terms(**changes)
         return await self.cost(self.chain.create_job(terms), self.payer)
 
-    async def relayed(self, relay: Account, fee: int) -> Cost:
+    async def relayed(self, relay: Account, fee: int, salt: bytes = ZERO_HASH) -> Cost:
         """What it costs to open a job for a payer who has authorized it, and to earn `fee`."""
         terms, _ = self.terms()
         host, asset, deposit, prices, *others = astuple(terms)
-        bound = ((host, asset, deposit, *prices, *others), fee, ZERO_HASH)
+        bound = ((host, asset, deposit, *prices, *others), fee, salt)
         nonce = await self._ask("openNonce", *bound)
         authorization = (self.payer.address, 0, terms.expires_at, self._authorized(terms, nonce))
         return await self.cost(self._call("createJobWithAuthorization", *bound, authorization), relay, 1)

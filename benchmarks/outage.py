@@ -37,7 +37,7 @@ from tallystick.sender import Sender
 from tallystick.settlement import Settlement
 from tallystick.testing.geth import Upstream
 from tallystick.testing.rpc import FaultyRpc
-from tallystick.types import ZERO_HASH, Job, JobId, JobStatus, Prices, Receipt, Terms, Totals
+from tallystick.types import ZERO_HASH, Job, JobId, Prices, Receipt, Terms, Totals
 
 HOST, PAYER = account(1), account(2)
 HOUR = 3_600
@@ -116,7 +116,7 @@ async def prepare(devnet: Devnet, chain: Chain, directory: Path, jobs: int) -> N
     await devnet.mint(PAYER.address, jobs * DEPOSIT)
     await open_jobs(devnet, chain, jobs)
     domain = proof.Domain(chain.deployment.chain_id, chain.deployment.marketplace)
-    opened = [job async for job in found(chain)]
+    opened = await found(chain)
     assert len(opened) == jobs
     async with Ledger(directory) as ledger:
         for at in range(0, jobs, PART):
@@ -162,33 +162,10 @@ def _opening(chain: Chain, devnet: Devnet, number: int, expires_at: int, nonce: 
     return RPCEndpoint("eth_sendRawTransaction"), [to_hex(signed.raw)]
 
 
-async def found(chain: Chain) -> AsyncIterator[Job]:
-    """The jobs, from the events of their openings."""
-    times: dict[int, int] = {}
-    for opening in await chain.jobs(host=HOST.address):
-        if opening.block not in times:
-            times[opening.block] = (await chain.block(opening.block)).timestamp
-        terms = opening.terms
-        yield Job(
-            id=opening.job_id,
-            payer=opening.payer,
-            host=terms.host,
-            asset=terms.asset,
-            signer=terms.signer,
-            deposit=terms.deposit,
-            prices=terms.prices,
-            max_tokens_per_second=terms.max_tokens_per_second,
-            claim_window=terms.claim_window,
-            created_at=times[opening.block],
-            expires_at=terms.expires_at,
-            asked_at=0,
-            closes_at=terms.expires_at + terms.claim_window,
-            settled=Totals(),
-            owed=0,
-            fee=0,
-            status=JobStatus.OPEN,
-            interval=terms.checkpoint_interval,
-        )
+async def found(chain: Chain) -> list[Job]:
+    """The jobs, as they are now."""
+    opened = await chain.opened(await chain.jobs(host=HOST.address))
+    return [job for job in opened.values() if job is not None]
 
 
 async def write(ledger: Ledger, domain: proof.Domain, job: Job) -> None:
@@ -268,7 +245,7 @@ def tell_memory() -> None:
 
 async def check(chain: Chain, jobs: int) -> list[TxResult]:
     """The transactions that settled. Every job's totals are what was signed, and nobody was paid twice."""
-    now = [job for job in (await chain.latest([job async for job in found(chain)])).values() if job]
+    now = await found(chain)
     assert [job.settled for job in now] == [TOTALS] * jobs
     earned = await chain.earnings(HOST.address, now[0].asset)
     assert earned == sum(job.owed - job.fee for job in now)

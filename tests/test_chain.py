@@ -124,7 +124,8 @@ async def test_a_job_reads_back_as_it_was_opened(market: Market) -> None:
     await market.send(market.chain.approve(market.dollar, DEPOSIT), market.payer)
     assert await market.chain.allowance(market.dollar, market.payer.address) == DEPOSIT
     created = only(await market.send(market.chain.create_job(terms), market.payer), contracts.Created)
-    assert (created.payer, created.terms) == (market.payer.address, terms)
+    assert (created.payer, created.host, created.signer) == (market.payer.address, terms.host, terms.signer)
+    assert (created.checkpoint_interval, created.model_id) == (terms.checkpoint_interval, terms.model_id)
     job = await market.chain.job(created.job_id)
     assert job is not None
     assert (job.payer, job.host, job.asset, job.signer) == (
@@ -206,6 +207,21 @@ async def test_known_jobs_are_read_together(market: Market) -> None:
     }
 
 
+async def test_the_jobs_of_openings_are_read_together(market: Market) -> None:
+    """Each as a reading of its own would have it; None where the id is another job's by now, or no one's."""
+    ids = [await market.open(signer=market.devnet.accounts[index].address) for index in (SIGNER, 10)]
+    first, second = await market.chain.jobs()
+    await market.settle(first.job_id, Totals(5, 100))
+    other = dataclasses.replace(second, signer=first.signer)
+    gone = dataclasses.replace(second, job_id=JobId(second.job_id + 1))
+    assert await market.chain.opened([first, second]) == {job: await market.chain.job(job) for job in ids}
+    assert await market.chain.opened([first, other, gone]) == {
+        first.job_id: await market.chain.job(first.job_id),
+        other.job_id: None,
+        gone.job_id: None,
+    }
+
+
 async def test_a_job_that_cannot_be_read_is_left_out(market: Market) -> None:
     """And holds up none of the others; an endpoint that gives no answer at all has said nothing."""
     jobs = [await market.open(signer=market.devnet.accounts[index].address) for index in (SIGNER, 10)]
@@ -214,6 +230,9 @@ async def test_a_job_that_cannot_be_read_is_left_out(market: Market) -> None:
     async with Upstream(url) as node, FaultyRpc(node) as rpc, Chain(rpc.url, deployment) as chain:
         with rpc.failing(Erring(-32000, "header not found"), "eth_call", when=nth(1)):
             assert list(await chain.latest(known)) == jobs[1:]
+        openings = await chain.jobs()
+        with rpc.failing(Erring(-32000, "header not found"), "eth_call", when=nth(1)):
+            assert list(await chain.opened(openings)) == jobs[1:]
         with rpc.failing(Status(503)), pytest.raises(ChainError):
             await chain.latest(known)
 

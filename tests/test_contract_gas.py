@@ -23,14 +23,7 @@ async def found(anvil: Devnet) -> AsyncIterator[dict[str, Any]]:
     await anvil.revert(snapshot)
 
 
-TOO_DEAR = pytest.mark.xfail(
-    reason="with the terms in its event an opening by authorization cannot be had for 180 000", strict=True
-)
-
-
-@pytest.mark.parametrize(
-    "goal", [pytest.param(each, marks=TOO_DEAR if each == "open_eip3009" else ()) for each in gas.GOALS]
-)
+@pytest.mark.parametrize("goal", gas.GOALS)
 def test_a_figure_is_within_its_limit_and_near_the_recorded_one(goal: str, found: dict[str, Any]) -> None:
     """Each figure, measured again, is at most its limit and at most 2 % above benchmarks/gas.json."""
     assert found[goal] <= gas.most(goal, gas.read())

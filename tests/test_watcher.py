@@ -101,6 +101,42 @@ async def test_what_happens_to_a_job_is_seen(watching: Watching) -> None:
     assert await host.ledger.open_jobs() == []
 
 
+async def test_new_jobs_are_read_together_and_told_with_their_deposits(watching: Watching) -> None:
+    """However many were opened since the last look, one request more tells what is at stake."""
+    host = watching.host
+    await watching.look()
+    requests = set()
+    for count in (1, 3):
+        opened = [await host.open() for _ in range(count)]
+        watching.rpc.requests = 0
+        with capture_logs() as logs:
+            await watching.look()
+        requests.add(watching.rpc.requests)
+        told = [(line["job"], line["asset"], line["deposit"]) for line in events(logs, "job.opened")]
+        assert told == [(job, host.devnet.dollar, 500_000) for job in opened]
+    assert len(requests) == 1
+
+
+async def test_a_new_job_that_could_not_be_read_is_told_when_it_is(watching: Watching) -> None:
+    """Once; and not at all if a reorganisation took it away before."""
+    host = watching.host
+    await watching.look()
+    with capture_logs() as logs:
+        first = await host.open()
+        with watching.rpc.failing(Erring(-32000, "busy"), "eth_call"):
+            await watching.look()
+        assert events(logs, "job.opened") == []
+        await watching.look()
+        await host.open()
+        with watching.rpc.failing(Erring(-32000, "busy"), "eth_call"):
+            await watching.look()
+        await host.devnet.reorganise(1)
+        for _ in range(2):
+            await host.devnet.mine()
+            await watching.look()
+    assert [line["job"] for line in events(logs, "job.opened")] == [first]
+
+
 async def test_quiet_jobs_cost_no_call(watching: Watching) -> None:
     """A look at a chain on which nothing befell the host's jobs reads none of them, however many."""
     for _ in range(3):

@@ -202,7 +202,7 @@ contract JobMarketplace is IJobMarketplace, ProofSystem {
             payer: payer
         });
 
-        emit JobCreated(jobId, payer, terms.host, terms);
+        emit JobCreated(jobId, payer, terms.host, terms.signer, terms.checkpointInterval, terms.modelId);
     }
 
     /// @dev Adds `amount` of `payer` to a job's deposit, and says in which asset. The caller brings the money in.

@@ -38,7 +38,7 @@ contract AuthorizationTest is Fixture {
         uint256 before = dollar.balanceOf(payer);
 
         vm.expectEmit(address(market));
-        emit IJobMarketplace.JobCreated(1, payer, host, terms);
+        emit IJobMarketplace.JobCreated(1, payer, host, terms.signer, terms.checkpointInterval, terms.modelId);
         vm.expectEmit(address(market));
         emit IJobMarketplace.JobRelayed(1, relayer, RELAY_FEE);
         uint256 jobId = _bring(terms, RELAY_FEE, auth);

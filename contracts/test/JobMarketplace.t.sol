@@ -35,7 +35,7 @@ contract JobMarketplaceTest is Fixture {
         uint256 before = dollar.balanceOf(payer);
 
         vm.expectEmit(address(market));
-        emit IJobMarketplace.JobCreated(1, payer, host, terms);
+        emit IJobMarketplace.JobCreated(1, payer, host, terms.signer, terms.checkpointInterval, terms.modelId);
         uint256 jobId = _open(terms);
 
         vm.assertEq(jobId, 1);

@@ -12,9 +12,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from eth_abi.abi import encode
@@ -193,13 +193,16 @@ class Chain(Contracts):
 
         Left out is what the endpoint could not tell. What the contract never reads is taken as it is known.
         """
-        calls = [self._getting(job.id) for job in known]
-        answers = await self._endpoint.ask_all(calls)
-        found: dict[JobId, Job | None] = {}
-        for job, answer in zip(known, answers, strict=True):
-            with suppress(ValueError):
-                found[job.id] = _moved_on(job, job_state(_bytes(answer)))
-        return found
+        states = await self._states([job.id for job in known])
+        return {job.id: _moved_on(job, states[job.id]) for job in known if job.id in states}
+
+    async def opened(self, openings: Sequence[Created]) -> dict[JobId, Job | None]:
+        """The jobs of these openings as of the latest block, in few requests. None: a reorg has undone it.
+
+        Left out is what the endpoint could not tell.
+        """
+        states = await self._states([each.job_id for each in openings])
+        return {each.job_id: _opened(each, states[each.job_id]) for each in openings if each.job_id in states}
 
     def remember(self, opening: Created) -> None:
         """An opening that has its confirmations: its job is read without looking for it."""
@@ -432,7 +435,16 @@ class Chain(Contracts):
         try:
             return await function.call(block_identifier="latest" if at is None else at)
         except BadFunctionCallOutput:
-            raise ChainError(f"there is no contract at {function.address} for {self.endpoint}") from None
+            raise self._missing(function.address) from None
+
+    async def _states(self, ids: Sequence[JobId]) -> dict[JobId, dict[str, int]]:
+        """By job: what `getJob` says in the latest block. Left out is what the endpoint could not tell."""
+        answers = await self._endpoint.ask_all([self._getting(job_id) for job_id in ids])
+        found = {}
+        for job_id, answer in zip(ids, answers, strict=True):
+            with suppress(ValueError):
+                found[job_id] = job_state(_bytes(answer))
+        return found
 
     def _getting(self, job_id: JobId) -> Asked:
         call = self.get_job(job_id)
@@ -444,31 +456,20 @@ class Chain(Contracts):
     async def _job_at(self, job_id: JobId, at: int, latest: int) -> Job | None:
         if at < 0:
             return None
-        raw = await self._read(self._marketplace.functions.getJob(job_id), at)
-        if raw.status == JobStatus.NONE:
+        state = await self._state(job_id, at)
+        if state["status"] == JobStatus.NONE:
             return None
-        opening = await self._opening(job_id, raw.createdAt, at, latest)
-        return Job(
-            id=job_id,
-            payer=raw.payer,
-            host=raw.host,
-            asset=raw.asset,
-            signer=raw.signer,
-            deposit=raw.deposit,
-            prices=Prices(raw.pricePerMillion, raw.promptPricePerMillion),
-            max_tokens_per_second=raw.maxTokensPerSecond,
-            claim_window=raw.claimWindow,
-            created_at=raw.createdAt,
-            expires_at=raw.expiresAt,
-            asked_at=raw.askedAt,
-            closes_at=raw.closesAt,
-            settled=Totals(raw.promptTokens, raw.tokens),
-            owed=raw.owed,
-            fee=raw.fee,
-            status=JobStatus(raw.status),
-            interval=opening.terms.checkpoint_interval,
-            model_id=opening.terms.model_id,
-        )
+        opening = await self._opening(job_id, state["createdAt"], at, latest)
+        return _job(_parties(state), job_id, opening.checkpoint_interval, opening.model_id, state)
+
+    async def _state(self, job_id: JobId, at: int) -> dict[str, int]:
+        """What `getJob` says as of block `at`."""
+        call = self.get_job(job_id)
+        asked: TxParams = {"to": AsyncWeb3.to_checksum_address(call.to), "data": call.data}
+        try:
+            return job_state(await self._w3.eth.call(asked, at))
+        except ValueError:
+            raise self._missing(call.to) from None
 
     async def _opening(self, job_id: JobId, created_at: int, at: int, latest: int) -> Created:
         """The event with which a job was opened, remembered once it has its confirmations."""
@@ -560,7 +561,7 @@ class Chain(Contracts):
     async def _require_code(self, address: Address) -> None:
         # A call to an address without code succeeds, does nothing, and keeps the ETH that came with it.
         if not await self._has_code(address):
-            raise ChainError(f"there is no contract at {address} for {self.endpoint}")
+            raise self._missing(address)
 
     async def _prepare(self, call: Call, key: bytes, sender: Address) -> Signed:
         await self.simulate(call, sender)
@@ -596,6 +597,9 @@ class Chain(Contracts):
             return error
         return ChainError(f"transaction {result.hash} failed in block {result.block}, and after it would not")
 
+    def _missing(self, address: Address) -> ChainError:
+        return ChainError(f"there is no contract at {address} for {self.endpoint}")
+
     def _lagging(self, what: str) -> ChainError:
         return ChainError(f"{self.endpoint} has {what}: it may lag behind")
 
@@ -626,13 +630,28 @@ def _bytes(answer: Any) -> bytes:
     return to_bytes(hexstr=answer)
 
 
-def _moved_on(known: Job, state: Mapping[str, int]) -> Job | None:
-    """A known job in the state that the chain tells; None if that is another job's, or none's."""
-    parties = (known.payer, known.signer, known.host, known.asset)
-    if [state[name] for name in ("payer", "signer", "host", "asset")] != [int(each, 16) for each in parties]:
-        return None
-    return replace(
-        known,
+class _Parties(NamedTuple):
+    """Who a job is between, and in what: by these it is told from another that has its id on another fork."""
+
+    payer: Address
+    host: Address
+    asset: Address
+    signer: Address
+
+
+def _parties(state: Mapping[str, int]) -> _Parties:
+    words = (state[name] for name in _Parties._fields)
+    return _Parties(*(Address(AsyncWeb3.to_checksum_address(f"0x{word:040x}")) for word in words))
+
+
+def _job(parties: _Parties, job_id: JobId, interval: int, model_id: bytes, state: Mapping[str, int]) -> Job:
+    """A job in the state that the chain tells."""
+    return Job(
+        id=job_id,
+        payer=parties.payer,
+        host=parties.host,
+        asset=parties.asset,
+        signer=parties.signer,
         deposit=state["deposit"],
         prices=Prices(state["pricePerMillion"], state["promptPricePerMillion"]),
         max_tokens_per_second=state["maxTokensPerSecond"],
@@ -645,7 +664,26 @@ def _moved_on(known: Job, state: Mapping[str, int]) -> Job | None:
         owed=state["owed"],
         fee=state["fee"],
         status=JobStatus(state["status"]),
+        interval=interval,
+        model_id=model_id,
     )
+
+
+def _opened(opening: Created, state: Mapping[str, int]) -> Job | None:
+    """The job of that opening; None if the chain tells of another job, or of none."""
+    parties = _parties(state)
+    if (parties.payer, parties.host, parties.signer) != (opening.payer, opening.host, opening.signer):
+        return None
+    return _job(parties, opening.job_id, opening.checkpoint_interval, opening.model_id, state)
+
+
+def _moved_on(known: Job, state: Mapping[str, int]) -> Job | None:
+    """A known job in the state that the chain tells; None if that is of another job, or of none."""
+    parties = _Parties(known.payer, known.host, known.asset, known.signer)
+    # As numbers: the checksums of ten thousand jobs take seconds.
+    if [state[name] for name in _Parties._fields] != [int(each, 16) for each in parties]:
+        return None
+    return _job(parties, known.id, known.interval, known.model_id, state)
 
 
 def _word(value: int | str | None) -> str | None:

@@ -31,7 +31,7 @@ from tallystick.artifacts import artifact
 from tallystick.errors import ContractError, Panicked, Reverted, UnknownRevert
 from tallystick.keccak import keccak
 from tallystick.networks import Deployment
-from tallystick.types import ETH, Address, Completion, JobId, Prices, Settlement, Terms, Totals
+from tallystick.types import ETH, Address, Completion, JobId, Settlement, Terms, Totals
 
 # Calls
 
@@ -68,11 +68,15 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Created(Logged):
-    """A job was opened."""
+    """A job was opened: its parties, and what the contract does not keep of its terms."""
 
     job_id: JobId
     payer: Address
-    terms: Terms
+    host: Address
+    signer: Address
+    checkpoint_interval: int
+    """Tokens."""
+    model_id: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +187,9 @@ EVENTS: dict[str, Callable[[Mapping[str, Any], str, int], Event]] = {
         a["jobId"], a["owed"], a["fee"], a["refund"], tx, block
     ),
     "JobCreated": lambda a, tx, block: Created(
-        a["jobId"], a["payer"], _terms_in(a["terms"]), tx=tx, block=block
+        *(a["jobId"], a["payer"], a["host"], a["signer"], a["checkpointInterval"], a["modelId"]),
+        tx=tx,
+        block=block,
     ),
     "JobRelayed": lambda a, tx, block: Relayed(a["jobId"], a["relayer"], a["relayFee"], tx=tx, block=block),
     "JobToppedUp": lambda a, tx, block: ToppedUp(a["jobId"], a["amount"], a["deposit"], tx=tx, block=block),
@@ -223,21 +229,6 @@ def _totals(args: Mapping[str, Any]) -> Totals:
 def _reason(args: Mapping[str, Any]) -> ContractError:
     """The error as a revert would carry it: its selector and two words, of which it may have one."""
     return decode_revert(args["reason"] + encode(["uint256", "uint256"], [args["first"], args["second"]]))
-
-
-def _terms_in(terms: Mapping[str, Any]) -> Terms:
-    return Terms(
-        host=terms["host"],
-        asset=terms["asset"],
-        deposit=terms["deposit"],
-        prices=Prices(terms["pricePerMillion"], terms["promptPricePerMillion"]),
-        signer=terms["signer"],
-        max_tokens_per_second=terms["maxTokensPerSecond"],
-        claim_window=terms["claimWindow"],
-        expires_at=terms["expiresAt"],
-        checkpoint_interval=terms["checkpointInterval"],
-        model_id=terms["modelId"],
-    )
 
 
 def _terms_out(terms: Terms) -> tuple[Any, ...]:

@@ -87,6 +87,8 @@ class Watcher:
         self._seen: set[_Seen] = set()
         self._again: set[JobId] = set()
         """Jobs that are to be read in the next look as well."""
+        self._untold: dict[JobId, Created] = {}
+        """Openings with this host of which nothing was told yet."""
         self._behind: dict[JobId, int] = {}
         """Jobs of which the chain shows less than was settled: the block at which that was first seen."""
         self._vanished: set[JobId] = set()
@@ -97,6 +99,7 @@ class Watcher:
         """Once: at what is new up to block `head`, and now and then at all open jobs."""
         touched, cursor = await self._read_events(head)
         self._again |= touched  # kept, should what follows fail
+        await self._tell_opened(head)
         if self._clock() >= self._sweep_at:
             await self._sweep(head)
             self._sweep_at = self._clock() + self._sweep_every
@@ -147,7 +150,7 @@ class Watcher:
         self._sweep_at = self._clock()
 
     async def _sort(self, events: Collection[Event], head: Block) -> set[JobId]:
-        """The jobs of new events that others caused; openings are told, as nobody else does."""
+        """The jobs of new events that others caused; openings are kept to be told here, as nobody else tells them."""
         ours = await self._ledger.known({event.tx for event in events})
         touched = set()
         for event in events:
@@ -161,18 +164,29 @@ class Watcher:
             self._seen.add(seen)
             self._news = True
             if isinstance(event, Created):
-                _tell_opened(event)
+                self._untold[event.job_id] = event
             elif event.tx not in ours:
                 touched.add(event.job_id)
         return touched
 
     def _is_opening(self, event: Created, head: Block) -> bool:
         """True if a job was opened with this host."""
-        if event.terms.host != self._host:
+        if event.host != self._host:
             return False
         if self._is_deep(event.block, head):
             self._chain.remember(event)
         return True
+
+    async def _tell_opened(self, head: Block) -> None:
+        """An opening says neither asset nor deposit: those are read, of all new jobs together."""
+        if not self._untold:
+            return
+        async with self._chain.view(head.number):
+            found = await self._chain.opened(list(self._untold.values()))
+        for job_id, job in found.items():
+            opening = self._untold.pop(job_id)
+            if job is not None:
+                log.info("job.opened", job=job_id, asset=job.asset, deposit=job.deposit, tx=opening.tx)
 
     async def _move(self, cursor: Cursor) -> None:
         if self._news or self._cursor is None or cursor.block - self._kept >= KEEP_EVERY:
@@ -263,11 +277,6 @@ class Watcher:
         if job_id not in self._vanished:
             self._vanished.add(job_id)
             log.error("job.vanished", job=job_id, meaning="a reorganised chain does not have it")
-
-
-def _tell_opened(event: Created) -> None:
-    terms = event.terms
-    log.info("job.opened", job=event.job_id, asset=terms.asset, deposit=terms.deposit, tx=event.tx)
 
 
 def _tell_changed(before: Job, now: Job) -> None:

@@ -235,7 +235,11 @@ class Model:
     def _open(self, payer: Address, terms: Terms, deposit: int) -> Job:
         job = Job(JobId(len(self.jobs) + 1), payer, terms, deposit, created_at=self.now)
         self.jobs[job.id] = job
-        self._say("JobCreated", job.id, payer, terms.host, *codec.terms(terms))
+        self._say(
+            "JobCreated",
+            *(job.id, payer, terms.host),
+            *(terms.signer, terms.checkpoint_interval, int.from_bytes(terms.model_id, "big")),
+        )
         return job
 
     def _check_top_up(self, payer: Address, job_id: int, amount: int) -> Job:

@@ -108,8 +108,22 @@ interface IJobMarketplace is IProofSystem {
         Status status;
     }
 
-    /// @notice `payer` opened a job on `terms`.
-    event JobCreated(uint256 indexed jobId, address indexed payer, address indexed host, Terms terms);
+    /// @notice A job was opened. Tells what the contract does not keep, and by whose key its opener knows it; `getJob` has
+    /// the rest of its terms.
+    /// @param jobId The job.
+    /// @param payer Who owns the deposit.
+    /// @param host Who serves and claims.
+    /// @param signer The key that signs receipts.
+    /// @param checkpointInterval Generated tokens to an interval.
+    /// @param modelId Which model is to answer.
+    event JobCreated(
+        uint256 indexed jobId,
+        address indexed payer,
+        address indexed host,
+        address signer,
+        uint256 checkpointInterval,
+        bytes32 modelId
+    );
 
     /// @notice A job was opened by authorization, and who brought that earned `relayFee` of the job's asset. Not logged when
     /// there was no fee.
