@@ -150,7 +150,7 @@ class Watcher:
         self._sweep_at = self._clock()
 
     async def _sort(self, events: Collection[Event], head: Block) -> set[JobId]:
-        """The jobs of new events that others caused; openings are kept to be told here, as nobody else tells them."""
+        """The jobs of new events that others caused; openings are kept, to be told here alone."""
         ours = await self._ledger.known({event.tx for event in events})
         touched = set()
         for event in events:
