@@ -13,7 +13,7 @@ from tallystick.contracts import Created
 from tallystick.countersign import Countersigner
 from tallystick.desk import Access
 from tallystick.devnet import Devnet
-from tallystick.transcript import delta_text
+from tallystick.reply import choice_text
 from tallystick.types import ZERO_HASH, Job, JobId, Prices, Receipt, RequestId, Terms, Totals
 
 PRICES = Prices(900_000, 200_000)
@@ -96,14 +96,21 @@ class Signer:
         """A request of this payer's, with its own request id; what comes of it can then be signed for."""
         request = RequestId(f"{number:032x}")
         body = {"messages": MESSAGES, "stream": True, "max_tokens": 100, **members}
-        self.signs.begin(request, body, body["max_tokens"])
+        self.signs.begin(request, body, body["max_tokens"], body.get("n", 1))
         return {**body, "tally": {"request": request, **members.get("tally", {})}}
+
+    def text_body(self, number: int = 1, **members: Any) -> dict[str, Any]:
+        """A request to complete a text, with its own request id."""
+        request = RequestId(f"{number:032x}")
+        body = {"max_tokens": 100, **members}
+        self.signs.begin(request, body, body["max_tokens"], body.get("n", 1))
+        return {**body, "tally": {"request": request}}
 
     def receive(self, chunk: Mapping[str, Any]) -> Told:
         """Takes one chunk of an SSE stream, or the answer to a request that was not streamed."""
         tally = chunk["tally"]
         choice = chunk["choices"][0] if chunk.get("choices") else {}
-        text = delta_text(choice.get("delta") or choice.get("message") or {})
+        text = choice_text(choice)
         totals = Totals(tally["prompt_tokens"], tally["tokens"])
         self.signs.receive(tally["request"], totals, text, choice.get("finish_reason"))
         return Told(text, tally, choice.get("finish_reason"))

@@ -80,6 +80,7 @@ GOOD = Facts(
     newest=JOB,
     model="talky",
     prompt_tokens=12,
+    longest=12,
     max_tokens=150,
     room=87,
     context=4096,
@@ -139,12 +140,17 @@ ONE_FACT: dict[str, tuple[str, Facts]] = {
     "a credit that is used up": ("credit_used_up", replace(GOOD, used_up=True)),
     "more than the context holds": ("context_exceeded", replace(GOOD, max_tokens=4085)),
     "a deposit that is used up": ("deposit_exhausted", replace(GOOD, fit=Fit.NO_DEPOSIT)),
+    "too little for a token of every choice": ("deposit_exhausted", replace(GOOD, max_tokens=0, choices=9)),
     "a prompt beyond the credit": ("prompt_receipt_due", replace(GOOD, fit=Fit.NEEDS_RECEIPT)),
     "a prompt beyond the credit of a job that is served early": (
         "job_unconfirmed",
         replace(GOOD, fit=Fit.NEEDS_DEPTH, depth=9),
     ),
     "an answer in one piece beyond the credit": ("stream_required", replace(GOOD, streamed=False)),
+    "choices in one piece that add up to more than the credit": (
+        "stream_required",
+        replace(GOOD, streamed=False, max_tokens=44, choices=2),
+    ),
 }
 
 

@@ -18,7 +18,7 @@ from tallystick import lookout, wire
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
 from tallystick.devnet import Devnet
-from tallystick.errors import EngineError, EngineRefused, EngineUnavailable
+from tallystick.errors import EngineError, EngineRefused, EngineUnavailable, Refusal
 from tallystick.node import Node
 from tallystick.peer import secure
 from tallystick.server import running
@@ -152,7 +152,7 @@ async def test_usage_only_if_asked(hosting: Hosting) -> None:
     host = await hosting.serve()
     signer = await hosting.signer()
     *chunks, last, _ = await host.ask(signer, stream_options={"include_usage": True})
-    assert all(chunk["choices"] for chunk in chunks)
+    assert all(chunk["choices"] and chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
     assert last["usage"] == {
         "prompt_tokens": PROMPT,
@@ -237,6 +237,150 @@ async def _started(engine: ScriptedEngine) -> None:
     await until(asked)
 
 
+async def test_choices(hosting: Hosting) -> None:
+    """Several choices come mixed in one stream, each with its end, and all their tokens are one count."""
+    engine = ScriptedEngine(*(Script(say(*letter * 5)) for letter in "abc"))
+    host = await hosting.serve(engine)
+    signer = await hosting.signer()
+    *chunks, _ = await host.ask(signer, n=3, seed=5)
+    texts = {0: "", 1: "", 2: ""}
+    ends: dict[int, str | None] = {}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            texts[choice["index"]] += choice["delta"].get("content") or ""
+            ends[choice["index"]] = choice["finish_reason"] or ends.get(choice["index"])
+    assert texts == {0: "aaaaa", 1: "bbbbb", 2: "ccccc"}
+    assert ends == {0: "stop", 1: "stop", 2: "stop"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert (chunks[-1]["tally"]["prompt_tokens"], chunks[-1]["tally"]["tokens"]) == (PROMPT, 15)
+    assert sorted(asked.body["seed"] for asked in engine.asked) == [5, 6, 7]
+
+
+async def test_choices_cut_for_money(hosting: Hosting) -> None:
+    """Of a stream that ends for money, every choice that was open is told its end."""
+    host = await hosting.serve(ScriptedEngine(Script(say(*"x" * 3)), Script(say(*"y" * 300))))
+    signer = await hosting.signer()
+    *_, last, done = await host.ask(signer, signing=False, n=2, max_tokens=300)
+    assert last["choices"] == [{"index": 1, "delta": {}, "finish_reason": "length"}]
+    assert (last["tally"]["reason"], done) == ("receipt_due", {"done": True})
+
+
+PASSED_ON: dict[str, Any] = {
+    "stop": ["\n"],
+    "logprobs": True,
+    "top_logprobs": 2,
+    "seed": 7,
+    "temperature": 0.5,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "stick", "schema": {"type": "object"}},
+    },
+    "tools": [{"type": "function", "function": {"name": "split", "parameters": {"type": "object"}}}],
+    "tool_choice": "auto",
+    "logit_bias": {"5": -100},
+    "reasoning_effort": "low",
+    "unheard_of": [1, {"a": None}],
+}
+
+
+async def test_passes_on(hosting: Hosting) -> None:
+    """What a request says beside what is settled here goes to the engine as it came."""
+    engine = ScriptedEngine(Script(say("x")))
+    host = await hosting.serve(engine)
+    signer = await hosting.signer()
+    parts = [{"type": "text", "text": "Why?"}]
+    await host.ask(signer, messages=[{"role": "user", "content": parts}], **PASSED_ON)
+    body = engine.asked[0].body
+    assert {name: body[name] for name in PASSED_ON} == PASSED_ON
+    assert body["messages"] == [{"role": "user", "content": parts}]
+
+
+async def test_other_ends(hosting: Hosting) -> None:
+    """An end that OpenAI's clients have no word for is told as `stop`."""
+    host = await hosting.serve(ScriptedEngine(Script(say("x"), finish_reason="abort")))
+    *_, last, _ = await host.ask(await hosting.signer())
+    assert last["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_tool_calls(hosting: Hosting) -> None:
+    """Reasoning and tool calls are text that is signed for, streamed or in one piece."""
+    parts = [
+        {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "split"}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"in":2}'}}]},
+    ]
+    steps = (Step(delta={"reasoning_content": "Hm."}), *(Step(delta=part) for part in parts))
+    host = await hosting.serve(ScriptedEngine(Script(steps, finish_reason="tool_calls")))
+    signer = await hosting.signer()
+    *_, last, _ = await host.ask(signer)
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
+    body = signer.body(2, stream=False, max_tokens=60)
+    async with host.http.post(CHAT, json=body, headers=signer.headers()) as answer:
+        whole = await answer.json()
+    [call] = whole["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == {"name": "split", "arguments": '{"in":2}'}
+    signer.receive(whole)
+    await host.sign(signer)
+
+
+# Texts that are completed
+
+
+TEXT = "/v1/completions"
+
+
+async def test_completed_text(hosting: Hosting) -> None:
+    """A text is completed in a stream of OpenAI's older form, counted and signed for like any other."""
+    engine = ScriptedEngine(Script(say(" one", " stick")))
+    host = await hosting.serve(engine)
+    signer = await hosting.signer()
+    body = signer.text_body(prompt="Two halves of", stream=True, stream_options={"include_usage": True})
+    async with host.http.post(TEXT, json=body, headers=signer.headers()) as answer:
+        events = [orjson.loads(event) for event in wire.SSEParser().feed(await answer.read())[:-1]]
+    *chunks, usage = events
+    assert {chunk["object"] for chunk in events} == {"text_completion"}
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == " one stick"
+    assert [chunk["choices"][0]["logprobs"] for chunk in chunks] == [None] * len(chunks)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert usage["usage"] == {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
+    assert engine.asked[0].body["prompt"] == "Two halves of"
+    for chunk in chunks:
+        signer.receive(chunk)
+    await host.sign(signer)
+    assert signer.signs.acknowledged == Totals(4, 2)
+
+
+async def test_completed_texts(hosting: Hosting) -> None:
+    """Several prompts, texts or token ids, are completed in one answer: `n` choices of each in turn."""
+    engine = ScriptedEngine(*(Script(say(letter)) for letter in "abcd"))
+    host = await hosting.serve(engine)
+    signer = await hosting.signer()
+    body = signer.text_body(prompt=["Two halves", [7, 8, 9]], n=2, max_tokens=10)
+    async with host.http.post(TEXT, json=body, headers=signer.headers()) as answer:
+        whole = await answer.json()
+    assert whole["object"] == "text_completion"
+    assert [(choice["index"], choice["text"]) for choice in whole["choices"]] == list(enumerate("abcd"))
+    assert whole["usage"] == {"prompt_tokens": 3 + 3, "completion_tokens": 4, "total_tokens": 10}
+
+
+@pytest.mark.parametrize(
+    ("members", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt[0]"),
+        ({"prompt": [1, "two"]}, "prompt"),
+        ({"prompt": [-1]}, "prompt[0]"),
+        ({"prompt": ["a"] * 65, "n": 2}, "n"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "echo": True}, "echo"),
+    ],
+)
+def test_malformed_text(members: dict[str, Any], param: str) -> None:
+    """What is no text to complete, or asks for what is not done here, is refused by its member's name."""
+    with pytest.raises(Refusal) as caught:
+        wire.parse_text(orjson.dumps(members))
+    assert caught.value.extra == {"param": param}
+
+
 # Answers in one piece
 
 
@@ -249,7 +393,14 @@ async def test_whole(hosting: Hosting) -> None:
         assert answer.status == 200
         whole = await answer.json()
     assert whole["object"] == "chat.completion"
-    assert whole["choices"][0]["message"] == {"role": "assistant", "content": "x" * 60}
+    assert whole["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "x" * 60, "refusal": None},
+            "logprobs": None,
+            "finish_reason": "length",
+        }
+    ]
     assert whole["usage"]["completion_tokens"] == whole["tally"]["tokens"] == 60
     signer.receive(whole)
     await host.sign(signer)
@@ -285,7 +436,9 @@ async def test_official_client(hosting: Hosting) -> None:
 async def test_unknown_routes_and_methods(hosting: Hosting) -> None:
     """What is no route, and no method of a route, is a problem like any other."""
     host = await hosting.serve()
-    assert (await host.problem("GET", "/v1/nothing"))["code"] == "not_found"
+    assert (await host.problem("GET", "/nothing"))["code"] == "not_found"
+    async with host.http.get("/v1/embeddings") as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (404, "not_found")
     assert (await host.problem("DELETE", "/v1/host"))["code"] == "not_allowed"
     async with host.http.get(CHAT) as answer:
         assert answer.status == 405
@@ -297,7 +450,7 @@ async def test_malformed(hosting: Hosting) -> None:
     """A body that cannot be used is refused by its member's name, before anything else is looked at."""
     host = await hosting.serve()
     signer = await hosting.signer()
-    status, error = await host.error(signer, n=2)
+    status, error = await host.error(signer, n=0)
     assert (status, error["code"], error["param"]) == (400, "invalid_request", "n")
     async with host.http.post(CHAT, data=b"{", headers=signer.headers()) as answer:
         assert (await answer.json())["error"]["code"] == "invalid_request"

@@ -96,7 +96,9 @@ class Host:
         assert self.account.meter.reserve(PROMPT) is Fit.FITS
         request = RequestId(f"{number:032x}")
         self.signs.begin(request, BODY, max_tokens)
-        order = Order(request, prompt_hash(BODY), BODY, "scripted", PROMPT, max_tokens, streamed=streamed)
+        order = Order(
+            request, prompt_hash(BODY), (BODY,), "scripted", PROMPT, PROMPT, max_tokens, streamed=streamed
+        )
         return Stream(order, self.account, self.engine, self.clerk, timeout)
 
     async def deliver(self, stream: Stream, *, signing: bool = True) -> str:
@@ -162,7 +164,7 @@ async def test_delivers_what_the_engine_made(counter: Counter) -> None:
     assert text == "".join(step.text for step in babble(300).reads if isinstance(step, Step))
     assert host.counted == Totals(PROMPT, 300) == host.account.meter.receipted
     assert stream.end is not None
-    assert (stream.end.reason, stream.end.told) == ("length", True)
+    assert (stream.end.reason, stream.end.untold) == ("length", ())
     assert stream.end.usage == {
         "prompt_tokens": PROMPT,
         "completion_tokens": 300,
@@ -206,7 +208,7 @@ async def test_receipt_due(counter: Counter) -> None:
     stream = host.ask(300, timeout=0.05)
     await host.deliver(stream, signing=False)
     assert stream.end is not None
-    assert (stream.end.reason, stream.end.finish_reason, stream.end.told) == ("receipt_due", "length", False)
+    assert (stream.end.reason, stream.end.finish_reason, stream.end.untold) == ("receipt_due", "length", (0,))
     assert stream.end.tally["reason"] == "receipt_due"
     assert host.engine.asked[0].cancelled
     assert credit_left(host) >= 0
@@ -286,9 +288,9 @@ async def test_low_is_said_once(counter: Counter) -> None:
     ("script", "code"),
     [
         (Script((EngineUnavailable("gone"),)), "engine_unavailable"),
+        (Script((EngineFalseStart("crash"),)), "engine_false_start"),
         (Script((EngineTimeout("silent"),)), "engine_timeout"),
         (Script(), "engine_empty"),
-        (Script((EngineFalseStart("crash"),)), "engine_false_start"),
     ],
 )
 async def test_nothing_served_costs_nothing(counter: Counter, script: Script, code: str) -> None:

@@ -117,7 +117,12 @@ class Facts:
     """Clients that are gone left more unsigned than the job's one credit."""
     fit: Fit = Fit.FITS
     prompt_tokens: int = 0
+    """Of all prompts."""
+    longest: int = 0
+    """Tokens of the longest prompt."""
     max_tokens: int = 0
+    """Of each choice."""
+    choices: int = 1
     room: int = 0
     """Generated tokens that could be delivered without another receipt, the prompt taken off."""
     streamed: bool = True
@@ -350,21 +355,23 @@ def credit_used_up(facts: Facts) -> Refusal | None:
 
 
 def context_exceeded(facts: Facts) -> Refusal | None:
-    if facts.context is None or facts.prompt_tokens + facts.max_tokens <= facts.context:
+    if facts.context is None or facts.longest + facts.max_tokens <= facts.context:
         return None
     return Refusal(
         "context_exceeded",
-        f"The prompt has {facts.prompt_tokens} tokens and max_tokens is {facts.max_tokens}; "
+        f"The prompt has {facts.longest} tokens and max_tokens is {facts.max_tokens}; "
         f"the context holds {facts.context}.",
     )
 
 
 def deposit_exhausted(facts: Facts) -> Refusal | None:
-    if facts.fit is not Fit.NO_DEPOSIT:
+    # Of an answer in one piece every choice has to have a token.
+    if facts.fit is not Fit.NO_DEPOSIT and facts.max_tokens > 0:
         return None
     return Refusal(
         "deposit_exhausted",
-        f"The deposit left does not pay for the prompt's {facts.prompt_tokens} tokens and one more.",
+        f"The deposit left does not pay for the prompt's {facts.prompt_tokens} tokens and "
+        f"{'one more' if facts.choices == 1 else f'one more of each of {facts.choices} choices'}.",
     )
 
 
@@ -388,11 +395,12 @@ def depth_due(facts: Facts) -> Refusal | None:
 
 
 def stream_required(facts: Facts) -> Refusal | None:
-    if facts.streamed or not facts.known.receipted or facts.max_tokens <= facts.room:
+    tokens = facts.choices * facts.max_tokens
+    if facts.streamed or not facts.known.receipted or tokens <= facts.room:
         return None
     return Refusal(
         "stream_required",
-        f"The answer may have {facts.max_tokens} tokens; {facts.room} fit the credit that is left.",
+        f"The answer may have {tokens} tokens; {facts.room} fit the credit that is left.",
     )
 
 

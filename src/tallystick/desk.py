@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from tallystick import admission, pricing, proof, wire
+from tallystick import admission, choices, pricing, proof, reply, wire
 from tallystick.account import Account
 from tallystick.accounts import Accounts, Answer
 from tallystick.admission import Check, Facts, Offer, first_refusal
@@ -42,7 +42,7 @@ from tallystick.meter import Fit
 from tallystick.receipt import check_own, check_signer
 from tallystick.stream import Order, Stream, engine_refusal
 from tallystick.types import Job, JobId, Receipt, RequestId, Totals
-from tallystick.wire import ChatRequest
+from tallystick.wire import ReplyRequest
 
 NOTHING = Totals()
 
@@ -111,7 +111,7 @@ class Desk:
 
     # Requests
 
-    async def admit(self, asked: ChatRequest, access: Access) -> Stream:
+    async def admit(self, asked: ReplyRequest, access: Access) -> Stream:
         """A stream for a request that passes protocol §8. Enter it at once: it holds a reservation."""
         self._admitting += 1
         try:
@@ -120,12 +120,9 @@ class Desk:
             self._admitting -= 1
             self.accounts.stream_left.set()
 
-    async def _admit(self, asked: ChatRequest, access: Access) -> Stream:
+    async def _admit(self, asked: ReplyRequest, access: Access) -> Stream:
         self._refuse_while_stopping()
         self._refuse_while_failing()
-        if asked.n > 1:
-            raise Refusal("invalid_request", "`n`: this host makes one choice a request.", param="n")
-        _refuse_other_than_text(asked.body["messages"])
         facts = await self._look(access, asked.job_id)
         facts = replace(await self._remember(facts), model=asked.model)
         _require(admission.JOB + admission.TERMS, facts)
@@ -213,26 +210,32 @@ class Desk:
             await self.accounts.end(account)
             raise refusal
 
-    async def _draw_up(self, asked: ChatRequest, account: Account) -> Order:
+    async def _draw_up(self, asked: ReplyRequest, account: Account) -> Order:
         """What the engine is to be asked for, with its count of the prompt."""
         model = self.offer.model(asked.model)
         assert model is not None
         prompt_hash = asked.prompt_hash()
-        body = {**asked.body, "model": model.name}
-        prompt_tokens = await self._engine.count_prompt(body)
-        wanted = asked.max_tokens or self._default_max_tokens(prompt_tokens)
+        bodies = choices.bodies({**asked.body, "model": model.name}, asked.prompts, asked.n)
+        # The choices of one prompt are neighbours, so each prompt is counted once.
+        counted = [await self._engine.count_prompt(body) for body in bodies[:: asked.n]]
+        prompt_tokens = sum(counted)
+        wanted = asked.max_tokens or self._default_max_tokens(max(counted))
         # What comes in one piece cannot go on after a top-up, so it is no longer than the deposit pays for.
-        max_tokens = wanted if asked.stream else min(wanted, account.affordable(prompt_tokens))
+        affordable = account.affordable(prompt_tokens) // len(bodies)
+        max_tokens = wanted if asked.stream else min(wanted, affordable)
         return Order(
             request=asked.request or RequestId(secrets.token_hex(16)),
             prompt_hash=prompt_hash,
-            body=body,
+            bodies=bodies,
             model=model.name,
             prompt_tokens=prompt_tokens,
+            longest=max(counted),
             max_tokens=max_tokens,
+            n=asked.n,
             streamed=asked.stream,
             include_usage=asked.include_usage,
             capped=max_tokens < wanted,
+            form=reply.TEXT if asked.prompts else reply.CHAT,
         )
 
     async def _reserve(self, order: Order, account: Account, facts: Facts) -> None:
@@ -249,7 +252,9 @@ class Desk:
                 ended=account.ended,
                 fit=fit,
                 prompt_tokens=order.prompt_tokens,
+                longest=order.longest,
                 max_tokens=order.max_tokens,
+                choices=len(order.bodies),
                 room=account.room(),
                 streamed=order.streamed,
                 context=self._engine.context,
@@ -355,20 +360,6 @@ def _require(checks: Iterable[Check], facts: Facts) -> None:
     refusal = first_refusal(checks, facts)
     if refusal is not None:
         raise refusal
-
-
-def _refuse_other_than_text(messages: list[dict[str, Any]]) -> None:
-    """Engines refuse what they cannot read in ways that look like a fault of theirs, so it is done here."""
-    for at, message in enumerate(messages):
-        content = message.get("content")
-        parts = content if isinstance(content, list) else []
-        kinds = [part.get("type") if isinstance(part, dict) else part for part in parts]
-        if other := [kind for kind in kinds if kind != "text"]:
-            raise Refusal(
-                "invalid_request",
-                f"`messages[{at}].content`: this host reads parts of type 'text', not {other[0]!r:.40}.",
-                param="messages",
-            )
 
 
 def _check_end(domain: proof.Domain, job: Job, signature: bytes) -> None:

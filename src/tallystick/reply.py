@@ -1,11 +1,13 @@
-"""One answer put together from the chunks of a stream, for clients that did not ask for a stream.
+"""How replies look: the forms of a chat's and of a completed text's, and one answer put together from chunks.
 
 Rules only. Knows the forms of deltas and messages, and nothing of counts beyond carrying the last ones over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,32 +19,79 @@ TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 """Members of a delta that continue each other."""
 
 
-def assemble(pieces: Iterable[Piece]) -> Piece:
-    """One piece for all of them, with one choice whose `message` is whole. ValueError if there are none."""
+Parts = list[dict[str, Any]]
+"""What chunks brought of one choice, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How one kind of reply is written."""
+
+    id: str
+    """What its ids begin with."""
+    whole: str
+    """The `object` of an answer in one piece."""
+    chunk: str
+    """The `object` of a chunk."""
+    blank: Mapping[str, Any]
+    """What a chunk says of a choice that it brings nothing of."""
+    join: Callable[[Parts], dict[str, Any]]
+    """The whole of what parts bring of a choice."""
+
+
+def assemble(pieces: Iterable[Piece], form: Form) -> Piece:
+    """One piece for all of them, with each choice in one part. ValueError if there are none."""
     pieces = list(pieces)
     if not pieces:
         raise ValueError("there is no reply to put together")
-    choices = [choice for piece in pieces for choice in piece.choices[:1]]
-    finish_reason = next((piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), None)
-    usage = next((piece.usage for piece in reversed(pieces) if piece.usage), None)
-    answer = message(choice.get("delta") or {} for choice in choices)
-    choice: dict[str, Any] = {"index": 0, "message": answer, "finish_reason": finish_reason}
-    if logprobs := _logprobs(choices):
-        choice["logprobs"] = logprobs
+    choices = joined((choice for piece in pieces for choice in piece.choices), form)
     return msgspec.structs.replace(
         pieces[-1],
-        choices=[choice],
-        text=delta_text(answer),
-        finish_reason=finish_reason,
+        choices=choices,
+        text="".join(map(choice_text, choices)),
+        finish_reason=next((piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), None),
         ids=[id_ for piece in pieces for id_ in piece.ids or ()] or None,
-        usage=usage,
-        raw={**pieces[0].raw, "object": "chat.completion", "choices": [choice]},
+        usage=next((piece.usage for piece in reversed(pieces) if piece.usage), None),
+        raw={**pieces[0].raw, "object": form.whole, "choices": choices},
     )
+
+
+def joined(parts: Iterable[dict[str, Any]], form: Form) -> Parts:
+    """The choices that parts of them, in the order of their arrival, add up to."""
+    by_index: defaultdict[int, Parts] = defaultdict(list)
+    for part in parts:
+        by_index[part.get("index", 0)].append(part)
+    return [_whole(index, by_index[index], form) for index in sorted(by_index)]
+
+
+def choice_text(choice: Mapping[str, Any]) -> str:
+    """The text of one choice, of a chunk or of a whole answer, as the transcript has it."""
+    text = choice.get("text")
+    return text if isinstance(text, str) else delta_text(choice.get("delta") or choice.get("message") or {})
+
+
+def _whole(index: int, parts: Parts, form: Form) -> dict[str, Any]:
+    """One choice, with every member that clients rely on, null where there is nothing to say."""
+    finish_reasons = (part.get("finish_reason") for part in reversed(parts))
+    return {
+        "index": index,
+        **form.join(parts),
+        "logprobs": _logprobs(parts),
+        "finish_reason": next(filter(None, finish_reasons), None),
+    }
+
+
+def _text(parts: Parts) -> dict[str, Any]:
+    return {"text": "".join(map(choice_text, parts))}
+
+
+def _message(parts: Parts) -> dict[str, Any]:
+    return {"message": message(part.get("delta") or {} for part in parts)}
 
 
 def message(deltas: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The message that deltas add up to."""
-    whole: dict[str, Any] = {"role": "assistant", "content": None}
+    whole: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
     for delta in deltas:
         for name, part in delta.items():
             if name == "tool_calls":
@@ -75,3 +124,7 @@ def _logprobs(choices: list[dict[str, Any]]) -> dict[str, Any] | None:
             if part:
                 whole.setdefault(name, []).extend(part)
     return whole or None
+
+
+CHAT = Form("chatcmpl-", "chat.completion", "chat.completion.chunk", {"delta": {}}, _message)
+TEXT = Form("cmpl-", "text_completion", "text_completion", {"text": "", "logprobs": None}, _text)

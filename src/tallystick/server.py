@@ -1,8 +1,8 @@
 """A host's door: the routes of protocol §7 over a node, and the server that they run in.
 
-    POST /v1/chat/completions     GET /v1/models     GET  /v1/jobs/{id}              GET /healthz
-    GET  /v1/session              GET /v1/host       POST /v1/jobs/{id}/receipts     GET /readyz
-         (WebSocket)                                 POST /v1/jobs/{id}/complete
+    POST /v1/chat/completions     GET /v1/models             GET  /v1/jobs/{id}              GET /healthz
+    POST /v1/completions          GET /v1/models/{model}     POST /v1/jobs/{id}/receipts     GET /readyz
+    GET  /v1/session (WebSocket)  GET /v1/host               POST /v1/jobs/{id}/complete
 
 Replies go out as plain ASGI messages, since they are the path of every token; all else is Starlette's. Knows
 how things look on the wire, and decides nothing.
@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
@@ -38,11 +38,13 @@ from tallystick.node import STOP_STREAMS, Node
 from tallystick.peer import BODY, PeerGone, access_of, read_body
 from tallystick.proof import MAX_JOB_ID
 from tallystick.relay import Relay, was_passed_on
+from tallystick.reply import TEXT
 from tallystick.stream import CANCELLED, Chunk, End, Order, Stream
 from tallystick.types import JobId
 from tallystick.websocket import Sessions
 
-COMPLETIONS = "/v1/chat/completions"
+OURS = ("/v1/host", "/v1/jobs", "/v1/session")
+"""Routes that OpenAI's API has no counterpart of."""
 SEND_LIMIT = 30.0
 """Seconds for which a connection may be full before it counts as broken."""
 CLOSE_CONNECTIONS = 5
@@ -63,9 +65,11 @@ def app(node: Node) -> Starlette:
     routes = Routes(node)
     return Starlette(
         routes=[
-            Route(COMPLETIONS, Completions(node), methods=["POST"]),
+            Route("/v1/chat/completions", Completions(node, wire.parse_chat), methods=["POST"]),
+            Route("/v1/completions", Completions(node, wire.parse_text), methods=["POST"]),
             WebSocketRoute("/v1/session", Sessions(node)),
             Route("/v1/models", routes.models),
+            Route("/v1/models/{model:path}", routes.model),
             Route("/v1/host", routes.host),
             Route("/v1/jobs/{job_id}", routes.job),
             Route("/v1/jobs/{job_id}/receipts", routes.receipts, methods=["POST"]),
@@ -89,12 +93,21 @@ class Routes:
         self._node = node
 
     async def models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": self._models()})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        model = next((model for model in self._models() if model["id"] == name), None)
+        if model is None:
+            raise Refusal("model_unknown")
+        return _json(model)
+
+    def _models(self) -> list[dict[str, Any]]:
         terms = self._node.offer.terms()
-        models = [
-            {"id": model["name"], "object": "model", "created": 0, "owned_by": terms["host"], **model}
+        return [
+            {"id": model["name"], "object": "model", "created": 0, "owned_by": terms["host"] or "", **model}
             for model in terms["models"]
         ]
-        return _json({"object": "list", "data": models})
 
     async def host(self, request: Request) -> Response:
         return _json(self._node.quote())
@@ -153,14 +166,15 @@ def _same_job(named: JobId, job_id: JobId) -> None:
 
 
 class Completions:
-    """`POST /v1/chat/completions`, as an ASGI application."""
+    """`POST /v1/chat/completions` or `/v1/completions`, by what reads its body, as an ASGI application."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, parse: Callable[[bytes], wire.ReplyRequest]) -> None:
         self._node = node
+        self._parse = parse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         access = access_of(scope, self._node.config.trusted_proxies)
-        asked = wire.parse_chat(await read_body(scope, receive))
+        asked = self._parse(await read_body(scope, receive))
         stream = await self._node.desk.admit(asked, access)
         async with stream, _leaving_cuts(receive, stream):
             if asked.stream:
@@ -225,9 +239,11 @@ class Events:
 
     def __init__(self, order: Order) -> None:
         self._order = order
+        self._nulls: dict[str, Any] = {"usage": None} if order.include_usage else {}
+        """What clients that wait for a usage expect of every chunk before it."""
         self._chunk: dict[str, Any] = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk",
+            "id": order.form.id + secrets.token_hex(12),
+            "object": order.form.chunk,
             "created": int(time.time()),
             "model": order.model,
         }
@@ -242,9 +258,10 @@ class Events:
         if end.failure is not None:
             return self.failure(end.failure, end.tally)
         last = b""
-        if not end.told:
-            cut = {"index": 0, "delta": {}, "finish_reason": end.finish_reason}
-            last += wire.sse({**self._chunk, "choices": [cut], "tally": end.tally})
+        if end.untold:
+            how = {**self._order.form.blank, "finish_reason": end.finish_reason}
+            cut = [{"index": choice, **how} for choice in end.untold]
+            last += wire.sse({**self._chunk, "choices": cut, **self._nulls, "tally": end.tally})
         if self._order.include_usage:
             last += wire.sse({**self._chunk, "choices": [], "usage": end.usage, "tally": end.tally})
         return last + wire.SSE_DONE
@@ -256,9 +273,14 @@ class Events:
 
     def _event(self, chunk: Chunk) -> dict[str, Any]:
         if chunk.piece is None:
-            return {**self._chunk, "choices": [], "tally": chunk.tally}
+            return {**self._chunk, "choices": [], **self._nulls, "tally": chunk.tally}
         event = _open(chunk.piece.raw, self._order)
         self._chunk = {name: event[name] for name in self._chunk if name in event}
+        for choice in chunk.piece.choices:
+            choice.setdefault("finish_reason", None)
+            if self._order.form is TEXT:
+                choice.setdefault("logprobs", None)
+        event.update(self._nulls)
         event["tally"] = chunk.tally
         return event
 
@@ -286,7 +308,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def _problem(request: Request, refusal: Refusal) -> Response:
-    if request.url.path == COMPLETIONS:
+    if _is_openais(request.url.path):
         response = _json(wire.openai_error(refusal), refusal.row.status)
     else:
         response = _json(refusal.problem(), refusal.row.status, "application/problem+json")
@@ -295,6 +317,11 @@ def _problem(request: Request, refusal: Refusal) -> Response:
     if "retry_after" in refusal.extra:
         response.headers["retry-after"] = str(refusal.extra["retry_after"])
     return response
+
+
+def _is_openais(path: str) -> bool:
+    """Whatever OpenAI's clients may ask for, served or not; not what only this protocol has."""
+    return path.startswith("/v1/") and not path.startswith(OURS)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

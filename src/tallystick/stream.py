@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 import msgspec
 import structlog
 
-from tallystick import reply, wire
+from tallystick import choices, reply, wire
 from tallystick.account import Account
 from tallystick.engine import Engine, Piece
 from tallystick.errors import EngineEmpty, EngineError, EngineRefused, Refusal
@@ -42,6 +42,9 @@ CANCELLED = "cancelled"
 NODE_STOPPING = "node_stopping"
 LEDGER_UNAVAILABLE = "ledger_unavailable"
 ENGINE_FAILED = "engine_failed"
+
+FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+"""OpenAI's."""
 
 # By what was waited for in vain, if that was to be seen on the chain.
 _ENDS: dict[Stop | None, str] = {Stop.DEPOSIT: DEPOSIT_EXHAUSTED, Stop.DEPTH: JOB_UNCONFIRMED}
@@ -71,17 +74,23 @@ class Order:
 
     request: RequestId
     prompt_hash: bytes
-    body: dict[str, Any]
-    """For the engine."""
+    bodies: tuple[dict[str, Any], ...]
+    """For the engine: one for each choice."""
     model: str
     """As the host calls it."""
     prompt_tokens: int
-    """Reserved in the account: no more is billed for the prompt."""
+    """Reserved in the account: no more is billed for the prompts."""
+    longest: int
+    """Tokens of the longest prompt."""
     max_tokens: int
+    """Of each choice."""
+    n: int = 1
+    """Choices for each prompt."""
     streamed: bool = True
     include_usage: bool = False
     capped: bool = False
     """`max_tokens` is what the deposit pays for, not what was asked for."""
+    form: reply.Form = reply.CHAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +109,8 @@ class End:
     """In the words of protocol §9."""
     finish_reason: str
     """In OpenAI's."""
-    told: bool
-    """A piece with the engine's `finish_reason` was delivered."""
+    untold: tuple[int, ...]
+    """The choices of which no piece with the engine's `finish_reason` was delivered."""
     tally: dict[str, Any]
     usage: dict[str, Any]
     failure: Refusal | None = None
@@ -130,7 +139,10 @@ class Stream:
         self._assembled = False
         self._sent = Totals()
         self._usage: dict[str, Any] = {}
+        self._open = set(range(len(order.bodies)))
+        """The choices that have not ended."""
         self._finish_reason: str | None = None
+        """The engine's, of the choice that ended last; none while one is open."""
         self._cut: str | None = None
         self._deadline: float | None = None
         """Until when it waits for room, on the event loop's clock."""
@@ -234,8 +246,16 @@ class Stream:
         self._sent += Totals(prompt_tokens, tokens)
         self.delivery.add(self._sent.prompt_tokens, self._sent.tokens, piece.text)
         if piece.finish_reason:
-            self._finish_reason = piece.finish_reason
+            self._note_finished(piece)
         return Chunk(self._tally(due=due or self._finish_reason is not None), piece)
+
+    def _note_finished(self, piece: Piece) -> None:
+        for choice in piece.choices:
+            if reason := choice.get("finish_reason"):
+                # Clients know no others; whatever else an engine calls it, it is an end.
+                choice["finish_reason"] = reason = reason if reason in FINISH_REASONS else "stop"
+                self._open.discard(choice["index"] if len(self.order.bodies) > 1 else 0)
+                self._finish_reason = None if self._open else reason
 
     def _tokens(self, piece: Piece) -> int:
         """Generated tokens that a piece brings."""
@@ -253,7 +273,7 @@ class Stream:
         if self._failure() is not None:
             self._held.clear()
         elif self._held and not self._assembled:
-            self._held = deque([reply.assemble(self._held)])
+            self._held = deque([reply.assemble(self._held, self.order.form)])
             self._assembled = True
 
     def _tally(self, *, due: bool, waiting: bool = False) -> dict[str, Any]:
@@ -310,7 +330,8 @@ class Stream:
     # The engine's side
 
     async def _take_from_engine(self) -> None:
-        async with self._engine.stream(self.order.body, self.order.max_tokens) as reads:
+        order = self.order
+        async with choices.stream(self._engine, order.bodies, order.max_tokens, order.n) as reads:
             async for pieces in reads:
                 for piece in pieces:
                     self._hold(piece)
@@ -354,7 +375,7 @@ class Stream:
         self.end = End(
             reason=reason,
             finish_reason=self._finish_reason or "length",
-            told=self._finish_reason is not None,
+            untold=tuple(sorted(self._open)),
             tally={**self._tally(due=True), "reason": reason},
             usage={**self._usage, **_usage(self._sent)},
             failure=failure,

@@ -282,6 +282,8 @@ def _token(piece: Piece) -> dict[str, Any]:
         token["reasoning"] = reasoning
     if delta.get("tool_calls"):
         token["tool_calls"] = delta["tool_calls"]
+    if index := choice.get("index"):
+        token["index"] = index
     if piece.ids:
         token["ids"] = piece.ids
     if piece.finish_reason:

@@ -7,7 +7,7 @@ passes through as it came. Knows the forms only: who may send what, and when, is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -24,7 +24,9 @@ MAX_BODY = 8_000_000
 MAX_POSITIONS = 256
 """Positions in one receipt."""
 MAX_CHOICES = 128
-"""`n`, as OpenAI has it."""
+"""`n`, as OpenAI has it; times the prompts, where there are several."""
+MAX_IDS = 1_000_000
+"""Token ids in one prompt: more than any context holds."""
 SSE_DONE = b"data: [DONE]\n\n"
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
@@ -35,6 +37,9 @@ _Signature = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-fA-F]{128}|[0-9a-fA
 _Money = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,28})\Z")]
 # -1, 0 and null ask for the host's default; below -1 there is nothing to mean.
 _Limit = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)]
+_Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
+_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_TokenIds = Annotated[list[_TokenId], msgspec.Meta(min_length=1, max_length=MAX_IDS)]
 _Form = TypeVar("_Form")
 
 
@@ -301,18 +306,27 @@ class _RequestTally(msgspec.Struct):
     receipt: _Receipt | None = None
 
 
-class _Chat(msgspec.Struct):
+class _Asked(msgspec.Struct, kw_only=True):
     """The members of a request that the host reads; what they mean otherwise is the engine's."""
 
-    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: _Limit | None = None
-    max_completion_tokens: _Limit | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    n: _Choices | None = None
     job_id: _JobId | None = None
     tally: _RequestTally | None = None
+
+
+class _Chat(_Asked, kw_only=True):
+    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
+    max_completion_tokens: _Limit | None = None
+
+
+class _Text(_Asked, kw_only=True):
+    prompt: str | Annotated[list[str | _TokenId | _TokenIds], msgspec.Meta(min_length=1, max_length=MAX_IDS)]
+    best_of: _Choices | None = None
+    echo: bool | None = None
 
 
 class _Inference(msgspec.Struct):
@@ -321,9 +335,13 @@ class _Inference(msgspec.Struct):
     access: str | None = None
 
 
+Prompt = str | list[int]
+"""A text to complete, or its token ids."""
+
+
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """One request for a reply, of either transport."""
+class ReplyRequest:
+    """One request for a reply, of any route and transport."""
 
     body: dict[str, Any] = field(repr=False)
     """The request for the engine: as sent, without our members."""
@@ -337,7 +355,15 @@ class ChatRequest:
     request: RequestId | None
     receipt: Receipt | None
     n: int
+    """Choices for each prompt."""
     include_usage: bool
+    prompts: tuple[Prompt, ...] = field(default=(), repr=False)
+    """The texts to complete; none: it is a chat."""
+
+    @property
+    def choices(self) -> int:
+        """How many choices the reply has."""
+        return self.n * (len(self.prompts) or 1)
 
     def prompt_form(self) -> bytes:
         """The RFC 8785 form of the prompt (protocol §4). Refusal `invalid_request` if it has none."""
@@ -348,13 +374,41 @@ class ChatRequest:
         return transcript.prompt_hash(self.sent)
 
 
-def parse_chat(raw: bytes) -> ChatRequest:
+def parse_chat(raw: bytes) -> ReplyRequest:
     """The body of `POST /v1/chat/completions`. Refusal `too_large` or `invalid_request`."""
     sent = parse(raw)
     return _chat(sent, _without(sent, {"job_id", "tally"}))
 
 
-def parse_inference(frame_request: Any) -> tuple[ChatRequest, str | None]:
+def parse_text(raw: bytes) -> ReplyRequest:
+    """The body of `POST /v1/completions`. Refusal `too_large` or `invalid_request`."""
+    sent = parse(raw)
+    form = _read(sent, _Text)
+    prompts = _prompts(form.prompt)
+    n = form.n or 1
+    if n * len(prompts) > MAX_CHOICES:
+        raise Refusal("invalid_request", f"`n`: with these prompts that is over {MAX_CHOICES}.", param="n")
+    if form.best_of not in (None, n):
+        raise Refusal("invalid_request", "`best_of`: each choice that is made is told.", param="best_of")
+    if form.echo:
+        raise Refusal("invalid_request", "`echo`: this host does not send prompts back.", param="echo")
+    request = _request(form, _limit(form.max_tokens), _without(sent, {"job_id", "tally", "prompt"}), sent)
+    return replace(request, prompts=prompts)
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
+    """A list of token ids is one prompt, any other list has one in each place."""
+    if isinstance(prompt, str):
+        return (prompt,)
+    ids = [each for each in prompt if isinstance(each, int)]
+    if not ids:
+        return tuple(each for each in prompt if not isinstance(each, int))
+    if len(ids) < len(prompt):
+        raise Refusal("invalid_request", "`prompt`: it mixes token ids and prompts.", param="prompt")
+    return (ids,)
+
+
+def parse_inference(frame_request: Any) -> tuple[ReplyRequest, str | None]:
     """The `request` of a WebSocket `inference` frame, and the bearer in it. Refusal `invalid_request`."""
     form = _read(frame_request, _Inference)
     sent: dict[str, Any] = frame_request
@@ -377,22 +431,44 @@ def _chat(
     *,
     sent: dict[str, Any] | None = None,
     request: str | None = None,
-) -> ChatRequest:
+) -> ReplyRequest:
     form = _read(checked, _Chat)
+    _refuse_other_than_text(checked["messages"])
+    limit, alias = _limit(form.max_tokens), _limit(form.max_completion_tokens)
+    max_tokens = _same("max_tokens", limit, "max_completion_tokens", alias)
+    return _request(form, max_tokens, body, checked if sent is None else sent, request)
+
+
+def _refuse_other_than_text(messages: list[dict[str, Any]]) -> None:
+    """Engines refuse what they cannot read in ways that look like a fault of theirs, so it is done here."""
+    for at, message in enumerate(messages):
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        kinds = [part.get("type") if isinstance(part, dict) else part for part in parts]
+        if other := [kind for kind in kinds if kind != "text"]:
+            raise Refusal(
+                "invalid_request",
+                f"`messages[{at}].content`: this host reads parts of type 'text', not {other[0]!r:.40}.",
+                param="messages",
+            )
+
+
+def _request(
+    form: _Asked,
+    max_tokens: int | None,
+    body: dict[str, Any],
+    sent: dict[str, Any],
+    request: str | None = None,
+) -> ReplyRequest:
     ours = form.tally or _RequestTally()
     named = _same("id", request, "tally.request", ours.request)
     options = form.stream_options or _StreamOptions()
-    return ChatRequest(
+    return ReplyRequest(
         body=body,
-        sent=checked if sent is None else sent,
+        sent=sent,
         model=form.model,
         stream=bool(form.stream),
-        max_tokens=_same(
-            "max_tokens",
-            _limit(form.max_tokens),
-            "max_completion_tokens",
-            _limit(form.max_completion_tokens),
-        ),
+        max_tokens=max_tokens,
         job_id=None if form.job_id is None else JobId(form.job_id),
         request=None if named is None else RequestId(named),
         receipt=None if ours.receipt is None else _receipt(ours.receipt),
