@@ -23,7 +23,7 @@ ORDER = """
     artifacts networks contracts roster endpoint endpoints chain sender site
     account stream lookout accounts desk claims watcher standby settlement node peer relay server websocket
     opening frames session
-    devnet testing mends doctor inspection deployment verification screen demo cli
+    devnet testing mends survey statement prospects reconciliation printout doctor inspection deployment verification screen demo cli
 """.split()
 PLACES = {
     "contracts/": "Solidity: sources, interfaces that are the manual, tests",

@@ -142,8 +142,8 @@ def test_help_is_there_at_once_and_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
     for group, commands in {
-        (): ("demo", "devnet", "host", "chat", "job", "withdraw", "doctor", "contracts"),
-        ("host",): ("register", "run"),
+        (): ("demo", "devnet", "host", "chat", "job", "withdraw", "doctor", "reconcile", "contracts"),
+        ("host",): ("register", "run", "jobs", "pending"),
         ("contracts",): ("deploy", "check", "source"),
         ("job",): ("open", "list", "show", "top-up", "complete", "reclaim", "token"),
     }.items():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tallystick.deployment import Plan
     from tallystick.devnet import Devnet
     from tallystick.networks import Deployment
+    from tallystick.survey import Survey
     from tallystick.types import Check
 
 
@@ -418,6 +419,69 @@ async def _run(config: HostConfig) -> None:
             await asked_to_end.wait()
     except OSError as error:
         raise ConfigError(f"HOST_LISTEN {address}:{port} cannot be listened on: {error.strerror}") from error
+
+
+@host.command("jobs")
+def host_jobs(
+    ended: Annotated[bool, typer.Option("--all", help="Also jobs that are over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the host's jobs: served, signed for, settled, confirmed and at risk, in tokens and in money.
+
+    Changes nothing, also while the node runs. With --json amounts are in base units, the host's part.
+    """
+    from tallystick import printout, statement
+
+    survey = _surveyed()
+    lines = statement.lines(survey)
+    sums = statement.by_asset(survey, lines)
+    if as_json:
+        shown = [line for line in lines if ended or not line.life.over]
+        echo_json(printout.survey_out(survey, sums, shown))
+    else:
+        typer.echo("\n".join(printout.jobs(survey, sums, ended=ended)))
+
+
+@host.command("pending")
+def host_pending(as_json: AsJson = False) -> None:
+    """List what the host is owed and the chain has not confirmed, and why; what you have to mend comes first.
+
+    Changes nothing, also while the node runs. With --json as `tally host jobs`, with these jobs alone.
+    """
+    from tallystick import printout, statement
+
+    survey = _surveyed()
+    waiting = [line for line in statement.lines(survey) if line.wait is not None]
+    if as_json:
+        echo_json(printout.survey_out(survey, statement.by_asset(survey, waiting), waiting))
+    else:
+        typer.echo("\n".join(printout.pending(survey, waiting)))
+
+
+def _surveyed() -> Survey:
+    from tallystick.config import HostConfig
+    from tallystick.survey import survey
+
+    keep_logs(level="critical")
+    return asyncio.run(survey(HostConfig.from_env()))
+
+
+@app.command()
+def reconcile(as_json: AsJson = False) -> None:
+    """Hold the host's ledger, its counts and the chain against each other, to the unit; say what mends it.
+
+    Status 1 if anything differs that is not merely under way. Changes nothing, also while the node runs.
+    """
+    from tallystick import printout, reconciliation
+    from tallystick.config import HostConfig
+
+    keep_logs(level="critical")
+    report = asyncio.run(reconciliation.reconcile(HostConfig.from_env()))
+    if as_json:
+        echo_json(printout.report_out(report))
+    else:
+        typer.echo("\n".join(printout.report(report)))
+    raise typer.Exit(0 if report.agrees else 1)
 
 
 # The payer

@@ -79,15 +79,13 @@ def engine(url: str, *, writing: bool) -> Engine:
 def looking(url: str) -> Iterator[Connection | None]:
     """A connection for one who only looks, so that a running node is not disturbed; None: there is no ledger.
 
-    Raises SQLAlchemy's errors.
+    All that is read through it was there at one moment. Raises SQLAlchemy's errors.
     """
     path = make_url(url).database
     if not is_shared(url) and not (path and Path(path).exists()):
         yield None
         return
-    # Read-only for SQLite as well: not even a lock is taken that the node could meet.
-    reading = f"sqlite:///file:{path}?mode=ro&uri=true"
-    made = _postgresql(url, _READ_ONLY) if is_shared(url) else create_engine(reading)
+    made = _looking_postgresql(url) if is_shared(url) else _looking_sqlite(path)
     try:
         with made.connect() as connection:
             yield connection
@@ -167,6 +165,18 @@ def has_collided(error: Exception) -> bool:
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _COLLISIONS
 
 
+def _looking_sqlite(path: str | None) -> Engine:
+    """Read-only: not even a lock is taken that the node could meet."""
+    made = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
+    event.listen(made, "connect", _leave_transactions_alone)
+    event.listen(made, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return made
+
+
+def _looking_postgresql(url: str) -> Engine:
+    return _postgresql(url, _READ_ONLY).execution_options(isolation_level="REPEATABLE READ")
+
+
 def _sqlite(url: str, begin: str) -> Engine:
     made = create_engine(url)
     event.listen(made, "connect", _prepare_sqlite)
@@ -174,9 +184,13 @@ def _sqlite(url: str, begin: str) -> Engine:
     return made
 
 
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    # Left alone, Python's sqlite3 begins transactions by itself, and not before DDL: `begin` does it instead.
+def _leave_transactions_alone(connection: Any, _: object) -> None:
+    # Python's sqlite3 begins them by itself, and not before reading or DDL: `begin` does it instead.
     connection.isolation_level = None
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    _leave_transactions_alone(connection, _)
     # fullfsync: macOS's fsync leaves data in the drive's cache.
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")

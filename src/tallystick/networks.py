@@ -53,6 +53,10 @@ class Deployment:
         """How far behind the latest block to read, so that what is read has its confirmations."""
         return self.confirmations - 1
 
+    def identity(self, genesis: str) -> str:
+        """What a ledger is for: the contracts on a chain that begins with the block of that hash."""
+        return f"{self.chain_id}:{self.marketplace}:{genesis}"
+
     def asset(self, symbol: str) -> Address:
         """The address of the asset called `symbol`, in any case. Raises ConfigError if there is none."""
         for address, asset in self.assets.items():

@@ -121,7 +121,7 @@ class Node:
         Raises ConfigError, ChainError, EngineError or LedgerError for what keeps the node from serving.
         """
         async with AsyncExitStack() as parts:
-            self.chain = await parts.enter_async_context(await _chain(self.config))
+            self.chain = await parts.enter_async_context(await chain_of(self.config))
             self.engine = await parts.enter_async_context(self._engine or engine_of(self.config))
             self.ledger = await parts.enter_async_context(_ledger(self.config))
             self.counter = parts.enter_context(Counter.claim(self.config.data_dir / COUNTER))
@@ -151,7 +151,7 @@ class Node:
         """
         deployment = self.chain.deployment
         genesis = await self.chain.block(0)
-        await self.ledger.bind(f"{deployment.chain_id}:{deployment.marketplace}:{genesis.hash}")
+        await self.ledger.bind(deployment.identity(genesis.hash))
         for void in await self.ledger.recover(self.counter.recovered()):
             self.counter.release(void)
         await self.ledger.recover(self.counter.left())
@@ -320,12 +320,18 @@ class Node:
             )
 
 
-async def _chain(config: HostConfig) -> Chain:
+async def chain_of(config: HostConfig) -> Chain:
     """The chain that the endpoint is on, with the contracts that this package knows there."""
-    deployed = await deployment_at(config.rpc_url)
-    if config.confirmations is not None:
-        deployed = replace(deployed, confirmations=config.confirmations)
-    return Chain(config.rpc_url, deployed)
+    return Chain(config.rpc_url, as_deep(config, await deployment_at(config.rpc_url)))
+
+
+def as_deep(config: HostConfig, deployment: Deployment) -> Deployment:
+    """The deployment, with as many confirmations as the host wants."""
+    return (
+        deployment
+        if config.confirmations is None
+        else replace(deployment, confirmations=config.confirmations)
+    )
 
 
 def _ledger(config: HostConfig) -> Ledger:

@@ -190,7 +190,8 @@ class Settlement:
         if self._parting:
             found = [each for each in found if not each.elsewhere]
         elif self._thrift is not None and found:
-            chosen = to_settle([_unsettled(each) for each in found], self._thrift, await self._gas(head))
+            costs = await present_gas(self._chain, head)
+            chosen = to_settle([unsettled(each) for each in found], self._thrift, costs)
             found = [each for each in found if each.job_id in chosen]
         return sorted(found, key=lambda each: (each.asset, each.job_id))
 
@@ -198,15 +199,6 @@ class Settlement:
     def _whole(self) -> bool:
         """All that is claimable is looked at, and not only what whole intervals let the host claim."""
         return self._parting or self._thrift is not None
-
-    async def _gas(self, head: Block) -> Gas:
-        """What settling costs at present."""
-        fee = head.base_fee + await self._chain.priority_fee()
-        one, many = [
-            await self._chain.data_fee(self._chain.submit_checkpoints(samples(rows)).data)
-            for rows in (1, SAMPLES)
-        ]
-        return gas.priced(fee, one, many, SAMPLES)
 
     async def _end(self, job_id: JobId) -> None:
         """The chain says that the job is over: what is being served of it ends, and the ledger knows."""
@@ -421,5 +413,13 @@ def _pages(going: Sequence[Outstanding]) -> Iterator[Sequence[Outstanding]]:
     return (going[at : at + PAGE] for at in range(0, len(going), PAGE))
 
 
-def _unsettled(job: Outstanding) -> Unsettled:
+async def present_gas(chain: Chain, head: Block) -> Gas:
+    """What settling costs as of block `head`."""
+    fee = head.base_fee + await chain.priority_fee()
+    one, many = [await chain.data_fee(chain.submit_checkpoints(samples(rows)).data) for rows in (1, SAMPLES)]
+    return gas.priced(fee, one, many, SAMPLES)
+
+
+def unsettled(job: Outstanding) -> Unsettled:
+    """A job that is outstanding, as the policy looks at it."""
     return Unsettled(job.job_id, job.asset, job.amount, job.must)
