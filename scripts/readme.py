@@ -18,12 +18,13 @@ CONTRACTS = ROOT / "contracts" / "src"
 # From vocabulary to edges to what drives them; what is lower knows nothing of what is higher.
 ORDER = """
     types errors config
-    keccak pricing meter transcript proof receipt countersign admission policy gas fees wire reply
+    keccak pricing meter transcript proof receipt countersign caps admission policy gas fees wire reply
     engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts roster endpoint endpoints chain sender site
     account stream lookout accounts desk claims watcher standby settlement node peer relay server websocket
-    opening frames session
-    devnet testing mends survey statement prospects reconciliation printout doctor inspection deployment verification screen demo cli
+    opening frames tab session exchange wallet spending gateway proxy
+    devnet testing mends survey statement prospects reconciliation printout doctor inspection deployment
+    verification screen demo cli
 """.split()
 PLACES = {
     "contracts/": "Solidity: sources, interfaces that are the manual, tests",

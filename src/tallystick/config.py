@@ -458,6 +458,10 @@ class PayerConfig:
     """The time from the opening of a job until it ends by itself."""
     bearer: Annotated[int, Variable("PAYER_BEARER", Number(1, BEARER_MAX))] = BEARER
     """How long a bearer is good for."""
+    proxy_listen: Annotated[tuple[str, int], Variable("PROXY_LISTEN", _listen)] = ("127.0.0.1", 4402)
+    """Where `tally proxy` listens. Port 0: any free one. Elsewhere than loopback it needs a key."""
+    proxy_api_key: Annotated[Secret[str] | None, Variable("PROXY_API_KEY", _secret)] = None
+    """What clients of the proxy send as their API key. Not set: whoever reaches its port may spend."""
 
     def __post_init__(self) -> None:
         _expand(self)

@@ -396,6 +396,49 @@ REFUSALS: dict[str, Row] = {
         "Try again after the seconds that `Retry-After` names: another process takes the job over by then.",
         retry=True,
     ),
+    "cap_reached": Row(
+        402,
+        "The request may cost more than the payer's caps leave; nothing was asked of a host.",
+        "payer",
+        "Ask for fewer tokens, or raise the cap that the detail names.",
+    ),
+    "price_above_cap": Row(
+        402,
+        "The host asks more for this model than the payer's highest price.",
+        "payer",
+        "Choose another model or another host, or raise --max-price.",
+    ),
+    "payment_failed": Row(
+        402, "The deposit could not be paid in.", "payer", "Mend what the detail says, and ask again."
+    ),
+    "host_unreachable": Row(
+        503,
+        "The payer's side cannot go on with its host.",
+        "host",
+        "Try again; if it stays so, choose another host with --host.",
+        retry=True,
+    ),
+    "host_disputed": Row(
+        422,
+        "What the host counts or holds cannot be signed for.",
+        "host",
+        "Go no further with this host; no more is paid than what was signed.",
+    ),
+    "page_refused": Row(
+        403,
+        "The request came from a web page, or under a name that is not the proxy's.",
+        "payer",
+        "Ask from a program, under the address that the proxy printed.",
+    ),
+    "key_refused": Row(
+        401,
+        "The API key is not the proxy's.",
+        "payer",
+        "Send `Authorization: Bearer KEY`, with the PROXY_API_KEY that the proxy has.",
+    ),
+    "json_required": Row(
+        415, "The body does not come as JSON.", "payer", "Send it with `Content-Type: application/json`."
+    ),
     "chain_unavailable": Row(
         503,
         "The node cannot read the chain.",

@@ -17,10 +17,11 @@ import orjson
 from eth_utils.address import to_checksum_address
 
 from tallystick import pricing, proof
+from tallystick.caps import Stake
 from tallystick.chain import Chain
 from tallystick.config import CLAIM_WINDOW, LIFETIME
 from tallystick.contracts import Created
-from tallystick.errors import SessionError
+from tallystick.errors import ContractError, SessionError
 from tallystick.networks import Deployment
 from tallystick.store import Store, StoredJob
 from tallystick.types import ETH, ZERO_HASH, Address, Job, JobId, Prices, Terms
@@ -140,7 +141,7 @@ class Wishes:
     max_tokens_per_second: int = 0
     """Above 0: a host-attested job. No receipt is asked for: the host's word is paid, up to this rate."""
     max_price: int | None = None
-    """Base units per million generated tokens that the payer is ready to pay; None: whatever is asked."""
+    """Base units per million tokens of either kind that the payer is ready to pay; None: what is asked."""
 
 
 def terms_for(
@@ -153,10 +154,9 @@ def terms_for(
     model = wishes.model or next(iter(quote.models), "")
     asset = wishes.asset if wishes.asset is not None else dollar(deployment)
     prices = quote.prices(model, asset)
-    if wishes.max_price is not None and prices.per_million > wishes.max_price:
-        raise SessionError(
-            f"the host asks {prices.per_million} a million tokens, above your {wishes.max_price}"
-        )
+    asked = max(prices.per_million, prices.prompt_per_million)
+    if wishes.max_price is not None and asked > wishes.max_price:
+        raise SessionError(f"the host asks {asked} a million tokens, above your {wishes.max_price}")
     if not quote.interval_min <= wishes.interval <= quote.interval_max:
         raise SessionError(
             f"the host takes intervals of {quote.interval_min} to {quote.interval_max} tokens, "
@@ -192,10 +192,18 @@ def _check_place(quote: Quote, deployment: Deployment) -> None:
 
 
 async def open_job(
-    chain: Chain, store: Store, payer_key: bytes, host_url: str, wishes: Wishes, quote: Quote | None = None
+    chain: Chain,
+    store: Store,
+    payer_key: bytes,
+    host_url: str,
+    wishes: Wishes,
+    quote: Quote | None = None,
+    *,
+    day: str | None = None,
 ) -> tuple[StoredJob, Job]:
     """Opens a job: the session key is in the store before the money moves.
 
+    `day`: of whose allowance the deposit is; it is staked together with the key (see caps.Stake).
     SessionError where host and payer do not meet, ContractError if the chain refuses (no balance, host not
     registered).
     """
@@ -203,24 +211,33 @@ async def open_job(
     key = proof.new_key()
     now = (await chain.block()).timestamp
     model, terms = terms_for(quote, wishes, chain.deployment, proof.address(key), now)
-    payer = proof.address(payer_key)
     stored = StoredJob(
         terms.signer,
         key,
         chain.deployment.chain_id,
         chain.deployment.marketplace,
-        payer,
+        proof.address(payer_key),
         host_url,
         model,
         None,
         False,
     )
-    await asyncio.to_thread(store.opening, stored)
+    stake = Stake(terms.signer, terms.asset, day, 0, terms.deposit) if day is not None else None
+    await asyncio.to_thread(store.opening, stored, stake)
+    try:
+        job_id = await _pay_in(chain, payer_key, terms)
+    except ContractError:
+        await asyncio.to_thread(store.unstake, stored.signer)
+        raise
+    return await _opened(chain, store, stored, job_id)
+
+
+async def _pay_in(chain: Chain, payer_key: bytes, terms: Terms) -> JobId:
+    payer = proof.address(payer_key)
     if terms.asset != ETH and await chain.allowance(terms.asset, payer) < terms.deposit:
         await chain.transact(chain.approve(terms.asset, terms.deposit), payer_key)
     result = await chain.transact(chain.create_job(terms), payer_key)
-    created = next(event for event in result.events if isinstance(event, Created))
-    return await _opened(chain, store, stored, created.job_id)
+    return next(event for event in result.events if isinstance(event, Created)).job_id
 
 
 async def find_openings(chain: Chain, store: Store) -> list[Job]:

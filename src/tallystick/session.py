@@ -228,9 +228,9 @@ class Session:
         return pricing.owed(self._signs.received.higher(self._signs.receipted), self.job.prices)
 
     @property
-    def failure(self) -> str | None:
-        """Why the connection cannot go on; None while it can."""
-        return self._failure
+    def connected(self) -> bool:
+        """There is a connection to the host, and nothing has come that keeps it from being used."""
+        return self._socket is not None and not self._socket.closed and self._failure is None
 
     @property
     def host_url(self) -> str:

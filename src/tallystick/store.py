@@ -17,8 +17,10 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 from tallystick import wire
+from tallystick.caps import Stake
 from tallystick.errors import LedgerError
 from tallystick.types import Ack, Address, JobId, Receipt, Totals
 
@@ -48,6 +50,18 @@ receipts = sa.Table(
     sa.Column("acknowledged_prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("acknowledged_tokens", sa.BigInteger, nullable=False),
     sa.Column("ack", sa.LargeBinary),
+)
+
+
+stakes = sa.Table(
+    "stakes",
+    metadata,
+    sa.Column("signer", sa.String(42), sa.ForeignKey("jobs.signer"), primary_key=True),
+    sa.Column("asset", sa.String(42), nullable=False),
+    sa.Column("day", sa.String(10), nullable=False),
+    # Base units as decimal digits: SQLite's integers end at 2^63.
+    sa.Column("began", sa.String(29), nullable=False),
+    sa.Column("most", sa.String(29), nullable=False),
 )
 
 
@@ -91,9 +105,10 @@ class Store:
         """Closes the file."""
         self._engine.dispose()
 
-    def opening(self, job: StoredJob) -> None:
-        """Writes a session key before its job is opened."""
-        self._write(jobs.insert().values(**{c.name: getattr(job, c.name) for c in jobs.columns}))
+    def opening(self, job: StoredJob, stake: Stake | None = None) -> None:
+        """Writes a session key before its job is opened, and what it may cost where that is capped."""
+        opening = jobs.insert().values(**{c.name: getattr(job, c.name) for c in jobs.columns})
+        self._write(opening, *([] if stake is None else [_staking(stake)]))
 
     def opened(self, signer: Address, job_id: JobId) -> None:
         """The chain has given the job its id.
@@ -121,6 +136,20 @@ class Store:
         """The jobs of this chain and contract that were not ended (all: `ended=True`), oldest first."""
         query = _jobs_of(chain_id, contract).where(jobs.c.job_id.is_not(None)).order_by(jobs.c.job_id)
         return [_stored_job(row) for row in self._read(query if ended else query.where(~jobs.c.ended))]
+
+    def stake(self, stake: Stake) -> None:
+        """Writes what a job may cost, before that is made possible."""
+        self._write(_staking(stake))
+
+    def unstake(self, signer: Address) -> None:
+        """Nothing was staked after all: the chain refused the opening."""
+        self._write(stakes.delete().where(stakes.c.signer == signer))
+
+    def stakes(self, chain_id: int, contract: Address) -> list[Stake]:
+        """What jobs of this chain and contract may cost, each on the last day that it was looked at."""
+        here = sa.select(jobs.c.signer).where(jobs.c.chain_id == chain_id, jobs.c.contract == contract)
+        rows = self._read(stakes.select().where(stakes.c.signer.in_(here)))
+        return [Stake(row.signer, row.asset, row.day, int(row.began), int(row.most)) for row in rows]
 
     def openings(self, chain_id: int, contract: Address) -> list[StoredJob]:
         """Jobs that were not ended, whose key was written and whose id is not known."""
@@ -197,6 +226,12 @@ def _durable(connection: Any, _record: Any) -> None:
 
 def _jobs_of(chain_id: int, contract: Address) -> sa.Select[Any]:
     return sa.select(jobs).where(jobs.c.chain_id == chain_id, jobs.c.contract == contract)
+
+
+def _staking(stake: Stake) -> sa.Executable:
+    values = {"asset": stake.asset, "day": stake.day, "began": str(stake.began), "most": str(stake.most)}
+    written = sqlite.insert(stakes).values(signer=stake.signer, **values)
+    return written.on_conflict_do_update(index_elements=["signer"], set_=values)
 
 
 def _stored_job(row: Any) -> StoredJob:

@@ -93,7 +93,7 @@ class Wallet:
         Raises what `opening.open_job` raises, and SessionError without ETH for gas.
         """
         key = self.key()
-        await self._has_gas(proof.address(key))
+        await self.check_gas(proof.address(key))
         quote = await opening.fetch_quote(host_url)
         if not quote.paid:
             say(
@@ -112,7 +112,7 @@ class Wallet:
     async def transact(self, call: Call) -> TxResult:
         """Sends a transaction of the payer's."""
         key = self.key()
-        await self._has_gas(proof.address(key))
+        await self.check_gas(proof.address(key))
         return await self.chain.transact(call, key)
 
     async def job(self, job_id: JobId) -> Job:
@@ -129,7 +129,7 @@ class Wallet:
         """Adds to a job's deposit."""
         key = self.key()
         payer = proof.address(key)
-        await self._has_gas(payer)
+        await self.check_gas(payer)
         if job.asset != ETH and await self.chain.allowance(job.asset, payer) < units:
             await self.chain.transact(self.chain.approve(job.asset, units), key)
         return await self.chain.transact(self.chain.top_up(job.id, units, job.asset), key)
@@ -147,7 +147,7 @@ class Wallet:
             if job is not None
             and stored.host_url == host_url
             and model in (None, stored.model)
-            and await self._is_usable(job)
+            and await self.is_usable(job)
         ]
         return fitting[-1] if fitting else None
 
@@ -164,13 +164,14 @@ class Wallet:
         signed = pricing.owed(last.receipt.totals if last else Totals(), job.prices)
         return job.deposit - max(job.owed, signed)
 
-    async def _is_usable(self, job: Job) -> bool:
+    async def is_usable(self, job: Job) -> bool:
         """A job that signs, is not over, and has more left than one interval costs."""
         now = (await self.chain.block()).timestamp
         rest = self.left(job) * MILLION > pricing.credit(job.interval, job.prices)
         return job.status is JobStatus.OPEN and job.receipted and job.expires_at > now and rest
 
-    async def _has_gas(self, payer: Address) -> None:
+    async def check_gas(self, payer: Address) -> None:
+        """SessionError for an account without ETH, which can send no transaction."""
         if await self.chain.eth_balance(payer) == 0:
             raise SessionError(
                 f"{payer} has no ETH for gas on chain {self.deployment.chain_id}: send it some"

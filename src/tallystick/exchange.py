@@ -1,0 +1,197 @@
+"""One request of OpenAI's API over a job: passed to the host as it is, counted and signed for as it comes.
+
+    async with Exchange(session, "/v1/chat/completions", body, max_tokens=500) as exchange:
+        async for parts in exchange: ...
+    exchange.tab.totals
+
+The host is always asked for a stream, since only a stream can be signed for on the way. What comes is taken
+in at once, read or not: a slow reader holds up nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+import orjson
+
+from tallystick import frames, wire
+from tallystick.errors import HostRefused, ReceiptError, SessionError, TallystickError
+from tallystick.session import LEAVING, Session
+from tallystick.transcript import delta_text
+
+MAX_REPLY = 64_000_000
+"""Bytes of a reply that may wait for its reader; a host that sends more is cut off."""
+_DONE = b"[DONE]"
+
+
+class _Choice(msgspec.Struct):
+    delta: dict[str, Any] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    @property
+    def said(self) -> str:
+        """Its text as the transcript has it, of a chat or of a text that is completed."""
+        return delta_text(self.delta or {}) if self.text is None else self.text
+
+
+class _Event(msgspec.Struct):
+    """What the package reads of one event of a stream."""
+
+    choices: list[_Choice] = []
+    usage: dict[str, Any] | None = None
+    tally: wire.TallyForm | None = None
+    error: dict[str, Any] | None = None
+
+
+_EVENT = msgspec.json.Decoder(_Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One event of a reply, as the host sent it."""
+
+    raw: bytes = field(repr=False)
+    """JSON."""
+    tally: wire.Tally | None
+    said: bool
+    """It has choices: without any it only counts."""
+    finished: bool
+    """A choice of it says why it ended."""
+    usage: dict[str, Any] | None
+    error: dict[str, Any] | None
+    """The host's, in OpenAI's shape: the reply ends with it."""
+
+
+class Exchange:
+    """A request and its answer. Entering asks, iterating gives what came, leaving ends it at the host too."""
+
+    def __init__(
+        self,
+        session: Session,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        max_tokens: int,
+        choices: int = 1,
+    ) -> None:
+        """`max_tokens` of all `choices` together. Refusal `invalid_request`: no canonical form."""
+        self._session = session
+        self._path = path
+        self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        self.tab = session.counting(self._body, max_tokens, choices)
+        self._waiting: asyncio.Queue[list[Part]] = asyncio.Queue()
+        """What came and was not read; an empty list: there is no more."""
+        self._held = 0
+        """Bytes of it."""
+        self._failure: TallystickError | None = None
+        self._answer: aiohttp.ClientResponse | None = None
+        self._taking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """HostRefused, or SessionError if the host cannot be asked. Nothing was delivered then."""
+        try:
+            self._answer = await self._ask()
+        except BaseException:
+            self.tab.close()
+            raise
+        self._taking = self._session.keep(self._take(self._answer))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._taking is not None
+        if self._taking.done():
+            return
+        try:
+            await self._session.cancel(self.tab.request)
+            await asyncio.wait([self._taking], timeout=LEAVING)
+        finally:
+            self._taking.cancel()
+
+    def __aiter__(self) -> AsyncIterator[list[Part]]:
+        return self
+
+    async def __anext__(self) -> list[Part]:
+        """What came since the last time. ReceiptError or SessionError if the reply broke off."""
+        parts = await self._waiting.get()
+        self._held -= sum(len(part.raw) for part in parts)
+        if parts:
+            return parts
+        if self._failure is not None:
+            raise self._failure
+        raise StopAsyncIteration
+
+    async def _ask(self) -> aiohttp.ClientResponse:
+        """The answer, once it has begun; signs for the prompt where the host wants that first."""
+        body = orjson.dumps({**self._body, "tally": {"request": self.tab.request}})
+        prompt_signed = False
+        while True:
+            answer = await self._session.post(self._path, body)
+            if answer.status == 200:
+                return answer
+            problem = await _problem(answer)
+            if problem.code != "prompt_receipt_due" or prompt_signed:
+                raise HostRefused(problem)
+            await self._session.sign_prompt(self.tab, problem)
+            prompt_signed = True
+
+    async def _take(self, answer: aiohttp.ClientResponse) -> None:
+        parser = wire.SSEParser()
+        try:
+            async for data in answer.content.iter_any():
+                payloads = parser.feed(data)
+                if parts := [self._part(payload) for payload in payloads if payload != _DONE]:
+                    self._hold(parts)
+                if _DONE in payloads:
+                    return
+            raise SessionError("connection_lost: the host broke the reply off; what came is signed for")
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            told = str(error) or type(error).__name__
+            self._failure = SessionError(f"connection_lost: the reply broke off: {told}")
+        except TallystickError as error:
+            self._failure = error
+        finally:
+            answer.close()
+            self.tab.close()
+            self._waiting.put_nowait([])
+
+    def _part(self, payload: bytes) -> Part:
+        """Counts one event. ReceiptError for counts that nobody can sign, SessionError for no event."""
+        try:
+            event = _EVENT.decode(payload)
+        except msgspec.DecodeError as error:
+            raise SessionError(f"the host sent an event that cannot be read: {error}") from error
+        told = None if event.tally is None else frames.tally(event.tally)
+        reasons = [choice.finish_reason for choice in event.choices if choice.finish_reason]
+        if told is not None:
+            if told.request != self.tab.request:
+                raise ReceiptError(f"the host counts for request {told.request}, which was not asked")
+            text = "".join(choice.said for choice in event.choices)
+            self.tab.take(told, text, reasons[-1] if reasons else None)
+        return Part(payload, told, bool(event.choices), bool(reasons), event.usage, event.error)
+
+    def _hold(self, parts: list[Part]) -> None:
+        self._held += sum(len(part.raw) for part in parts)
+        if self._held > MAX_REPLY:
+            raise SessionError(f"{MAX_REPLY} bytes of the reply were not read by whoever asked")
+        self._waiting.put_nowait(parts)
+
+
+async def _problem(answer: aiohttp.ClientResponse) -> frames.Problem:
+    """What the host says is wrong: the member `error` of the answer, or the answer itself."""
+    async with answer:
+        raw = await answer.content.read(wire.MAX_BODY)
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        body = {"detail": f"the answer has status {answer.status} and is no JSON"}
+    problem = frames.problem(body.get("error", body) if isinstance(body, dict) else None)
+    return msgspec.structs.replace(problem, status=answer.status)

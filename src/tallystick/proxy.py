@@ -1,0 +1,312 @@
+"""`tally proxy`: OpenAI's API on this machine, for any client, paid from jobs that are opened when needed.
+
+It is a wallet on a port: it answers programs on this machine, and no web page, whatever name that page has
+found for it. What a request costs and whether it may is for `spending.py` and `caps.py` to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hmac
+import socket
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tallystick import wallet
+from tallystick.caps import Caps
+from tallystick.config import Secret
+from tallystick.errors import ConfigError, Refusal, TallystickError
+from tallystick.gateway import MAX_TOKENS, Answer, Gateway, refused
+from tallystick.peer import PeerGone, bearer_of, read_body
+from tallystick.spending import IDLE, Spender
+from tallystick.types import Address
+from tallystick.wallet import Wallet
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+CLOSE_CONNECTIONS = 5
+"""Seconds that replies have to end in when the proxy stops."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Who may ask: the rules, without I/O."""
+
+    address: str
+    """That is listened on."""
+    port: int
+    api_key: Secret[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key is None and not _is_loopback(self.address):
+            raise ConfigError(
+                f"PROXY_LISTEN {self.address}: whoever reaches the proxy spends your money, "
+                "so elsewhere than on this machine's loopback it needs a PROXY_API_KEY"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """What a `Host` header may say; none: anything, as the key alone opens then."""
+        if _is_any(self.address):
+            return []
+        shown = f"[{self.address}]" if ":" in self.address else self.address
+        return [f"{name}:{self.port}" for name in dict.fromkeys((*LOOPBACK, shown))]
+
+    def check(self, method: str, path: str, headers: Headers) -> None:
+        """Refusal `page_refused`, `json_required` or `key_refused`."""
+        self._check_page(headers)
+        if method == "POST" and _media_type(headers) != "application/json":
+            raise Refusal("json_required")
+        if self.api_key is not None and path != "/healthz":
+            shown = bearer_of(headers.get("authorization")) or ""
+            if not hmac.compare_digest(shown.encode(), self.api_key.reveal().encode()):
+                raise Refusal("key_refused")
+
+    def _check_page(self, headers: Headers) -> None:
+        """A page can have a browser ask here, and have a name of its own lead here; the headers tell."""
+        names = self.names
+        host = headers.get("host", "")
+        if names and host not in names:
+            raise Refusal("page_refused", f"The proxy does not go by the name of {host!r}.")
+        origin = headers.get("origin")
+        if origin is not None and origin not in [f"http://{name}" for name in names]:
+            raise Refusal("page_refused", f"The request is that of a web page of {origin!r}.")
+        site = headers.get("sec-fetch-site")
+        if site not in (None, "same-origin", "none"):
+            raise Refusal("page_refused", f"A web page asks, and it is {site}.")
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "localhost" or ip_address(address).is_loopback
+
+
+def _is_any(address: str) -> bool:
+    return address != "localhost" and ip_address(address).is_unspecified
+
+
+def _media_type(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+class Guard:
+    """Turns away whom the door does not let in."""
+
+    def __init__(self, app: ASGIApp, door: Callable[[], Door]) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http":
+                self._door().check(scope["method"], scope["path"], Headers(scope=scope))
+        except Refusal as refusal:
+            await _send(refused(refusal), send)
+            return
+        await self._app(scope, receive, send)
+
+
+class Api:
+    """`/v1/…`, as an ASGI application."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers, unless the client leaves before."""
+        try:
+            body = await read_body(scope, receive)
+        except PeerGone:
+            return
+        except TallystickError as error:
+            await _send(refused(error), send)
+            return
+        answering = asyncio.create_task(self._answer(scope, body, send))
+        leaving = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            answering.cancel()
+            await asyncio.wait([answering])
+        if not answering.cancelled():
+            answering.result()
+
+    async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
+        async with self._gateway.answer(scope["method"], scope["path"], body) as answer:
+            await _send(answer, send)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(answer: Answer, send: Send) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    if isinstance(answer.body, bytes):
+        headers.append((b"content-length", str(len(answer.body)).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if isinstance(answer.body, bytes):
+        await send({"type": "http.response.body", "body": answer.body})
+        return
+    async with aclosing(answer.body) as events:
+        async for event in events:
+            if event:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+class Routes:
+    """What is asked of the proxy itself."""
+
+    def __init__(self, spender: Spender) -> None:
+        self._spender = spender
+
+    async def healthz(self, request: Request) -> Response:
+        return Response(orjson.dumps({"status": "alive"}), media_type="application/json")
+
+    async def jobs(self, request: Request) -> Response:
+        """The jobs in use, with what is in them in base units."""
+        told = [
+            {
+                "job_id": used.session.job.id,
+                "model": used.session.model,
+                "host_url": used.session.host_url,
+                "requests": used.requests,
+                "deposit": str(used.purse.deposit),
+                "owed": str(used.purse.owed),
+                "left": str(used.purse.rest),
+            }
+            for used in self._spender.jobs
+        ]
+        return Response(orjson.dumps({"jobs": told}), media_type="application/json")
+
+
+def app(spender: Spender, gateway: Gateway, door: Callable[[], Door]) -> Starlette:
+    """The routes over a payer's jobs, behind the door."""
+    routes = Routes(spender)
+    methods = ["GET", "POST", "DELETE", "PUT", "PATCH"]
+    return Starlette(
+        routes=[
+            Route("/v1/{path:path}", Api(gateway), methods=methods),
+            Route("/tally/jobs", routes.jobs),
+            Route("/healthz", routes.healthz),
+        ],
+        middleware=[Middleware(Guard, door=door)],
+        exception_handlers={404: _no_route, 405: _no_route},
+    )
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    answer = refused(Refusal("not_found"))
+    assert isinstance(answer.body, bytes)
+    return Response(answer.body, answer.status, media_type="application/json")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which leaves signals to whoever runs the event loop."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leaves them alone."""
+        yield
+
+
+@asynccontextmanager
+async def listening(
+    spender: Spender, gateway: Gateway, address: str, port: int, api_key: Secret[str] | None = None
+) -> AsyncIterator[str]:
+    """Serves in this event loop: the base URL for clients. Port 0: any free one. OSError, ConfigError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    Door(address, port, api_key)  # before anything is listened on
+    with closing(socket.create_server((address, port), family=family)) as listener:
+        door = Door(address, listener.getsockname()[1], api_key)
+        config = uvicorn.Config(
+            app(spender, gateway, lambda: door),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=CLOSE_CONNECTIONS,
+        )
+        server = Server(config)
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            yield f"http://{f'[{address}]' if ':' in address else address}:{door.port}/v1"
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Two proxies with one store would pay from the same jobs. ConfigError if there is one already."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory / "proxy.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            told = f"another proxy pays from the jobs in {directory}: stop it, or set another PAYER_DATA_DIR"
+            raise ConfigError(told) from None
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The options of the command. Amounts are in whole units of the asset."""
+
+    host: str | None = None
+    deposit: str | None = None
+    per_day: str | None = None
+    prices: Sequence[str] = ()
+    """`0.60`, for any model, or `MODEL=0.60`."""
+    asset: str | None = None
+    listen: tuple[str, int] | None = None
+    idle: float = IDLE
+    max_tokens: int = MAX_TOKENS
+
+
+def caps_of(purse: Wallet, wanted: Wanted, asset: Address) -> Caps:
+    """The caps that were asked for; a day's is one deposit where none is named. ConfigError."""
+    deposit = purse.units(wanted.deposit or purse.config.deposit, asset, "--deposit or PAYER_DEPOSIT")
+    per_day = purse.units(wanted.per_day, asset, "--max-per-day") if wanted.per_day else deposit
+    prices = {}
+    for entry in wanted.prices:
+        model, _, price = entry.rpartition("=")
+        prices[model] = purse.units(price, asset, "--max-price")
+    return Caps(min(deposit, per_day), per_day, prices.pop("", None), prices)
+
+
+@asynccontextmanager
+async def running(wanted: Wanted, **how: Any) -> AsyncIterator[tuple[str, Spender]]:
+    """The whole proxy: the base URL for clients, and what pays. Leaving completes its jobs."""
+    async with wallet.opened() as purse:
+        with alone(purse.config.data_dir):
+            purse.key()  # a keystore's password is asked for now, not with the first request
+            asset = purse.asset(wanted.asset)
+            caps = caps_of(purse, wanted, asset)
+            host_url = purse.host_url(wanted.host)
+            async with Spender(purse, caps, host_url, asset=asset, idle=wanted.idle, **how) as spender:
+                gateway = Gateway(spender, max_tokens=wanted.max_tokens)
+                address, port = wanted.listen or purse.config.proxy_listen
+                key = purse.config.proxy_api_key
+                async with listening(spender, gateway, address, port, key) as url:
+                    yield url, spender

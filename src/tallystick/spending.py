@@ -1,0 +1,395 @@
+"""The jobs that requests are paid from: opened when needed, topped up within caps, completed when idle.
+
+    async with Spender(purse, caps, "http://127.0.0.1:8402") as spender:
+        async with spender.paying("llama", cost=500) as session: ...
+
+What may be spent is decided in `caps.py`, and staked in the store before money moves: a payer that is killed
+finds its jobs again, and what they count for. Leaving completes all jobs, so that the rest comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from tallystick import caps as rules
+from tallystick import opening, proof
+from tallystick.caps import Caps, Purse, Stake
+from tallystick.errors import Refusal, TallystickError
+from tallystick.opening import Quote
+from tallystick.session import Event, Session, Stopped
+from tallystick.store import StoredJob
+from tallystick.types import Address, Completion, Job, JobId, JobStatus, Prices
+from tallystick.wallet import Wallet, money
+
+IDLE = 900.0
+"""Seconds without a request until a job is completed."""
+LOOK = 5.0
+"""Seconds between two looks for jobs that are idle."""
+TIDY_EVERY = 600.0
+"""Seconds between two tries to end jobs that nobody uses any more."""
+QUOTE_AGE = 60.0
+"""Seconds for which a host's quote is relied on; what a job costs is in its own terms."""
+COMPLETE = 60.0
+"""Seconds that a host has to complete a job in."""
+
+Hear = Callable[[JobId, Event | Completion], None]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class InUse:
+    """A job that pays for requests."""
+
+    session: Session
+    idle_since: float
+    reserved: int = 0
+    """The most that requests under way may cost, in base units."""
+    requests: int = 0
+    """Requests under way."""
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    retired: bool = False
+    """It takes no more requests."""
+
+    @property
+    def purse(self) -> Purse:
+        """What is in it."""
+        return Purse(self.session.job.deposit, self.session.owed, self.reserved)
+
+
+class Spender:
+    """One payer's spending with one host. One job a model, which all its requests share."""
+
+    def __init__(
+        self,
+        wallet: Wallet,
+        caps: Caps,
+        host_url: str,
+        *,
+        asset: Address | None = None,
+        idle: float = IDLE,
+        hear: Hear | None = None,
+    ) -> None:
+        """`asset`: what is paid in, which the caps are in too; by default the wallet's."""
+        self.wallet = wallet
+        self.caps = caps
+        self.host_url = host_url
+        self.asset = asset or wallet.asset()
+        self._idle = idle
+        self._hear: Hear = hear or (lambda _job, _event: None)
+        self._in_use: dict[str, InUse] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One request at a time sees to the job of its model."""
+        self._money = asyncio.Lock()
+        """Whoever holds it may stake: the day's room is looked at and taken in one go."""
+        self._quote: tuple[float, Quote] | None = None
+        self._retired: set[Address] = set()
+        """Signers of jobs that take no more requests."""
+        self._looking: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._looking = asyncio.create_task(self._look_after())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._looking is not None
+        self._looking.cancel()
+        await asyncio.wait([self._looking])
+        await asyncio.gather(*self._ending, *(self._complete(model) for model in list(self._in_use)))
+
+    @property
+    def jobs(self) -> list[InUse]:
+        """The jobs in use."""
+        return list(self._in_use.values())
+
+    async def quote(self) -> Quote:
+        """What the host takes, as it said a minute ago at most. SessionError if it does not answer."""
+        now = asyncio.get_running_loop().time()
+        if self._quote is None or now - self._quote[0] > QUOTE_AGE:
+            self._quote = now, await opening.fetch_quote(self.host_url)
+        return self._quote[1]
+
+    async def prices(self, model: str) -> Prices:
+        """What requests for a model cost: by the job that pays for them, or by the quote.
+
+        Refusal `model_unknown`, `asset_not_accepted` or `price_above_cap`.
+        """
+        used = self._in_use.get(model)
+        if used is not None and not used.retired:
+            return used.session.job.prices
+        quote = await self.quote()
+        if model not in quote.models:
+            raise Refusal("model_unknown", f"The host has {', '.join(quote.models)}, and no {model!r}.")
+        if self.asset not in quote.models[model]:
+            raise Refusal("asset_not_accepted", f"The host does not sell {model!r} for {self.asset}.")
+        prices = quote.models[model][self.asset]
+        self.caps.check_price(model, prices)
+        return prices
+
+    # Paying for requests
+
+    @asynccontextmanager
+    async def paying(self, model: str, cost: int) -> AsyncIterator[Session]:
+        """A connected session on a job that can pay `cost` base units, kept free for as long as this lasts.
+
+        Refusal `cap_reached`, or what `prices` refuses; SessionError if the host does not answer; ChainError
+        if the chain does not.
+        """
+        used = await self._reserve(model, cost)
+        try:
+            yield used.session
+        finally:
+            used.reserved -= cost
+            used.requests -= 1
+            used.idle_since = asyncio.get_running_loop().time()
+            used.released.set()
+
+    async def retire(self, session: Session) -> None:
+        """The host takes no more requests on this job: the next one has another."""
+        used = self._in_use.get(session.model)
+        if used is not None and used.session is session:
+            self._quote = None
+            self._take_out(used)
+            self._spawn(self._end(used))
+
+    def _take_out(self, used: InUse) -> None:
+        del self._in_use[used.session.model]
+        self._retired.add(used.session.job.signer)
+        used.retired = True
+        used.released.set()
+
+    async def _reserve(self, model: str, cost: int) -> InUse:
+        while True:
+            used = self._in_use.get(model)
+            if used is None or not used.session.connected or used.purse.free < cost:
+                async with self._turns[model]:
+                    used = await self._seen_to(model, cost)
+            if used is not None and not used.retired and used.purse.free >= cost:
+                used.reserved += cost
+                used.requests += 1
+                return used
+            if used is not None:
+                await used.released.wait()
+
+    async def _seen_to(self, model: str, cost: int) -> InUse | None:
+        """The model's job, connected and with enough in it; what is under way may have to end first."""
+        used = self._in_use.get(model)
+        if used is None:
+            used = await self._go_on(model) or await self._open(model, cost)
+        if not used.session.connected:
+            await used.session.connect()
+        try:
+            await self._fund(used, cost)
+        except Refusal:
+            if used.requests == 0:
+                raise
+            used.released.clear()
+        return used
+
+    async def _fund(self, used: InUse, cost: int) -> None:
+        """Tops a job up, if it has not enough. Refusal `cap_reached`."""
+        if used.purse.free >= cost:
+            return
+        async with self._money:
+            day = await self._today()
+            more = self.caps.top_up(used.purse, cost, self.caps.room(await self._stakes(day), day))
+            job = used.session.job
+            await self._stake(job, day, job.deposit + more)
+            await self.wallet.top_up(job, more)
+            await used.session.refresh()
+        log.info("job.topped_up", job=job.id, by=self._money_told(more))
+
+    async def _go_on(self, model: str) -> InUse | None:
+        """A job of the store that can pay for this model, within what the day leaves."""
+        async with self._money:
+            for stored, job in reversed(await self.wallet.jobs()):
+                if (
+                    job is not None
+                    and await self._fits(stored, job, model)
+                    and await self._adopt(stored, job)
+                ):
+                    return await self._resume(job)
+        return None
+
+    async def _fits(self, stored: StoredJob, job: Job, model: str) -> bool:
+        return (
+            stored.signer not in self._retired
+            and (stored.host_url, stored.model, job.asset) == (self.host_url, model, self.asset)
+            and self.caps.allows(model, job.prices)
+            and await self.wallet.is_usable(job)
+        )
+
+    async def _adopt(self, stored: StoredJob, job: Job) -> bool:
+        """Stakes what is left of a job, unless it is staked. False if the day does not leave as much."""
+        day = await self._today()
+        stakes = await self._stakes(day)
+        if any(stake.signer == stored.signer for stake in stakes):
+            return True
+        left = self.wallet.left(job)
+        if left > self.caps.room(stakes, day):
+            return False
+        stake = Stake(stored.signer, job.asset, day, job.deposit - left, job.deposit)
+        await asyncio.to_thread(self.wallet.store.stake, stake)
+        return True
+
+    async def _open(self, model: str, cost: int) -> InUse:
+        """A new job. Refusal `cap_reached`; raises what `opening.open_job` raises."""
+        await self.prices(model)
+        key = self.wallet.key()
+        await self.wallet.check_gas(proof.address(key))
+        async with self._money:
+            day = await self._today()
+            deposit = self.caps.first_deposit(cost, self.caps.room(await self._stakes(day), day))
+            wishes = replace(
+                self.wallet.wishes(None, model),
+                deposit=deposit,
+                asset=self.asset,
+                max_price=self.caps.max_price(model),
+            )
+            chain, store, quote = self.wallet.chain, self.wallet.store, await self.quote()
+            stored, job = await opening.open_job(chain, store, key, self.host_url, wishes, quote, day=day)
+        log.info("job.opened", job=job.id, model=model, deposit=self._money_told(deposit))
+        return self._using(Session(chain, store, stored, job, ahead=self.wallet.config.ahead))
+
+    async def _resume(self, job: Job) -> InUse:
+        session = await self.wallet.resume(job.id)
+        log.info("job.resumed", job=job.id, left=self._money_told(self.wallet.left(job)))
+        return self._using(session)
+
+    def _using(self, session: Session) -> InUse:
+        used = InUse(session, asyncio.get_running_loop().time())
+        session.on(lambda event: self._heard(used, event))
+        self._in_use[session.model] = used
+        return used
+
+    def _heard(self, used: InUse, event: Event) -> None:
+        self._hear(used.session.job.id, event)
+        if isinstance(event, Stopped) and used.requests:
+            self._spawn(self._reconnect(used))
+
+    async def _reconnect(self, used: InUse) -> None:
+        """What is under way over HTTP needs its receipts sent."""
+        try:
+            await used.session.connect()
+        except TallystickError as error:
+            log.warning("job.not_connected", job=used.session.job.id, cause=str(error))
+
+    # Stakes
+
+    async def _today(self) -> str:
+        now = (await self.wallet.chain.block()).timestamp
+        return datetime.fromtimestamp(now, UTC).date().isoformat()
+
+    async def _stakes(self, day: str) -> list[Stake]:
+        """What is staked in this asset, with all open jobs brought to this day."""
+        kept = await asyncio.to_thread(self.wallet.store.stakes, *self._place)
+        mine = {stake.signer: stake for stake in kept if stake.asset == self.asset}
+        if any(stake.day != day for stake in mine.values()):
+            for stored, job in await self.wallet.jobs():
+                if job is not None and (stake := mine.get(stored.signer)) and stake.day != day:
+                    mine[stored.signer] = rules.on_day(stake, day, job.deposit - self.wallet.left(job))
+                    await asyncio.to_thread(self.wallet.store.stake, mine[stored.signer])
+        return list(mine.values())
+
+    async def _stake(self, job: Job, day: str, most: int) -> None:
+        """What a staked job may come to from now on."""
+        stake = next(stake for stake in await self._stakes(day) if stake.signer == job.signer)
+        await asyncio.to_thread(self.wallet.store.stake, replace(stake, most=most))
+
+    @property
+    def _place(self) -> tuple[int, Address]:
+        deployment = self.wallet.deployment
+        return deployment.chain_id, deployment.marketplace
+
+    # Ending jobs
+
+    async def _look_after(self) -> None:
+        """Completes what is idle, and now and then what an earlier run has left."""
+        loop = asyncio.get_running_loop()
+        tidied = float("-inf")
+        while True:
+            for model, used in list(self._in_use.items()):
+                if not used.requests and loop.time() - used.idle_since > self._idle:
+                    await self._complete(model)
+            if loop.time() - tidied > TIDY_EVERY:
+                tidied = loop.time()
+                await self._tidy()
+            await asyncio.sleep(min(LOOK, self._idle))
+
+    async def _complete(self, model: str) -> None:
+        async with self._turns[model]:
+            used = self._in_use.get(model)
+            if used is not None and not used.requests:
+                self._take_out(used)
+                await self._end(used)
+
+    async def _end(self, used: InUse) -> None:
+        """Completes a job once nothing is under way on it; if it stays open, that is tried again later."""
+        session = used.session
+        while used.requests:
+            used.released.clear()
+            await used.released.wait()
+        try:
+            if not session.connected:
+                await session.connect()
+            await self._completed(session, await session.complete(seconds=COMPLETE))
+        except TallystickError as error:
+            mend = f"tally job complete {session.job.id} --on-chain"
+            log.warning("job.not_completed", job=session.job.id, cause=str(error), mend=mend)
+        finally:
+            await session.close()
+
+    async def _completed(self, session: Session, completion: Completion) -> None:
+        job = session.job
+        async with self._money:
+            await self._stake(job, await self._today(), completion.owed)
+        paid, refund = self._money_told(completion.owed), self._money_told(completion.refund)
+        log.info("job.completed", job=job.id, paid=paid, refund=refund, tx=completion.tx)
+        self._hear(job.id, completion)
+
+    async def _tidy(self) -> None:
+        """Sees to the staked jobs that an earlier run has left, or that could not be completed."""
+        try:
+            staked = {stake.signer for stake in await self._stakes(await self._today())}
+            for stored, job in await self.wallet.jobs():
+                if job is not None and stored.signer in staked:
+                    async with self._turns[stored.model]:
+                        await self._tidied(stored, job)
+        except TallystickError as error:
+            log.warning("jobs.not_tidied", cause=str(error))
+
+    async def _tidied(self, stored: StoredJob, job: Job) -> None:
+        """Takes a job into use again that can be, so that it is completed when it is idle; ends others."""
+        if any(used.session.job.signer == stored.signer for used in self._in_use.values()):
+            return
+        now = (await self.wallet.chain.block()).timestamp
+        if job.status is JobStatus.CLOSED:
+            await asyncio.to_thread(self.wallet.store.end, stored.signer)
+        elif now >= job.closes_at:
+            await self.wallet.transact(self.wallet.chain.reclaim(job.id))
+            await asyncio.to_thread(self.wallet.store.end, stored.signer)
+            log.info("job.reclaimed", job=job.id)
+        elif stored.model not in self._in_use and await self._fits(stored, job, stored.model):
+            await self._resume(job)
+        else:
+            await self._end(InUse(await self.wallet.resume(job.id), 0))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _money_told(self, units: int) -> str:
+        return money(self.wallet.chain, self.asset, units)
