@@ -212,6 +212,9 @@ def test_every_variable_of_a_payer_is_read() -> None:
         "PAYER_CLAIM_WINDOW": "3600",
         "PAYER_EXPIRY": "86400",
         "PAYER_BEARER": "60",
+        "PAYER_MAX_TOKENS": "64",
+        "PROXY_LISTEN": "[::1]:0",
+        "PROXY_API_KEY": "a key",
     }
     assert payer(**env) == PayerConfig(
         keystore=Path("/keys/payer.json"),
@@ -226,6 +229,9 @@ def test_every_variable_of_a_payer_is_read() -> None:
         claim_window=3600,
         expiry=86_400,
         bearer=60,
+        max_tokens=64,
+        proxy_listen=("::1", 0),
+        proxy_api_key=Secret("a key"),
     )
     assert payer(PAYER_PRIVATE_KEY=KEY.hex()).payer_private_key == Secret(KEY)
     assert set(env) | {"PAYER_PRIVATE_KEY"} == set(variables(PayerConfig).values())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tallystick.deployment import Plan
     from tallystick.devnet import Devnet
     from tallystick.networks import Deployment
+    from tallystick.proxy import Wanted
     from tallystick.survey import Survey
     from tallystick.types import Check
 
@@ -514,6 +515,51 @@ def chat(
     told = asyncio.run(converse(wanted, as_json=as_json))
     if as_json:
         echo_json(told)
+
+
+@app.command()
+def proxy(
+    host: Host = None,
+    deposit: Annotated[
+        str | None, typer.Option(help="In escrow for a job at a time, in whole units; by default 2.")
+    ] = None,
+    max_per_day: Annotated[
+        str | None, typer.Option(help="The most that is spent on a day (UTC); by default one deposit.")
+    ] = None,
+    max_price: Annotated[
+        list[str] | None,
+        typer.Option(help="The most per million tokens, prompt or generated: 0.60, or MODEL=0.60; several."),
+    ] = None,
+    listen: Annotated[str | None, typer.Option(help="ADDRESS:PORT; by default PROXY_LISTEN.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="What clients have to send. Others see it here; not in PROXY_API_KEY.")
+    ] = None,
+    idle: Annotated[int, typer.Option(min=1, help="Seconds until an unused job is completed.")] = 900,
+    json_logs: Annotated[bool, typer.Option("--json", help="Log JSON, for machines.")] = False,
+) -> None:
+    """An OpenAI API on this machine that any client can use: it pays a host, within caps, until interrupted.
+
+    It opens a job for the first request for a model, adds to it as it is used, and completes it when idle and
+    at the end. A job that an earlier run left is gone on with.
+    """
+    from tallystick.proxy import Wanted
+
+    keep_logs(level="info", as_json=json_logs)
+    import uvloop
+
+    wanted = Wanted(host, deposit, max_per_day, max_price or (), listen, api_key, idle)
+    uvloop.run(_proxy(wanted))
+
+
+async def _proxy(wanted: Wanted) -> None:
+    from tallystick.proxy import running
+
+    async with running(wanted) as (url, told):
+        asked_to_end = _interrupt()
+        typer.echo(f"base_url {url}\n{told}")
+        sys.stdout.flush()
+        await asked_to_end.wait()
+        echo_note("completing the jobs, so that what was not spent comes back")
 
 
 Party = Literal["host", "payer", "treasury"]

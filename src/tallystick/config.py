@@ -52,6 +52,9 @@ FIRST_TOKEN = 120
 NEXT_TOKEN = 60
 """Seconds within which each further token comes."""
 
+MAX_TOKENS = 512
+"""Tokens of a reply where nobody names a number."""
+
 _T = TypeVar("_T")
 
 
@@ -215,7 +218,8 @@ def _networks(text: str) -> tuple[str, ...]:
     return tuple(str(ip_network(entry)) for entry in _entries(text))
 
 
-def _listen(text: str) -> tuple[str, int]:
+def address_and_port(text: str) -> tuple[str, int]:
+    """Where to listen, as `127.0.0.1:8402` or `[::1]:8402`. ValueError for anything else."""
     host, _, port = text.rpartition(":")
     if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
         raise ValueError(f"{text!r} is not of the form 127.0.0.1:8402")
@@ -285,7 +289,7 @@ _FORMS: Mapping[Callable[[str], object], str] = {
     _model_name: "a name",
     _sha256: "64 hexadecimal digits",
     _networks: "networks",
-    _listen: "HOST:PORT",
+    address_and_port: "HOST:PORT",
     _path: "a path; `~` is the home directory",
     _secret: "text",
 }
@@ -362,7 +366,7 @@ class HostConfig:
     """Within which an engine's first token comes: its queue, and the reading of the prompt."""
     engine_next_token: Annotated[int, Variable("ENGINE_NEXT_TOKEN", Number(1, HOUR))] = NEXT_TOKEN
     """Within which each further token comes."""
-    listen: Annotated[tuple[str, int], Variable("HOST_LISTEN", _listen)] = ("127.0.0.1", 8402)
+    listen: Annotated[tuple[str, int], Variable("HOST_LISTEN", address_and_port)] = ("127.0.0.1", 8402)
     """Where the node listens. Port 0: any free one."""
     trusted_proxies: Annotated[tuple[str, ...], Variable("HOST_TRUSTED_PROXIES", _networks)] = ()
     """Networks, like "10.0.0.7/32", whose `X-Forwarded-Proto` counts: a proxy there ends the TLS."""
@@ -378,7 +382,7 @@ class HostConfig:
     """The price per million prompt tokens, likewise."""
     assets: Annotated[tuple[AssetPrice, ...], Variable("HOST_ASSETS", _assets)] = ()
     """`ADDRESS` or `ADDRESS=PRICE/PROMPT_PRICE`, with commas. Not set: the deployment's dollar token."""
-    max_tokens: Annotated[int, Variable("HOST_MAX_TOKENS", Number(1, 2**31))] = 512
+    max_tokens: Annotated[int, Variable("HOST_MAX_TOKENS", Number(1, 2**31))] = MAX_TOKENS
     """The most tokens of a reply to a request that names no number."""
     interval_max: Annotated[int, Variable("HOST_INTERVAL_MAX", Number(INTERVAL_MIN, 1_000_000))] = 1_000
     """The largest interval that a job may have, in tokens."""
@@ -458,7 +462,9 @@ class PayerConfig:
     """The time from the opening of a job until it ends by itself."""
     bearer: Annotated[int, Variable("PAYER_BEARER", Number(1, BEARER_MAX))] = BEARER
     """How long a bearer is good for."""
-    proxy_listen: Annotated[tuple[str, int], Variable("PROXY_LISTEN", _listen)] = ("127.0.0.1", 4402)
+    max_tokens: Annotated[int, Variable("PAYER_MAX_TOKENS", Number(1, 2**31))] = MAX_TOKENS
+    """The tokens that the proxy and the SDK ask for where a request names no number."""
+    proxy_listen: Annotated[tuple[str, int], Variable("PROXY_LISTEN", address_and_port)] = ("127.0.0.1", 4402)
     """Where `tally proxy` listens. Port 0: any free one. Elsewhere than loopback it needs a key."""
     proxy_api_key: Annotated[Secret[str] | None, Variable("PROXY_API_KEY", _secret)] = None
     """What clients of the proxy send as their API key. Not set: whoever reaches its port may spend."""

@@ -19,6 +19,7 @@ import msgspec
 import orjson
 
 from tallystick import caps, frames, pricing, reply, wire
+from tallystick.config import MAX_TOKENS
 from tallystick.errors import (
     ChainError,
     ConfigError,
@@ -41,8 +42,6 @@ from tallystick.types import Prices
 from tallystick.wallet import asset_at
 from tallystick.wire import ReplyRequest
 
-MAX_TOKENS = 512
-"""Tokens of a choice that a request asks for which names no number (protocol §13)."""
 PATIENCE = 90.0
 """Seconds for which a host is asked again that does not see the job, or its new deposit, deep enough yet."""
 PAUSE = 1.0
@@ -219,7 +218,7 @@ class Paid:
         return f"{pricing.from_units(value, self._decimals + 6)} {self._symbol}"
 
     def tally(self) -> dict[str, Any]:
-        """What came so far and what it costs, in whole units of the asset; and what the job has left."""
+        """What came so far; what it costs, in whole units; what the job has left, in base units."""
         totals = self._exchange.tab.totals
         left = self._session.job.deposit - self._session.owed
         told: dict[str, Any] = {
@@ -228,7 +227,7 @@ class Paid:
             "prompt_tokens": totals.prompt_tokens,
             "tokens": totals.tokens,
             "cost": pricing.from_units(self.value, self._decimals + 6),
-            "left": pricing.from_units(left, self._decimals),
+            "left": str(left),
             "asset": self._symbol,
         }
         over = self._exchange.tab.overcount

@@ -15,7 +15,6 @@ from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import orjson
 import structlog
@@ -30,9 +29,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick import wallet
 from tallystick.caps import Caps
-from tallystick.config import Secret
+from tallystick.config import PayerConfig, Secret, address_and_port
 from tallystick.errors import ConfigError, Refusal, TallystickError
-from tallystick.gateway import MAX_TOKENS, Answer, Gateway, refused
+from tallystick.gateway import Answer, Gateway, refused
 from tallystick.peer import PeerGone, bearer_of, read_body
 from tallystick.spending import IDLE, Spender
 from tallystick.types import Address
@@ -278,10 +277,9 @@ class Wanted:
     per_day: str | None = None
     prices: Sequence[str] = ()
     """`0.60`, for any model, or `MODEL=0.60`."""
-    asset: str | None = None
-    listen: tuple[str, int] | None = None
+    listen: str | None = None
+    api_key: str | None = None
     idle: float = IDLE
-    max_tokens: int = MAX_TOKENS
 
 
 def caps_of(purse: Wallet, wanted: Wanted, asset: Address) -> Caps:
@@ -295,18 +293,40 @@ def caps_of(purse: Wallet, wanted: Wanted, asset: Address) -> Caps:
     return Caps(min(deposit, per_day), per_day, prices.pop("", None), prices)
 
 
+def listen_of(config: PayerConfig, named: str | None) -> tuple[str, int]:
+    """Where to listen. ConfigError."""
+    try:
+        return config.proxy_listen if named is None else address_and_port(named)
+    except ValueError as error:
+        raise ConfigError(f"--listen: {error}") from None
+
+
 @asynccontextmanager
-async def running(wanted: Wanted, **how: Any) -> AsyncIterator[tuple[str, Spender]]:
-    """The whole proxy: the base URL for clients, and what pays. Leaving completes its jobs."""
-    async with wallet.opened() as purse:
-        with alone(purse.config.data_dir):
-            purse.key()  # a keystore's password is asked for now, not with the first request
-            asset = purse.asset(wanted.asset)
+async def running(wanted: Wanted) -> AsyncIterator[tuple[str, str]]:
+    """The whole proxy: the base URL for clients, and what to say of it. Leaving completes its jobs.
+
+    ConfigError, ChainError, LedgerError.
+    """
+    async with wallet.opened() as locked:
+        with alone(locked.config.data_dir):
+            purse = locked.unlocked()  # a keystore's password is asked for now, not with the first request
+            address, port = listen_of(purse.config, wanted.listen)
+            key = Secret(wanted.api_key) if wanted.api_key else purse.config.proxy_api_key
+            asset, host_url = purse.asset(), purse.host_url(wanted.host)
             caps = caps_of(purse, wanted, asset)
-            host_url = purse.host_url(wanted.host)
-            async with Spender(purse, caps, host_url, asset=asset, idle=wanted.idle, **how) as spender:
-                gateway = Gateway(spender, max_tokens=wanted.max_tokens)
-                address, port = wanted.listen or purse.config.proxy_listen
-                key = purse.config.proxy_api_key
-                async with listening(spender, gateway, address, port, key) as url:
-                    yield url, spender
+            async with Spender(purse, caps, host_url, asset=asset, idle=wanted.idle) as spender:
+                gateway = Gateway(spender, max_tokens=purse.config.max_tokens)
+                try:
+                    async with listening(spender, gateway, address, port, key) as url:
+                        yield url, _told(purse, spender)
+                except OSError as error:
+                    told = f"PROXY_LISTEN {address}:{port} cannot be listened on: {error.strerror}"
+                    raise ConfigError(told) from error
+
+
+def _told(purse: Wallet, spender: Spender) -> str:
+    deposit, per_day = (
+        wallet.money(purse.chain, spender.asset, units)
+        for units in (spender.caps.deposit, spender.caps.per_day)
+    )
+    return f"pays {spender.host_url}: at most {deposit} in escrow for a job, at most {per_day} a day"

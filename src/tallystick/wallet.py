@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from getpass import getpass
 
 from tallystick import opening, pricing, proof
 from tallystick.chain import Chain, TxResult, deployment_at
-from tallystick.config import PayerConfig, http_url
+from tallystick.config import PayerConfig, Secret, http_url
 from tallystick.contracts import Call
 from tallystick.errors import ConfigError, SessionError
 from tallystick.networks import Asset, Deployment
@@ -37,6 +37,11 @@ class Wallet:
     def key(self) -> bytes:
         """The payer's key. ConfigError if there is none, or its keystore cannot be opened."""
         return key_of(self.config)
+
+    def unlocked(self) -> Wallet:
+        """The same with its key at hand, so that a password is asked for once. Raises what `key` raises."""
+        config = replace(self.config, payer_private_key=Secret(self.key()), keystore=None)
+        return replace(self, config=config)
 
     def asset(self, named: str | None = None) -> Address:
         """The asset of that symbol or address; by default PAYER_ASSET or the deployment's dollar."""
