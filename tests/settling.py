@@ -5,15 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tallystick import proof
+from sqlalchemy import Executable
+
+from tallystick import database, proof
 from tallystick.chain import Chain
+from tallystick.config import HostConfig, Secret
 from tallystick.contracts import Created
 from tallystick.devnet import Devnet
 from tallystick.ledger import Ledger
 from tallystick.policy import Thrift
 from tallystick.sender import Sender
 from tallystick.settlement import Drain, Settlement
-from tallystick.types import ETH, Completion, JobId, JobStatus, Prices, Receipt, Terms, Totals
+from tallystick.types import (
+    ETH,
+    Completion,
+    JobId,
+    JobStatus,
+    Position,
+    Prices,
+    Receipt,
+    RequestId,
+    Terms,
+    Totals,
+)
 from tallystick.types import Settlement as Settled
 
 PRICES = Prices(904_000, 500_000)
@@ -47,11 +61,26 @@ class Host:
         )
         self.settlement.listen(self.heard.append)
 
+    def confirm_after(self, blocks: int) -> None:
+        """What is so deep counts, from now on."""
+        self.chain.deployment = replace(self.chain.deployment, confirmations=blocks)
+
     def cap_gas(self, most: int) -> None:
         """No transaction may have more gas, from now on."""
         self.chain.deployment = replace(self.chain.deployment, gas_cap=most)
 
-    async def open(self, **changes: Any) -> JobId:
+    def config(self, **changed: Any) -> HostConfig:
+        """The settings with which it is looked at."""
+        url = self.ledger.url
+        settings: dict[str, Any] = {
+            "host_private_key": Secret(self.host.private_key),
+            "rpc_url": self.devnet.rpc_url,
+            "data_dir": self.ledger.data_dir,
+            "ledger_url": Secret(url) if database.is_shared(url) else None,
+        }
+        return HostConfig(**{**settings, **changed})
+
+    async def open(self, *, adopt: bool = True, **changes: Any) -> JobId:
         """A job of the payer's, as the node adopts it."""
         key = proof.new_key()
         terms = Terms(
@@ -71,7 +100,8 @@ class Host:
             await self._transact(self.chain.approve(terms.asset, terms.deposit))
         [opened] = [e for e in (await self._transact(self.chain.create_job(terms))) if isinstance(e, Created)]
         self.signers[opened.job_id] = key
-        await self.adopt(opened.job_id)
+        if adopt:
+            await self.adopt(opened.job_id)
         return opened.job_id
 
     async def adopt(self, job_id: JobId) -> None:
@@ -86,7 +116,8 @@ class Host:
         transcript = totals.tokens.to_bytes(32, "big")
         digest = self.domain.receipt(job_id, totals, transcript)
         signature = proof.sign(digest, self.signers[job_id])
-        return Receipt(job_id, totals, bytes(32), transcript, signature)
+        one = Position(RequestId(f"{job_id:032x}"), totals.prompt_tokens, totals.tokens, bytes(32), bytes(32))
+        return Receipt(job_id, totals, bytes(32), transcript, signature, (one,))
 
     async def sign(self, job_id: JobId, tokens: int, prompt_tokens: int = 0, *, due: bool = True) -> None:
         """The payer's receipt over what was counted."""
@@ -95,6 +126,19 @@ class Host:
 
     async def ask_to_complete(self, job_id: JobId) -> None:
         await self._transact(self.chain.complete_session(job_id))
+
+    async def settle_by_hand(self, job_id: JobId, tokens: int) -> None:
+        """Somebody settles with the host's key, past the node, with a receipt that the payer has signed."""
+        receipt = self.receipt(job_id, Totals(0, tokens))
+        claim = self.chain.submit_checkpoint(job_id, tokens, proof.checkpoint_proof(0, receipt))
+        await self.chain.transact(claim, self.host.private_key, confirmations=1)
+
+    def rewrite(self, statement: Executable) -> None:
+        """Changes the ledger behind the node's back."""
+        engine = database.engine(self.ledger.url, writing=True)
+        with engine.begin() as connection:
+            connection.execute(statement)
+        engine.dispose()
 
     async def top_up(self, job_id: JobId, amount: int) -> None:
         await self._transact(self.chain.approve(self.devnet.dollar, amount))

@@ -24,6 +24,8 @@ GWEI = 10**9
 """Wei: nobody needs to know what there is for gas more exactly."""
 INDENT = " " * 7
 """Under a job's number."""
+STATE = 11
+"""Columns for a job's state, or a figure's name."""
 
 
 # tally host jobs
@@ -63,10 +65,11 @@ def _of_asset(survey: Survey, sums: Sums, *, ended: bool) -> Iterator[str]:
         for line in shown:
             yield from table.row(str(line.job.id), line.life.value, line.figures())
             yield from _below(survey, line)
-        yield from table.row("all", _count(len(sums.lines), "job"), sums.figures())
+        if len(sums.lines) > 1:
+            yield from table.row("all", _count(len(sums.lines), "job"), sums.figures())
         hidden = len(sums.lines) - len(shown)
         if hidden:
-            yield f"       {_count(hidden, 'job')} over and not shown: tally host jobs --all"
+            yield f"{INDENT}{_count(hidden, 'job')} over and not shown: tally host jobs --all"
         yield ""
     yield from _money_of(survey, sums)
 
@@ -75,7 +78,7 @@ def _below(survey: Survey, line: Line) -> Iterator[str]:
     yield from _wrapped(prospects.prospect(survey, line), INDENT)
     if not line.life.over:
         until = f"expires {when(line.job.expires_at)}" if line.life is Life.OPEN else _claim_until(line)
-        yield f"       {until}"
+        yield f"{INDENT}{until}"
 
 
 def _claim_until(line: Line) -> str:
@@ -110,37 +113,38 @@ class _Table:
         everything = [line.figures() for line in sums.lines] + [sums.figures()]
         self._names = list(everything[-1])
         self._widths = [max(map(len, self._column(name, everything))) for name in self._names]
-        self._flat = 7 + 11 + sum(width + 2 for width in self._widths) <= WIDTH
+        self._flat = len(INDENT) + STATE + sum(width + 2 for width in self._widths) <= WIDTH
 
     def _column(self, name: str, everything: Sequence[Mapping[str, Figure]]) -> Iterator[str]:
         yield name
         for figures in everything:
-            yield tokens(figures[name].totals)
-            yield self._money(figures[name])
+            yield from self._pair(figures[name])
 
-    def _money(self, figure: Figure) -> str:
-        return from_units(figure.money, self._asset.decimals)
+    def _pair(self, figure: Figure) -> tuple[str, str]:
+        """A figure in tokens and in money."""
+        return tokens(figure.totals), from_units(figure.money, self._asset.decimals)
 
     def head(self) -> Iterator[str]:
         """The columns' names."""
         if self._flat:
-            yield f"{'job':>5}  {'':<11}{self._cells(self._names)}"
+            yield f"{'job':>5}  {'':<{STATE}}{self._across(self._names)}"
 
     def row(self, number: str, told: str, figures: Mapping[str, Figure]) -> Iterator[str]:
         """A job, or all of them."""
         if self._flat:
-            totals = [tokens(figures[name].totals) for name in self._names]
-            money = [self._money(figures[name]) for name in self._names]
-            yield f"{number:>5}  {told:<11}{self._cells(totals)}"
-            yield f"{'':<18}{self._cells(money)}"
+            totals, money = zip(*(self._pair(figures[name]) for name in self._names), strict=True)
+            yield f"{number:>5}  {told:<{STATE}}{self._across(totals)}"
+            yield f"{INDENT}{'':<{STATE}}{self._across(money)}"
         else:
             yield f"{number:>5}  {told}"
-            for name, figure in figures.items():
-                worth = f"{self._money(figure)} {self._asset.symbol}"
-                yield f"       {name:<11}{tokens(figure.totals):>20}  {worth}"
+            yield from (self._below(name, *self._pair(figures[name])) for name in self._names)
 
-    def _cells(self, cells: Iterable[str]) -> str:
+    def _across(self, cells: Iterable[str]) -> str:
         return "".join(f"  {cell:>{width}}" for cell, width in zip(cells, self._widths, strict=True))
+
+    def _below(self, name: str, totals: str, money: str) -> str:
+        width = max(self._widths)
+        return f"{INDENT}{name:<{STATE}}{totals:>{width}}  {money:>{width}} {self._asset.symbol}"
 
 
 def tokens(totals: Totals) -> str:
@@ -295,7 +299,7 @@ def report(found: Report) -> Iterator[str]:
     survey = found.survey
     yield from _head(survey)
     yield f"chain: {_count(found.jobs, 'job')} of this host; ledger: {len(survey.ledger.entries)}"
-    for heading, under_way in (("differs", False), ("under way", True)):
+    for heading, under_way in (("differs", False), ("under way: goes by itself", True)):
         these = [each for each in found.differences if each.under_way is under_way]
         if these:
             yield f"\n{heading}"

@@ -116,9 +116,7 @@ def prospect(survey: Survey, line: Line) -> str:
         return "not on the chain: a reorganisation took it back, or another job has its number"
     if line.life is Life.CLOSED:
         lost = amount(survey, line.job.asset, line.lost)
-        return (
-            f"closed; {lost} of what was delivered was not paid" if line.lost else "closed, and paid in full"
-        )
+        return f"{lost} of what was delivered was not paid" if line.lost else "paid in full"
     if line.early:
         return f"not {survey.deployment.confirmations} blocks deep yet: a reorganisation could take it back"
     if line.at_risk != NOTHING:

@@ -124,10 +124,10 @@ async def reconcile(config: HostConfig) -> Report:
     if first.agrees or not first.survey.ledger.running:
         return first
     await asyncio.sleep(AGAIN_AFTER)
-    return _both(first, compare(*await audit(config)))
+    return both(first, compare(*await audit(config)))
 
 
-def _both(first: Report, second: Report) -> Report:
+def both(first: Report, second: Report) -> Report:
     """The second look, in which what was not there in the first is under way."""
     seen = {(each.kind, each.job_id, each.asset) for each in first.differences}
     told = (

@@ -232,7 +232,7 @@ def _life(ending: bool, closed: bool, job: Job, now: int) -> Life:
 
 
 def _is_early(survey: Survey, job: Job) -> bool:
-    return isinstance(survey.chain, ChainFacts) and job.created_at > survey.chain.deep_at
+    return isinstance(survey.chain, ChainFacts) and job.id in survey.chain.early
 
 
 def _is_owed(line: Line) -> bool:

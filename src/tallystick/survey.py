@@ -95,10 +95,10 @@ class ChainFacts:
 
     endpoint: str
     head: Block
-    deep_at: int
-    """The time of the newest block that is N deep: what is younger is not."""
     jobs: Mapping[JobId, Job | None]
     """Of the ledger's. None: another one has its id there, or none has."""
+    early: frozenset[JobId]
+    """Of these: jobs that are not N deep."""
     balance: int
     """The host's ETH, in wei."""
     earnings: Mapping[Address, int]
@@ -305,12 +305,11 @@ def _with_counts(ledger: LedgerFacts, records: Sequence[Record]) -> LedgerFacts:
 async def _ask_chain(chain: Chain, host: Address, ledger: LedgerFacts) -> ChainFacts:
     known = [entry.row.job for entry in ledger.entries if not entry.row.closed]
     head = await chain.block()
-    deep = await chain.block(max(0, head.number - chain.deployment.depth))
     return ChainFacts(
         endpoint=chain.endpoint,
         head=head,
-        deep_at=deep.timestamp,
         jobs=await _latest(chain, known),
+        early=frozenset(await _early(chain, known, head)),
         balance=await chain.eth_balance(host),
         earnings=await _earnings(chain, host),
         payout=await chain.payout(host),
@@ -323,6 +322,14 @@ async def _latest(chain: Chain, known: Sequence[Job]) -> dict[JobId, Job | None]
     for at in range(0, len(known), PAGE):
         found |= await chain.latest(known[at : at + PAGE])
     return found
+
+
+async def _early(chain: Chain, known: Sequence[Job], head: Block) -> list[JobId]:
+    """A call for each, so only for those that the time of the newest deep block leaves open."""
+    depth = chain.deployment.depth
+    deep = await chain.block(max(0, head.number - depth))
+    young = [job.id for job in known if depth and job.created_at >= deep.timestamp]
+    return [job_id for job_id in young if await chain.job(job_id, depth) is None]
 
 
 async def _earnings(chain: Chain, host: Address) -> dict[Address, int]:
