@@ -35,8 +35,14 @@ class Bench:
     directory: Path
     parts: AsyncExitStack
 
-    async def serve(self, *scripts: Script, models: tuple[str, ...] = ("scripted",), **settings: Any) -> str:
-        """A node with an engine that follows these scripts: its URL."""
+    async def serve(
+        self,
+        *scripts: Script,
+        models: tuple[str, ...] = ("scripted",),
+        parts: AsyncExitStack | None = None,
+        **settings: Any,
+    ) -> str:
+        """A node with an engine that follows these scripts: its URL. It ends with `parts`."""
         config = HostConfig(
             host_private_key=Secret(self.devnet.accounts.host.private_key),
             rpc_url=self.devnet.rpc_url,
@@ -44,7 +50,7 @@ class Bench:
             **{"receipt_timeout": 1, **settings},
         )
         node = Node(config, engine=ScriptedEngine(*scripts, models=models))
-        return await self.parts.enter_async_context(running(node))
+        return await (parts or self.parts).enter_async_context(running(node))
 
     def wallet(self) -> Wallet:
         """The devnet's payer."""
