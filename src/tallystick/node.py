@@ -327,11 +327,8 @@ async def chain_of(config: HostConfig) -> Chain:
 
 def as_deep(config: HostConfig, deployment: Deployment) -> Deployment:
     """The deployment, with as many confirmations as the host wants."""
-    return (
-        deployment
-        if config.confirmations is None
-        else replace(deployment, confirmations=config.confirmations)
-    )
+    wanted = config.confirmations
+    return deployment if wanted is None else replace(deployment, confirmations=wanted)
 
 
 def _ledger(config: HostConfig) -> Ledger:
