@@ -47,7 +47,7 @@ class Bench:
             host_private_key=Secret(self.devnet.accounts.host.private_key),
             rpc_url=self.devnet.rpc_url,
             data_dir=self.directory / "host",
-            **{"receipt_timeout": 1, **settings},
+            **{"receipt_timeout": 5, **settings},
         )
         node = Node(config, engine=ScriptedEngine(*scripts, models=models))
         return await (parts or self.parts).enter_async_context(running(node))

@@ -32,7 +32,9 @@ async def bench(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[B
         yield Bench(devnet, chain, tmp_path, parts)
 
 
-async def session(bench: Bench, *scripts: Script, parts: AsyncExitStack | None = None, **terms: Any) -> Session:
+async def session(
+    bench: Bench, *scripts: Script, parts: AsyncExitStack | None = None, **terms: Any
+) -> Session:
     """A session on a new job with a host whose engine follows these scripts."""
     wallet = bench.wallet()
     url = await bench.serve(*scripts, parts=parts)
@@ -75,7 +77,7 @@ async def test_several_choices_are_one_request(bench: Bench) -> None:
 
 
 async def test_a_reply_that_is_left_is_ended_and_paid_to_the_token(bench: Bench) -> None:
-    """Leaving cancels at the host, over the WebSocket: what was on its way is taken in, and nothing written off."""
+    """Leaving ends it at the host, over the WebSocket; what was on its way is taken in, nothing written off."""
     using = await session(bench, Script((*say(*["a "] * 30), Hang())), Script(say("b")))
     async with asking(using) as exchange:
         async for parts in exchange:

@@ -284,8 +284,9 @@ class Session:
             # What keeps it from being signed was told as Stopped; nothing more is owed than what was signed.
             with contextlib.suppress(SessionError):
                 await self.flush()
-            await self._socket.close()
         await self._stop()
+        if self._socket is not None:
+            await self._socket.close()
         if self._http is not None:
             await self._http.close()
 

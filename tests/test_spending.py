@@ -1,0 +1,253 @@
+"""The jobs that requests are paid from, on a real chain with a real node: opened, topped up, completed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallystick import pricing
+from tallystick.caps import Caps
+from tallystick.chain import Chain
+from tallystick.config import DAY
+from tallystick.devnet import Devnet
+from tallystick.errors import ContractError, Refusal, SessionError
+from tallystick.exchange import Exchange
+from tallystick.session import Event, Session
+from tallystick.spending import Spender
+from tallystick.testing.engine import Script, say
+from tallystick.types import Completion, JobId, JobStatus, Totals
+from tests.buying import DEPOSIT, MESSAGES, Bench
+from tests.paying import register, until
+
+MODEL = "scripted"
+
+
+@pytest.fixture
+async def bench(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[Bench]:
+    await register(devnet, chain)
+    async with AsyncExitStack() as parts:
+        yield Bench(devnet, chain, tmp_path, parts)
+
+
+def spender(bench: Bench, url: str, caps: Caps | None = None, **how: Any) -> Spender:
+    return Spender(bench.wallet(), caps or Caps(DEPOSIT, DEPOSIT), url, **how)
+
+
+async def spend(spender: Spender, cost: int = 1000, max_tokens: int = 500, model: str = MODEL) -> Totals:
+    """One request, paid: what it brought."""
+    body = {"messages": MESSAGES, "model": model, "max_tokens": max_tokens}
+    async with (
+        spender.paying(model, cost) as session,
+        Exchange(session, "/v1/chat/completions", body, max_tokens=max_tokens) as exchange,
+    ):
+        async for _ in exchange:
+            pass
+    return exchange.tab.totals
+
+
+async def test_one_job_serves_many_requests_and_is_completed_at_the_end(bench: Bench) -> None:
+    """The first request opens a job, the others share it; leaving has the rest come back, to the unit."""
+    heard: list[tuple[JobId, Event | Completion]] = []
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    before, _ = await bench.money()
+    async with spender(bench, url, hear=lambda *each: heard.append(each)) as spends:
+        totals = [await spend(spends) for _ in range(3)]
+        [used] = spends.jobs
+        job = used.session.job
+    total = sum(totals, Totals())
+    after, held = await bench.money()
+    completion = heard[-1][1]
+    assert isinstance(completion, Completion)
+    assert before - after == completion.owed == pricing.owed(total, job.prices)
+    host, treasury = await _earned(bench)
+    assert host + treasury + completion.refund == DEPOSIT
+    assert held == host + treasury
+
+
+async def _earned(bench: Bench) -> tuple[int, int]:
+    """What lies in the contract for host and treasury."""
+    host, dollar = bench.devnet.accounts.host.address, bench.devnet.dollar
+    return await bench.chain.earnings(host, dollar), await bench.chain.treasury_balance(dollar)
+
+
+async def test_a_job_is_topped_up_when_it_runs_low(bench: Bench) -> None:
+    """What a request may cost is there before it is asked; the unspent rest is never above the deposit."""
+    url = await bench.serve(Script(say(*["a "] * 200)))
+    async with spender(bench, url, Caps(400, 2_000)) as spends:
+        deposits = []
+        for _ in range(5):
+            await spend(spends, cost=300)
+            [used] = spends.jobs
+            deposits.append(used.session.job.deposit)
+            assert used.purse.rest <= 400
+        await used.session.flush()
+        assert used.session.receipted.tokens == 1000
+    assert deposits == sorted(deposits)
+    assert 400 < deposits[-1] <= 2_000
+    closed = await bench.chain.job(used.session.job.id)
+    assert closed is not None
+    assert closed.owed == pricing.owed(closed.settled, closed.prices)
+
+
+async def test_the_days_cap_is_never_exceeded(bench: Bench) -> None:
+    """What was spent on the day and what still can be is within the cap, over models and restarts."""
+    url = await bench.serve(Script(say(*["a "] * 300)), models=("one", "two"))
+    caps = Caps(500, 900)
+    async with spender(bench, url, caps) as spends:
+        await spend(spends, cost=300, model="one")
+        await spend(spends, cost=300, model="two")
+        assert sum(used.purse.deposit for used in spends.jobs) == 900
+        with pytest.raises(Refusal, match="max-per-day") as refused:
+            async with spends.paying("two", 450):
+                pass
+        assert refused.value.code == "cap_reached"
+    async with spender(bench, url, caps) as again:
+        with pytest.raises(Refusal, match="max-per-day"):
+            async with again.paying("one", 400):
+                pass
+        [*_, last] = await bench.chain.jobs()
+    spent = [await bench.chain.job(JobId(number)) for number in range(1, last.job_id + 1)]
+    assert sum(job.owed for job in spent if job) <= 900
+
+
+async def test_the_next_day_has_its_own_cap(bench: Bench) -> None:
+    """A day later, of the chain's clock, what was spent the day before no longer counts."""
+    url = await bench.serve(Script(say(*["a "] * 300)))
+    caps = Caps(400, 400)
+    async with spender(bench, url, caps) as spends:
+        await spend(spends, cost=350)
+        with pytest.raises(Refusal):
+            await spend(spends, cost=350)
+        await bench.devnet.increase_time(DAY)
+        assert (await spend(spends, cost=350)).tokens == 300
+
+
+async def test_a_request_beyond_the_deposit_opens_nothing(bench: Bench) -> None:
+    """What would cost more than the cap is refused before any money moves."""
+    url = await bench.serve(Script(say("a")))
+    before = await bench.money()
+    async with spender(bench, url, Caps(100, 1_000)) as spends:
+        with pytest.raises(Refusal, match=r"--deposit leaves 100"):
+            async with spends.paying(MODEL, 101):
+                pass
+        assert spends.jobs == []
+    assert await bench.money() == before
+
+
+async def test_requests_wait_for_each_other_rather_than_exceed_the_cap(bench: Bench) -> None:
+    """Requests that together may cost more than the deposit take turns; none is refused that fits alone."""
+    url = await bench.serve(Script(say(*["a "] * 100)))
+    async with spender(bench, url, Caps(300, 3_000)) as spends:
+        totals = await asyncio.gather(*(spend(spends, cost=200) for _ in range(5)))
+    assert [each.tokens for each in totals] == [100] * 5
+
+
+async def test_a_price_above_the_cap_is_refused(bench: Bench) -> None:
+    """No job is opened at more than --max-price; a model's own price counts before the general one."""
+    url = await bench.serve(Script(say("a")), models=("one", "two"))
+    async with spender(bench, url, Caps(DEPOSIT, DEPOSIT, 899_999, {"two": 900_000})) as spends:
+        with pytest.raises(Refusal) as refused:
+            await spend(spends, model="one")
+        assert refused.value.code == "price_above_cap"
+        assert (await spend(spends, model="two")).tokens == 1
+
+
+async def test_what_a_killed_payer_left_is_gone_on_with(bench: Bench) -> None:
+    """Another run with the same store goes on with the job, opens no second one, and completes it."""
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    killed = spender(bench, url)
+    first = await spend(killed)
+    [used] = killed.jobs
+    await used.session.close()
+    async with spender(bench, url) as spends:
+        second = await spend(spends)
+        assert [each.session.job.id for each in spends.jobs] == [used.session.job.id]
+    closed = await bench.chain.job(used.session.job.id)
+    assert closed is not None
+    assert (closed.status, closed.settled) == (JobStatus.CLOSED, first + second)
+
+
+async def test_an_idle_job_is_completed(bench: Bench) -> None:
+    """A job that nobody asks of for a while is completed; the next request has a new one."""
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    async with spender(bench, url, Caps(DEPOSIT, 2 * DEPOSIT), idle=0.2) as spends:
+        await spend(spends)
+        [used] = spends.jobs
+        await until(lambda: _closed(bench, used.session))
+        await spend(spends)
+        [another] = spends.jobs
+        assert another.session.job.id != used.session.job.id
+
+
+async def _closed(bench: Bench, session: Session) -> bool:
+    job = await bench.chain.job(session.job.id)
+    return job is not None and job.status is JobStatus.CLOSED
+
+
+async def test_a_job_that_an_earlier_run_left_is_completed_unasked(bench: Bench) -> None:
+    """Nobody has to ask for money to come back: a run that starts looks after the jobs of the one before."""
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    killed = spender(bench, url)
+    await spend(killed)
+    [used] = killed.jobs
+    await used.session.close()
+    async with spender(bench, url, idle=0.2):
+        await until(lambda: _closed(bench, used.session))
+
+
+async def test_an_expired_job_is_reclaimed(bench: Bench) -> None:
+    """What a host never completed comes back by the payer's own transaction, once its time is over."""
+    node = await bench.parts.enter_async_context(AsyncExitStack())
+    url = await bench.serve(Script(say("a")), parts=node)
+    killed = spender(bench, url)
+    async with killed.paying(MODEL, 100) as session:
+        pass
+    await session.close()
+    await node.aclose()
+    await bench.devnet.increase_time(10 * DAY)
+    async with spender(bench, url):
+        await until(lambda: _closed(bench, session))
+    assert (await bench.money())[1] == 0
+
+
+async def test_a_host_that_is_gone_leaves_nothing_half_done(bench: Bench) -> None:
+    """Without its host a job stays open and staked, and the error says so."""
+    node = await bench.parts.enter_async_context(AsyncExitStack())
+    url = await bench.serve(Script(say("a")), parts=node)
+    spends = spender(bench, url)
+    await spend(spends)
+    [used] = spends.jobs
+    await used.session.close()
+    await node.aclose()
+    with pytest.raises(SessionError, match=url):
+        await spend(spends)
+    stakes = spends.wallet.store.stakes(31337, bench.devnet.deployment.marketplace)
+    assert [stake.most for stake in stakes] == [DEPOSIT]
+
+
+async def test_an_opening_that_the_chain_refuses_stakes_nothing(bench: Bench) -> None:
+    """A payer without the money is told so, and the day's cap is as it was."""
+    url = await bench.serve(Script(say("a")))
+    wallet = bench.wallet()
+    async with Spender(wallet, Caps(10**15, 10**15), url) as spends:
+        with pytest.raises(ContractError):
+            await spend(spends)
+    assert wallet.store.stakes(31337, bench.devnet.deployment.marketplace) == []
+
+
+async def test_a_job_that_the_host_has_ended_is_followed_by_another(bench: Bench) -> None:
+    """A retired job takes no more requests, is completed, and is not gone on with."""
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    async with spender(bench, url, Caps(DEPOSIT, 2 * DEPOSIT)) as spends:
+        await spend(spends)
+        [used] = spends.jobs
+        await spends.retire(used.session)
+        await spend(spends)
+        [another] = spends.jobs
+        assert another.session.job.id != used.session.job.id
+        await until(lambda: _closed(bench, used.session))
