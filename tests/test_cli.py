@@ -8,12 +8,13 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,44 @@ def test_a_paid_conversation_from_the_command_line(tally: Tally) -> None:
     jobs = [tally.json("job", "show", number)["completion"] for number in ("1", "2")]
     assert earned == sum(job["owed"] for job in jobs)
     assert all(job["owed"] + job["refund"] == 2_000_000 for job in jobs)
+
+
+def test_a_host_sees_what_it_is_owed_and_that_all_agrees(tally: Tally) -> None:
+    """While the node runs and after; what is changed in its ledger is found. Status 1 for what differs."""
+    tally("host", "register")
+    assert "no job was asked" in tally("host", "jobs").stdout
+    with tally.node():
+        assert tally.json("chat", "Tell me about the tide.", "--max-tokens", "130")["job_id"] == 1
+        [job] = tally.json("host", "jobs")["jobs"]
+        assert (job["state"], job["served"]["tokens"], job["signed"]["tokens"]) == ("open", 130, 130)
+        pending = tally("host", "pending").stdout
+        assert "    1  0.0000" in pending
+        assert "when the job ends" in pending
+        report = tally.json("reconcile")
+        assert (report["agrees"], report["jobs"]) == (True, 1)
+    [asset] = tally.json("host", "jobs")["assets"]
+    assert asset["confirmed"]["amount"] == asset["to_withdraw"] == asset["served"]["amount"]
+    assert "nothing is owed" in tally("host", "pending").stdout
+    assert "tUSD to withdraw: tally withdraw --asset tUSD" in tally("host", "jobs").stdout
+    assert tally("reconcile").stdout.endswith("chain, ledger and meter agree, to the unit\n")
+    with closing(sqlite3.connect(tally.directory / "host" / "ledger.db")) as ledger, ledger:
+        ledger.execute("UPDATE jobs SET confirmed_tokens = 100")
+    differing = tally("reconcile", status=1).stdout
+    assert "    1  not_confirmed_in_ledger" in differing
+    assert differing.endswith("1 difference\n")
+
+
+def test_a_host_is_told_what_its_ledger_knows_while_the_chain_is_away(tally: Tally) -> None:
+    """What is shown, and that it is only that; reconciling takes a chain, and says so in a line."""
+    tally("host", "register")
+    with tally.node():
+        tally("chat", "Tell me about the tide.", "--max-tokens", "30")
+    away = {"RPC_URL": "http://127.0.0.1:9"}
+    told = tally("host", "jobs", settings=away).stdout
+    assert "The chain is away" in told
+    assert "    1  open" in told
+    assert "The chain is away" in tally("host", "pending", settings=away).stdout
+    assert "127.0.0.1:9" in tally.error("reconcile", **away)
 
 
 def test_a_devnet_says_where_it_is_and_keeps_its_keys_out_of_sight(tmp_path: Path) -> None:

@@ -196,9 +196,13 @@ def pending(survey: Survey, lines: Sequence[Line]) -> Iterator[str]:
         for each in by_asset
         if each.lines
     )
-    stuck = sum(map(_is_stuck, waiting))
-    move = f"; {_count(stuck, 'job')} need somebody" if stuck else "; all of it goes by itself"
-    yield f"{total} owed by {_count(len(waiting), 'job')}{move}"
+    yield f"{total} owed by {_count(len(waiting), 'job')}; {_moves(sum(map(_is_stuck, waiting)))}"
+
+
+def _moves(stuck: int) -> str:
+    if not stuck:
+        return "all of it goes by itself"
+    return "1 job needs somebody" if stuck == 1 else f"{stuck} jobs need somebody"
 
 
 def owing(lines: Iterable[Line]) -> list[Line]:

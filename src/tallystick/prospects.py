@@ -36,8 +36,8 @@ def _sent(survey: Survey, line: Line) -> str:
 
 
 def _mined(survey: Survey, line: Line) -> str:
-    flight, asked = _flight(line), survey.deployment.confirmations
-    deep = "in a block" if line.depth is None else f"{line.depth} of {asked} blocks deep"
+    flight = _flight(line)
+    deep = "in a block" if line.depth is None else f"{line.depth} of {_blocks(survey)} deep"
     return f"{deep}: nonce {flight.nonce}, {flight.mined_hash}"
 
 
@@ -80,6 +80,11 @@ def _by_rate(survey: Survey, line: Line) -> str:
     return f"at {line.job.max_tokens_per_second} tokens a second its time has earned {earned} tokens by now"
 
 
+def _blocks(survey: Survey) -> str:
+    asked = survey.deployment.confirmations
+    return "1 block" if asked == 1 else f"{asked} blocks"
+
+
 def _flight(line: Line) -> Transaction:
     assert line.entry.flight is not None
     return line.entry.flight
@@ -96,9 +101,7 @@ _WORDS: Mapping[Wait, Callable[[Survey, Line], str]] = {
     Wait.UNSENT: lambda _, line: f"signed as nonce {_flight(line).nonce}; no endpoint has taken it yet",
     Wait.SENT: _sent,
     Wait.MINED: _mined,
-    Wait.SEEN: lambda survey, _: (
-        f"settled on the chain; confirmed once it is seen {survey.deployment.confirmations} blocks deep"
-    ),
+    Wait.SEEN: lambda survey, _: f"settled on the chain; confirmed once it is seen {_blocks(survey)} deep",
     Wait.RATE: _by_rate,
     Wait.INTERVAL: lambda _, line: (
         f"goes with the next whole interval of {line.job.interval} tokens, or when the job ends"
@@ -118,7 +121,7 @@ def prospect(survey: Survey, line: Line) -> str:
         lost = amount(survey, line.job.asset, line.lost)
         return f"{lost} of what was delivered was not paid" if line.lost else "paid in full"
     if line.early:
-        return f"not {survey.deployment.confirmations} blocks deep yet: a reorganisation could take it back"
+        return f"not {_blocks(survey)} deep yet: a reorganisation could take it back"
     if line.at_risk != NOTHING:
         return "the payer signs for what is at risk next, or it is written off"
     return "waits for requests"
