@@ -12,9 +12,12 @@ from typing import NoReturn
 import pytest
 import pytest_asyncio
 
+from tallystick import lookout
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 from tests import disk, postgresql
+from tests.hosting import Hosting
+from tests.paying import register
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -38,6 +41,18 @@ async def chain(devnet: Devnet) -> AsyncIterator[Chain]:
     """The devnet's contracts."""
     async with Chain(devnet.rpc_url, devnet.deployment) as chain:
         yield chain
+
+
+@pytest_asyncio.fixture
+async def hosting(
+    devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Hosting]:
+    """Serves nodes of the registered host, which sees every block at once."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    await register(devnet, chain)
+    hosting = Hosting(devnet, chain, tmp_path)
+    async with hosting.parts:
+        yield hosting
 
 
 def missing(tool: str) -> NoReturn:

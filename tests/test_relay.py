@@ -18,8 +18,8 @@ from tallystick.devnet import Devnet
 from tallystick.relay import PASSED_ON
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import JobStatus, Totals
+from tests.hosting import CHAT, Host, Hosting
 from tests.paying import PROMPT, Signer, register, until
-from tests.test_server import CHAT, Host, Hosting
 from tests.test_websocket import Talk
 
 REPLY = Script(say(*"x" * 60))

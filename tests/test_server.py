@@ -4,127 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
-import aiohttp
-import openai
 import orjson
 import pytest
 
-from tallystick import lookout, wire
-from tallystick.chain import Chain
-from tallystick.config import HostConfig, Secret
-from tallystick.devnet import Devnet
+from tallystick import wire
 from tallystick.errors import EngineError, EngineRefused, EngineUnavailable, Refusal
-from tallystick.node import Node
 from tallystick.peer import secure
-from tallystick.server import running
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import Totals
-from tests.paying import MESSAGES, PROMPT, Signer, open_job, register, until
-
-CHAT = "/v1/chat/completions"
-
-
-class Host:
-    """A served node, and a client of it."""
-
-    def __init__(self, node: Node, url: str, http: aiohttp.ClientSession) -> None:
-        self.node = node
-        self.url = url
-        self.http = http
-
-    async def ask(
-        self, signer: Signer, number: int = 1, *, signing: bool = True, **members: Any
-    ) -> list[dict[str, Any]]:
-        """A whole streamed reply, signed for as it comes: its events."""
-        events: list[dict[str, Any]] = []
-        parser = wire.SSEParser()
-        async with self.http.post(
-            CHAT, json=signer.body(number, **members), headers=signer.headers()
-        ) as answer:
-            assert answer.status == 200, await answer.text()
-            assert answer.content_type == "text/event-stream"
-            async for data in answer.content.iter_any():
-                for payload in parser.feed(data):
-                    if payload == b"[DONE]":
-                        events.append({"done": True})
-                        continue
-                    event = orjson.loads(payload)
-                    events.append(event)
-                    if "choices" in event:
-                        signer.receive(event)
-                    if signing and event.get("tally", {}).get("due"):
-                        await self.sign(signer)
-        return events
-
-    async def sign(self, signer: Signer) -> None:
-        while (receipt := signer.receipt()) is not None:
-            url = f"/v1/jobs/{signer.job.id}/receipts"
-            async with self.http.post(
-                url, json=wire.receipt_out(receipt), headers=signer.headers()
-            ) as answer:
-                assert answer.status == 200, await answer.text()
-                signer.acked(await answer.json())
-
-    async def problem(self, method: str, path: str, **how: Any) -> Mapping[str, Any]:
-        """The problem+json that a request is refused with."""
-        async with self.http.request(method, path, **how) as answer:
-            problem: Mapping[str, Any] = orjson.loads(await answer.read())
-            assert answer.content_type == "application/problem+json"
-            assert problem["status"] == answer.status
-            assert problem["type"] == f"urn:tallystick:error:{problem['code']}"
-            return problem
-
-    async def error(self, signer: Signer, **members: Any) -> tuple[int, Mapping[str, Any]]:
-        """The status and the error, in OpenAI's shape, that a request for a reply is refused with."""
-        async with self.http.post(CHAT, json=signer.body(**members), headers=signer.headers()) as answer:
-            body = await answer.json()
-            assert {"message", "type", "param", "code", "mend", "move"} <= body["error"].keys()
-            return answer.status, body["error"]
-
-
-class Hosting:
-    """Serves nodes for one test."""
-
-    def __init__(self, devnet: Devnet, chain: Chain, data_dir: Path) -> None:
-        self.devnet = devnet
-        self.chain = chain
-        self.data_dir = data_dir
-        self.parts = AsyncExitStack()
-
-    async def serve(self, engine: ScriptedEngine | None = None, **settings: Any) -> Host:
-        config = HostConfig(
-            **{
-                "host_private_key": Secret(self.devnet.accounts.host.private_key),
-                "rpc_url": self.devnet.rpc_url,
-                "data_dir": self.data_dir,
-                "receipt_timeout": 1,
-                **settings,
-            }
-        )
-        node = Node(config, engine=engine or ScriptedEngine(Script(say(*"x" * 60))))
-        url = await self.parts.enter_async_context(running(node))
-        http = await self.parts.enter_async_context(aiohttp.ClientSession(url))
-        return Host(node, url, http)
-
-    async def signer(self, **changed: Any) -> Signer:
-        return await open_job(self.devnet, self.chain, **changed)
-
-
-@pytest.fixture
-async def hosting(
-    devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Hosting]:
-    monkeypatch.setattr(lookout, "FRESH", 0.0)
-    await register(devnet, chain)
-    hosting = Hosting(devnet, chain, tmp_path)
-    async with hosting.parts:
-        yield hosting
-
+from tests.hosting import CHAT, TEXT, Host, Hosting
+from tests.paying import PROMPT, Signer, until
 
 # Streams
 
@@ -325,9 +216,6 @@ async def test_tool_calls(hosting: Hosting) -> None:
 # Texts that are completed
 
 
-TEXT = "/v1/completions"
-
-
 async def test_completed_text(hosting: Hosting) -> None:
     """A text is completed in a stream of OpenAI's older form, counted and signed for like any other."""
     engine = ScriptedEngine(Script(say(" one", " stick")))
@@ -407,27 +295,6 @@ async def test_whole(hosting: Hosting) -> None:
     row = await host.node.ledger.job(signer.job.id)
     assert row is not None
     assert row.claimable == Totals(PROMPT, 60)
-
-
-async def test_official_client(hosting: Hosting) -> None:
-    """OpenAI's own client streams from a host-attested job, with the bearer as its key."""
-    host = await hosting.serve()
-    signer = await hosting.signer(max_tokens_per_second=1000)
-    await hosting.devnet.increase_time(60)
-    messages: list[Any] = list(MESSAGES)
-    async with openai.AsyncOpenAI(api_key=signer.bearer(), base_url=f"{host.url}/v1") as client:
-        text = ""
-        async for chunk in await client.chat.completions.create(
-            model="scripted", messages=messages, stream=True
-        ):
-            text += chunk.choices[0].delta.content or ""
-        assert text == "x" * 60
-        whole = await client.chat.completions.create(model="scripted", messages=messages)
-        assert whole.choices[0].message.content == text
-        assert [model.id async for model in client.models.list()] == ["scripted"]
-        with pytest.raises(openai.NotFoundError) as caught:
-            await client.chat.completions.create(model="gpt-5", messages=messages)
-        assert caught.value.code == "model_unknown"
 
 
 # Refusals

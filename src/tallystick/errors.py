@@ -272,7 +272,7 @@ REFUSALS: dict[str, Row] = {
         402,
         "The whole answer might cost more than the credit, and nobody could sign on the way.",
         "payer",
-        "Stream it, from a client that signs (`tally chat`); ask for less; or use a host-attested job.",
+        "Ask through `tally proxy`, which signs for any client; ask for less; or use a host-attested job.",
     ),
     "credit_used_up": Row(
         402,
@@ -284,7 +284,7 @@ REFUSALS: dict[str, Row] = {
         402,
         "No receipt came in time, and the credit is used up.",
         "payer",
-        "Send the receipt that is due, as `tally chat` does; a client that cannot needs a host-attested job.",
+        "Send the receipt that is due; a client that cannot asks through `tally proxy`, or on a host-attested job.",
     ),
     "receipt_out_of_order": Row(
         422,

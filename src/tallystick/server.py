@@ -41,7 +41,7 @@ from tallystick.relay import Relay, was_passed_on
 from tallystick.reply import TEXT
 from tallystick.stream import CANCELLED, Chunk, End, Order, Stream
 from tallystick.types import JobId
-from tallystick.websocket import Sessions
+from tallystick.websocket import Sessions, refuse_upgrade
 
 OURS = ("/v1/host", "/v1/jobs", "/v1/session")
 """Routes that OpenAI's API has no counterpart of."""
@@ -76,6 +76,7 @@ def app(node: Node) -> Starlette:
             Route("/v1/jobs/{job_id}/complete", routes.complete, methods=["POST"]),
             Route("/healthz", routes.healthz),
             Route("/readyz", routes.readyz),
+            WebSocketRoute("/{path:path}", NoSocket()),
         ],
         exception_handlers={
             Elsewhere: routes.pass_on,
@@ -134,7 +135,7 @@ class Routes:
     async def pass_on(self, request: Request, error: Exception) -> Response:
         """Has the process answer that serves the job; one that was asked by another process refuses."""
         assert isinstance(error, Elsewhere)
-        refused = _problem(request, refusal_of(error))
+        refused = _problem(request.url.path, refusal_of(error))
         if error.address is None or was_passed_on(request.scope):
             return refused
         secure = access_of(request.scope, self._node.config.trusted_proxies).secure
@@ -160,6 +161,14 @@ def _job_in_path(request: Request) -> JobId:
 def _same_job(named: JobId, job_id: JobId) -> None:
     if named != job_id:
         raise Refusal("job_mismatch", f"The receipt is of job {job_id}; the path names job {named}.")
+
+
+class NoSocket:
+    """Every other upgrade, told what it is refused for before it is accepted."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = _problem(scope["path"], Refusal("not_found"))
+        await refuse_upgrade(send, refused.status_code, refused.raw_headers, bytes(refused.body))
 
 
 # Replies
@@ -304,11 +313,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, TallystickError)
     if isinstance(error, PeerGone):
         return Response(status_code=400)  # nobody reads it
-    return _problem(request, refusal_of(error))
+    return _problem(request.url.path, refusal_of(error))
 
 
-def _problem(request: Request, refusal: Refusal) -> Response:
-    if _is_openais(request.url.path):
+def _problem(path: str, refusal: Refusal) -> Response:
+    if _is_openais(path):
         response = _json(wire.openai_error(refusal), refusal.row.status)
     else:
         response = _json(refusal.problem(), refusal.row.status, "application/problem+json")
@@ -328,14 +337,14 @@ async def _no_route(request: Request, error: Exception) -> Response:
     """What Starlette itself turns down."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "not_allowed"}.get(error.status_code, "invalid_request")
-    response = _problem(request, Refusal(code))
+    response = _problem(request.url.path, Refusal(code))
     response.headers.update(error.headers or {})
     return response
 
 
 async def _fault(request: Request, error: Exception) -> Response:
     """A fault of ours; Starlette raises it again for the log once this is sent."""
-    return _problem(request, Refusal("node_failed"))
+    return _problem(request.url.path, Refusal("node_failed"))
 
 
 # Running

@@ -27,6 +27,7 @@ from tallystick.relay import Uplinks, was_passed_on
 from tallystick.stream import CANCELLED, Chunk, End, Stream
 from tallystick.types import JobId, RequestId
 
+PROBLEM = [(b"content-type", b"application/problem+json")]
 TRY_AGAIN = 1013
 """The code that a socket is closed with when the process is gone that served a job of it."""
 
@@ -45,18 +46,19 @@ class Sessions:
         try:
             job_id = await self._node.desk.identify(access) if access.authorization else None
         except TallystickError as error:
-            await _refuse_upgrade(send, refusal_of(error))
+            refusal = refusal_of(error)
+            body = orjson.dumps(refusal.problem())
+            await refuse_upgrade(send, refusal.row.status, PROBLEM, body)
             return
         await send({"type": "websocket.accept"})
         connection = Connection(self._node, access, receive, send, passed_on=was_passed_on(scope))
         await connection.run(job_id)
 
 
-async def _refuse_upgrade(send: Send, refusal: Refusal) -> None:
-    headers = [(b"content-type", b"application/problem+json")]
-    start = {"type": "websocket.http.response.start", "status": refusal.row.status, "headers": headers}
-    await send(start)
-    await send({"type": "websocket.http.response.body", "body": orjson.dumps(refusal.problem())})
+async def refuse_upgrade(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    """Answers an upgrade as a request is answered."""
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
 
 
 class Connection:
@@ -175,11 +177,19 @@ class Connection:
         request = frame.get("request")
         if not isinstance(request, str):
             raise Refusal("invalid_request", "`request`: it says which reply to cancel.", param="request")
-        stream = self._streams.get(RequestId(request))
+        stream = self._stream(RequestId(request))
         if stream is not None:
             stream.cut(CANCELLED)
         else:
             await self._uplinks.pass_to_all(orjson.dumps(frame).decode())
+
+    def _stream(self, request: RequestId) -> Stream | None:
+        """A reply to this socket, or over HTTP to a job that it has shown the bearer of."""
+        accounts = filter(None, map(self._node.desk.accounts.get, self._accesses))
+        others = (stream for account in accounts for stream in account.streams)
+        return self._streams.get(request) or next(
+            (stream for stream in others if stream.order.request == request), None
+        )
 
     # Receipts and the end
 
