@@ -284,7 +284,7 @@ REFUSALS: dict[str, Row] = {
         402,
         "No receipt came in time, and the credit is used up.",
         "payer",
-        "Send the receipt that is due; a client that cannot asks through `tally proxy`, or on a host-attested job.",
+        "Sign in time, or ask through `tally proxy`, which signs for any client, or on a host-attested job.",
     ),
     "receipt_out_of_order": Row(
         422,
