@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
+import aiohttp
+import openai
+import orjson
 import pytest
+from starlette.datastructures import Headers
 
 from tallystick import pricing
+from tallystick.caps import Caps
 from tallystick.chain import Chain
+from tallystick.config import Secret
 from tallystick.devnet import Devnet
-from tallystick.testing.engine import Script, say
+from tallystick.errors import ConfigError, Refusal
+from tallystick.proxy import Door, alone
+from tallystick.testing.engine import Hang, Script, say
 from tallystick.types import JobStatus
-from tests.buying import Bench
+from tests.buying import DEPOSIT, MESSAGES, Bench
+from tests.conftest import missing
 from tests.paying import register
+from tests.stories.parties import free_port
 
 
 @pytest.fixture
@@ -75,3 +87,217 @@ async def test_requests_side_by_side_share_one_job(bench: Bench) -> None:
     [used] = proxy.spender.jobs
     await used.session.flush()
     assert used.session.receipted.tokens == 480
+
+
+async def test_a_client_that_leaves_pays_for_what_came(bench: Bench) -> None:
+    """Whoever stops reading ends the reply at the host; what had come is signed for, and no more."""
+    proxy = await bench.proxy(await bench.serve(Script((*say(*["a "] * 30), Hang())), Script(say("b"))))
+    stream = await proxy.ask(stream=True)
+    came = 0
+    async for chunk in stream:
+        came += bool(chunk.choices and chunk.choices[0].delta.content)
+        if came == 30:
+            break
+    await stream.close()
+    assert (await proxy.ask()).choices[0].message.content == "b"
+    [used] = proxy.spender.jobs
+    await used.session.flush()
+    assert used.session.receipted.tokens == 31
+
+
+async def test_completed_texts_are_paid_for_as_well(bench: Bench) -> None:
+    """The older API, whole and streamed, with several choices."""
+    proxy = await bench.proxy(await bench.serve(Script(say("two", " halves"))))
+    how: dict[str, Any] = {"model": "scripted", "prompt": "A stick has", "n": 2}
+    whole = await proxy.client.completions.create(**how)
+    assert [choice.text for choice in whole.choices] == ["two halves"] * 2
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 4
+    stream = await proxy.client.completions.create(**how, stream=True)
+    texts = [choice.text async for chunk in stream for choice in chunk.choices]
+    assert sorted("".join(texts)) == sorted("two halves" * 2)
+
+
+async def test_a_request_beyond_the_caps_is_final(bench: Bench) -> None:
+    """Nothing is asked of a host, the client does not repeat it, and the error says whose move it is."""
+    proxy = await bench.proxy(await bench.serve(Script(say("a"))), Caps(100, 100))
+    client = proxy.client.with_options(max_retries=3)
+    with pytest.raises(openai.APIStatusError) as refused:
+        await client.chat.completions.create(model="scripted", messages=MESSAGES, max_tokens=10_000)
+    assert refused.value.status_code == 402
+    assert refused.value.code == "cap_reached"
+    assert isinstance(refused.value.body, dict)
+    assert refused.value.body["move"] == "payer"
+    assert "--deposit leaves 100" in refused.value.message
+    assert proxy.spender.jobs == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [
+        ({"model": "another"}, 404, "model_unknown"),
+        ({"n": 0}, 400, "invalid_request"),
+        ({"messages": []}, 400, "invalid_request"),
+        ({"max_tokens": 5000}, 400, "context_exceeded"),
+    ],
+)
+async def test_refusals_have_the_reference_apis_shape(
+    bench: Bench, asked: dict[str, Any], status: int, code: str
+) -> None:
+    """The host's refusals and the proxy's own reach the client with status, code and mend."""
+    proxy = await bench.proxy(await bench.serve(Script(say("a"))))
+    with pytest.raises(openai.APIStatusError) as refused:
+        await proxy.client.chat.completions.create(
+            **{"model": "scripted", "messages": MESSAGES, **asked}
+        )
+    assert (refused.value.status_code, refused.value.code) == (status, code)
+    assert isinstance(refused.value.body, dict)
+    assert refused.value.body["mend"]
+
+
+async def test_a_host_that_is_gone_is_told_as_such(bench: Bench) -> None:
+    """Without its host the proxy answers at once, with a status that clients may try again after."""
+    proxy = await bench.proxy(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(openai.InternalServerError) as refused:
+        await proxy.ask()
+    assert (refused.value.status_code, refused.value.code) == (503, "host_unreachable")
+
+
+async def test_models_are_those_that_the_caps_allow(bench: Bench) -> None:
+    """A client sees what it can ask for."""
+    url = await bench.serve(Script(say("a")), models=("one", "two"))
+    proxy = await bench.proxy(url, Caps(DEPOSIT, DEPOSIT, 1, {"two": 900_000}))
+    assert [model.id async for model in proxy.client.models.list()] == ["two"]
+    assert (await proxy.client.models.retrieve("two")).id == "two"
+    with pytest.raises(openai.NotFoundError):
+        await proxy.client.models.retrieve("one")
+
+
+# The door
+
+
+def headers(**given: str) -> Headers:
+    """Of a program's request, but for what is given."""
+    named = {name.replace("_", "-"): value for name, value in given.items()}
+    return Headers({"host": "127.0.0.1:4402", "content-type": "application/json", **named})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"host": "localhost:4402"},
+        {"host": "[::1]:4402"},
+        {"origin": "http://127.0.0.1:4402", "sec_fetch_site": "same-origin"},
+        {"sec_fetch_site": "none"},
+        {"content_type": "application/json; charset=utf-8"},
+    ],
+)
+def test_programs_of_this_machine_are_let_in(given: dict[str, str]) -> None:
+    """So are the proxy's own pages."""
+    Door("127.0.0.1", 4402).check("POST", "/v1/chat/completions", headers(**given))
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"host": "evil.example:4402"}, "page_refused"),
+        ({"host": "127.0.0.1"}, "page_refused"),
+        ({"host": "127.0.0.1:80"}, "page_refused"),
+        ({"origin": "https://evil.example"}, "page_refused"),
+        ({"origin": "null"}, "page_refused"),
+        ({"origin": "http://127.0.0.1:8080"}, "page_refused"),
+        ({"sec_fetch_site": "cross-site"}, "page_refused"),
+        ({"sec_fetch_site": "same-site"}, "page_refused"),
+        ({"content_type": "text/plain"}, "json_required"),
+        ({"content_type": "application/x-www-form-urlencoded"}, "json_required"),
+        ({"content_type": ""}, "json_required"),
+    ],
+)
+def test_pages_are_turned_away(given: dict[str, str], code: str) -> None:
+    """What a page can have a browser send is never served, under whatever name the page came here."""
+    with pytest.raises(Refusal) as refused:
+        Door("127.0.0.1", 4402).check("POST", "/v1/chat/completions", headers(**given))
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("shown", ["", "Bearer", "Bearer another", "Basic secret"])
+def test_with_a_key_nobody_is_let_in_without_it(shown: str) -> None:
+    """The key is asked of every route but the one that says that the proxy is alive."""
+    door = Door("0.0.0.0", 4402, Secret("secret"))
+    with pytest.raises(Refusal) as refused:
+        door.check("GET", "/v1/models", headers(host="any.example", authorization=shown))
+    assert refused.value.code == "key_refused"
+    door.check("GET", "/v1/models", headers(host="any.example", authorization="Bearer secret"))
+    door.check("GET", "/healthz", headers(host="any.example"))
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.7"])
+def test_elsewhere_than_on_loopback_it_needs_a_key(address: str) -> None:
+    """Whoever reaches the port spends: without a key it is not opened to a network."""
+    with pytest.raises(ConfigError, match="PROXY_API_KEY"):
+        Door(address, 4402)
+
+
+def test_one_proxy_has_the_store(tmp_path: Path) -> None:
+    """Two that pay from the same jobs would sign against each other."""
+    with alone(tmp_path), pytest.raises(ConfigError, match="another proxy"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"Host": "rebound.example"},
+        {"Origin": "https://evil.example"},
+        {"Content-Type": "text/plain"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+async def test_what_a_page_sends_spends_nothing(bench: Bench, sent: dict[str, str]) -> None:
+    """The page that posts, and the name that was rebound, over a socket: refused, and no job is opened."""
+    proxy = await bench.proxy(await bench.serve(Script(say("a"))))
+    body = b'{"model": "scripted", "messages": [{"role": "user", "content": "Why?"}]}'
+    named = {"Content-Type": "application/json", **sent}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{proxy.url}/chat/completions", data=body, headers=named) as answer,
+    ):
+        assert answer.status in (403, 415)
+        assert "access-control-allow-origin" not in answer.headers
+    assert proxy.spender.jobs == []
+
+
+async def test_a_preflight_is_not_answered(bench: Bench) -> None:
+    """A browser that asks whether a page may ask is told no."""
+    proxy = await bench.proxy(await bench.serve(Script(say("a"))))
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.options(f"{proxy.url}/chat/completions", headers=asked) as answer,
+    ):
+        assert answer.status == 403
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+async def test_curl_is_a_client(bench: Bench) -> None:
+    """A line of curl streams, and ends as the reference API does."""
+    curl = shutil.which("curl") or missing("curl")
+    proxy = await bench.proxy(await bench.serve(Script(say("a", "b"))))
+    body = '{"messages": [{"role": "user", "content": "Why?"}], "stream": true}'
+    command = (
+        curl,
+        "-sN",
+        f"{proxy.url}/chat/completions",
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+    )
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    told, _ = await process.communicate()
+    events = [line.removeprefix(b"data: ") for line in told.split(b"\n\n") if line]
+    assert events[-1] == b"[DONE]"
+    texts = [orjson.loads(event)["choices"][0]["delta"].get("content") for event in events[:-1]]
+    assert "".join(filter(None, texts)) == "ab"
