@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
+
+from aiohttp import web
 
 from tallystick.engine import Engine, Piece
 
@@ -27,3 +30,20 @@ async def begin(engine: Engine, body: Mapping[str, Any] = BODY) -> None:
     """Asks, and reads nothing."""
     async with engine.stream(body, 50):
         pass
+
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def listening(answer: Answer) -> AsyncGenerator[str, None]:
+    """A server that gives every request the same answer."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield "http://{}:{}".format(*runner.addresses[0][:2])
+    finally:
+        await runner.cleanup()

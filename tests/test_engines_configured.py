@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ DEMO = Path(tallystick.__file__).parent / "models" / "tally-demo.gguf"
 class Watched(LlamaEngine):
     """llama.cpp that keeps what it was started with."""
 
-    def _params(self, params: object) -> object:
-        self.params = super()._params(params)
+    def _params(self, api_key: str) -> Any:
+        self.params = super()._params(api_key)
         return self.params
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tallystick.engines.dialect import LlamaCpp
 from tallystick.engines.http import HttpEngine
+from tallystick.engines.prompts import Told
 from tallystick.errors import (
     EngineEmpty,
     EngineError,
@@ -22,7 +23,7 @@ from tallystick.errors import (
     EngineUnavailable,
 )
 from tallystick.testing.engine import Form, Hang, Script, ScriptedEngine, Step, oai_server, say
-from tests.asking import BODY, begin, read, running, text
+from tests.asking import BODY, begin, listening, read, running, text
 
 
 @asynccontextmanager
@@ -82,14 +83,14 @@ async def test_a_text_is_completed(form: Form, prompt: Any, counted: int) -> Non
     assert pieces[0].raw["object"] == "text_completion"
 
 
-async def test_a_final_usage_alone_is_refused_at_start() -> None:
-    """A server that tells its count only at the end cannot be metered, and that is said at the start."""
-    async with oai_server(ScriptedEngine(), form="final usage") as url:
+async def test_an_engine_has_to_be_started() -> None:
+    """An engine that was not started, or not yet, is not available."""
+    async with oai_server(ScriptedEngine()) as url:
         engine = HttpEngine(f"{url}/v1/")
-        with pytest.raises(EngineError, match="no running count"):
-            await engine.start()
         with pytest.raises(EngineUnavailable, match="not started"):
             await begin(engine)
+        with pytest.raises(EngineUnavailable, match="not started"):
+            await engine.count_prompt(BODY)
 
 
 class Miscounting(ScriptedEngine):
@@ -196,21 +197,12 @@ async def test_a_wrong_key_is_the_host_s() -> None:
             await HttpEngine(url, api_key="wrong").start()
 
 
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@asynccontextmanager
-async def listening(answer: Answer) -> AsyncGenerator[str, None]:
-    """A server that gives every request the same answer."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield "http://{}:{}".format(*runner.addresses[0][:2])
-    finally:
-        await runner.cleanup()
+def met(url: str, **settings: Any) -> HttpEngine:
+    """An engine that counts as llama.cpp does, and was asked nothing yet."""
+    engine = HttpEngine(url, dialect=LlamaCpp(), **settings)
+    engine.connection.open()
+    engine._prompts = Told(LlamaCpp(), engine.connection.fetch)
+    return engine
 
 
 @pytest.mark.parametrize(
@@ -231,8 +223,7 @@ async def test_a_status_says_whose_move_it_is(status: int, kind: type[EngineErro
         return web.json_response({"error": {"message": "so it is"}}, status=status)
 
     async with listening(answer) as url:
-        engine = HttpEngine(url, dialect=LlamaCpp())
-        engine._session = engine._connect()
+        engine = met(url)
         with pytest.raises(EngineError, match="so it is") as caught:
             await read(engine)
         await engine.close()
@@ -247,8 +238,7 @@ async def test_an_empty_200_is_no_reply(body: bytes) -> None:
         return web.Response(body=body)
 
     async with listening(answer) as url:
-        engine = HttpEngine(url, dialect=LlamaCpp())
-        engine._session = engine._connect()
+        engine = met(url)
         with pytest.raises(EngineEmpty):
             await read(engine)
         await engine.close()
@@ -273,8 +263,7 @@ async def test_a_strange_count_is_an_engine_s_error() -> None:
         return web.json_response({"input_tokens": None})
 
     async with listening(answer) as url:
-        engine = HttpEngine(url, dialect=LlamaCpp())
-        engine._session = engine._connect()
+        engine = met(url)
         with pytest.raises(EngineError, match="OpenAI-compatible"):
             await engine.count_prompt(BODY)
         await engine.close()
@@ -303,8 +292,7 @@ async def test_comments_are_silence() -> None:
             await asyncio.sleep(0.01)
 
     async with listening(answer) as url:
-        engine = HttpEngine(url, dialect=LlamaCpp(), first_token=0.2)
-        engine._session = engine._connect()
+        engine = met(url, first_token=0.2)
         with pytest.raises(EngineTimeout):
             await read(engine)
         await engine.close()

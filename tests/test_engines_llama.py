@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tallystick
+from tallystick.engines.connection import Connection
 from tallystick.engines.llama import LlamaEngine
 from tallystick.errors import EngineError, EngineRefused, EngineUnavailable
 from tests.asking import BODY, begin, read, running, text
@@ -145,17 +146,20 @@ async def test_any_template_is_counted_as_it_is_billed(
     assert (await read(clockwork, prompt))[-1].prompt_tokens == await clockwork.count_prompt(prompt)
 
 
-class OlderLlama(LlamaEngine):
-    """llama.cpp as it was before it had a route that counts a chat's prompt."""
+class OlderConnection(Connection):
+    """To llama.cpp as it was before it had a route that counts a chat's prompt."""
 
-    async def _fetch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        return await super()._fetch(path.replace("/input_tokens", "/nowhere"), body)
+    async def fetch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return await super().fetch(path.replace("/input_tokens", "/nowhere"), body)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:7])
-async def test_an_older_llama_is_asked_by_template(clockwork_path: Path, prompt: dict[str, Any]) -> None:
+async def test_an_older_llama_is_asked_by_template(
+    clockwork_path: Path, prompt: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without that route, template and tokenizer come to the same count."""
-    async with OlderLlama(clockwork_path, context=1024, slots=1, threads=1) as engine:
+    monkeypatch.setattr("tallystick.engines.llama.Connection", OlderConnection)
+    async with LlamaEngine(clockwork_path, context=1024, slots=1, threads=1) as engine:
         assert (await read(engine, prompt))[-1].prompt_tokens == await engine.count_prompt(prompt)
 
 
@@ -197,9 +201,10 @@ async def test_a_stop_string_is_counted_unseen(clockwork: LlamaEngine) -> None:
 class MeteredLlama(LlamaEngine):
     """llama.cpp that tells what it does."""
 
-    def _params(self, params: Any) -> Any:
+    def _params(self, api_key: str) -> Any:
+        params = super()._params(api_key)
         params.endpoint_metrics = True
-        return super()._params(params)
+        return params
 
     def metric(self, name: str) -> int:
         lines: list[str] = self._server.handle_metrics().splitlines()
@@ -258,8 +263,8 @@ async def test_a_stranger_cannot_use_the_engine(demo: LlamaEngine) -> None:
             for path in ("/v1/chat/completions", "/completion", "/tokenize"):
                 assert (await session.post(demo.url + path, json=BODY)).status == 401
             assert (await session.get(f"{demo.url}/slots")).status == 401
-    assert demo._api_key is not None
-    assert demo._api_key not in repr(demo)
+    assert demo.connection.api_key is not None
+    assert demo.connection.api_key not in repr(demo)
 
 
 async def test_several_requests_at_a_time(clockwork: LlamaEngine) -> None:

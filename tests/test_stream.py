@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,10 @@ from tallystick import stream as stream_module
 from tallystick.account import Account
 from tallystick.counter import Counter
 from tallystick.countersign import Countersigner
+from tallystick.engine import Piece
+from tallystick.engines.dialect import FinalUsage
+from tallystick.engines.provisional import Provisional
+from tallystick.engines.reading import Reading
 from tallystick.errors import EngineError, EngineFalseStart, EngineStalled, EngineTimeout, EngineUnavailable
 from tallystick.meter import Fit
 from tallystick.stream import Chunk, Order, Stream
@@ -346,6 +351,58 @@ async def test_whole_counts_as_streamed(counter: Counter) -> None:
     assert (message["content"], message["reasoning_content"]) == ("The stick broke.", "Hm.")
     assert answer.text == delta_text(message)
     assert host.account.meter.receipted == host.counted
+
+
+class Uncounting(ScriptedEngine):
+    """Tells its count in a final usage alone; until then each chunk with a text is a token."""
+
+    @asynccontextmanager
+    async def stream(
+        self, body: Mapping[str, Any], max_tokens: int
+    ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
+        async with self.play(body, max_tokens) as reads:
+            pieces = Provisional(0, None).told(uncounted(reads))
+            yield pieces
+            await pieces.aclose()
+
+
+async def uncounted(reads: AsyncIterator[list[dict[str, Any]]]) -> AsyncGenerator[list[Piece], None]:
+    reading = Reading(FinalUsage())
+    async for chunks in reads:
+        yield [reading.piece(chunk) for chunk in chunks]
+
+
+THREE = Script((Step("a"), Step("b"), Step("c", 3)), unseen=1)
+"""Three chunks, of six tokens."""
+
+
+@pytest.mark.parametrize(("receipted", "tokens"), [(0, 3), (3, 3), (5, 5), (9, 6)])
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_final_usage_bills_what_is_receipted_at_most(
+    counter: Counter, receipted: int, tokens: int, streamed: bool
+) -> None:
+    """Without a running count the usage raises the count as far as it is signed for, and no further."""
+    host = Host(counter, Uncounting(THREE))
+    host.account.meter.receipt(Totals(PROMPT, receipted), Totals())
+    stream = host.ask(streamed=streamed)
+    assert await host.deliver(stream, signing=False) == "abc"
+    assert host.counted == Totals(PROMPT, tokens)
+    assert stream.end is not None
+    assert stream.end.usage["completion_tokens"] == tokens
+
+
+async def test_nobody_signs_on_an_attested_job(counter: Counter) -> None:
+    """On a host-attested job the final usage is the count."""
+    host = Host(counter, Uncounting(THREE), replace(JOB, max_tokens_per_second=1_000))
+    await host.deliver(host.ask(), signing=False)
+    assert host.counted == Totals(PROMPT, 6)
+
+
+async def test_a_final_usage_takes_off_what_was_not_delivered(counter: Counter) -> None:
+    """Of an answer in one piece nothing is counted yet when the usage says that there were fewer tokens."""
+    host = Host(counter, Uncounting(Script((Step("a"), Step("b", 0), Step("c", 0)))))
+    await host.deliver(host.ask(streamed=False))
+    assert host.counted == Totals(PROMPT, 1)
 
 
 async def test_half_an_answer_costs_nothing(counter: Counter) -> None:

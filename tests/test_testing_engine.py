@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
 from tallystick.engine import Engine, Piece
 from tallystick.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
-from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, babble, oai_server, say
+from tallystick.testing.engine import Form, Hang, Script, ScriptedEngine, Step, babble, oai_server, say
 
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "What is a tally stick?"}]}
 TWO = Script(say("one", " two"))
@@ -170,7 +172,10 @@ async def test_openai_s_client_reads_the_server(client: openai.AsyncOpenAI) -> N
     """The server is one to OpenAI's own client."""
     assert [model.id async for model in client.models.list()] == ["scripted"]
     stream = await client.chat.completions.create(
-        model="scripted", messages=[{"role": "user", "content": "Hello"}], stream=True
+        model="scripted",
+        messages=[{"role": "user", "content": "Hello"}],
+        stream=True,
+        stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream]
     assert [chunk.choices[0].delta.content for chunk in chunks if chunk.choices] == [
@@ -187,3 +192,35 @@ async def test_the_server_refuses_a_stranger(client: openai.AsyncOpenAI) -> None
     """With an API key set, who does not bring it gets nothing."""
     with pytest.raises(openai.AuthenticationError):
         await client.with_options(api_key="another").models.list()
+
+
+ALL = {"timings_per_token": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+
+
+async def counts(form: Form, asks: dict[str, Any]) -> list[tuple[str, int]]:
+    """Where a server of that form tells its count of generated tokens, chunk by chunk, to who asks so."""
+    told = []
+    async with oai_server(ScriptedEngine(TWO), form=form) as url, aiohttp.ClientSession() as session:
+        response = await session.post(f"{url}/v1/chat/completions", json={**BODY, **asks})
+        for line in (await response.text()).split("\n\n"):
+            chunk = json.loads(line[6:]) if line.startswith("data: {") else {}
+            if "usage" in chunk:
+                told.append(("usage", chunk["usage"]["completion_tokens"]))
+            elif "timings" in chunk:
+                told.append(("timings", chunk["timings"]["predicted_n"]))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ("llama.cpp", [("timings", 1), ("timings", 2), ("usage", 2)]),
+        ("continuous usage", [("usage", 0), ("usage", 1), ("usage", 2), ("usage", 2), ("usage", 2)]),
+        ("final usage", [("usage", 2)]),
+        ("no usage", []),
+    ],
+)
+async def test_a_server_counts_as_its_form_does(form: Form, told: list[tuple[str, int]]) -> None:
+    """Asked for all that there is, each form tells what its servers do; not asked, none tells anything."""
+    assert await counts(form, ALL) == told
+    assert await counts(form, {}) == []

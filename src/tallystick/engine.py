@@ -30,6 +30,8 @@ class Piece(msgspec.Struct, frozen=True):
     usage: dict[str, Any] | None
     raw: dict[str, Any]
     """The whole chunk."""
+    beyond: int = 0
+    """Generated tokens that the final usage has beyond a count that was provisional: nobody saw them come."""
 
 
 class Engine(abc.ABC):
@@ -63,7 +65,8 @@ class Engine(abc.ABC):
         """One reply to such a request, of at most `max_tokens` (1 or more) tokens and one choice.
 
         Gives an iterator of lists: one list is what one read brought, and nothing is held back for the next.
-        Leaving the context cancels the engine's request. The last piece's counts are the reply's, exactly.
+        Leaving the context cancels the engine's request. The last piece's counts are the reply's: exactly,
+        unless the engine tells no running count, so that they were provisional.
 
         Raises EngineRefused for a request that the engine does not take; before the first token
         EngineUnavailable (of which EngineFalseStart and EngineEmpty say more) or EngineTimeout; later

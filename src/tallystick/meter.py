@@ -160,6 +160,11 @@ class JobMeter:
             return Stop.DEPTH
         return Stop.RATE if self.attested else Stop.CREDIT
 
+    @property
+    def signed_ahead(self) -> int:
+        """Generated tokens that are signed for and not counted yet; where nobody signs, any number."""
+        return MAX_TOKENS if self.attested else max(0, self.receipted.tokens - self.counted.tokens)
+
     def count(self, prompt_tokens: int, tokens: int) -> bool:
         """Counts what is about to be sent; its prompt leaves the reservation. True: offer a checkpoint.
 

@@ -258,8 +258,11 @@ class Stream:
                 self._finish_reason = None if self._open else reason
 
     def _tokens(self, piece: Piece) -> int:
-        """Generated tokens that a piece brings."""
-        return max(0, piece.tokens - self._sent.tokens)
+        """Generated tokens that a piece brings; those that nobody saw, as far as they are signed for."""
+        seen = max(0, piece.tokens - self._sent.tokens)
+        if not piece.beyond:
+            return seen
+        return seen + min(piece.beyond, max(0, self.account.meter.signed_ahead - seen))
 
     def _prompt_tokens(self, piece: Piece) -> int:
         """Prompt tokens to bill with a piece: none before the first token, and no more than admitted."""
@@ -343,8 +346,13 @@ class Stream:
     def _hold(self, piece: Piece) -> None:
         """Keeps a piece for delivery; a final usage goes with the piece that says why the reply ended."""
         if self._held and self._held[-1].finish_reason and not piece.choices:
-            counts = {"prompt_tokens": piece.prompt_tokens, "tokens": piece.tokens, "usage": piece.usage}
-            self._held[-1] = msgspec.structs.replace(self._held[-1], **counts)
+            self._held[-1] = msgspec.structs.replace(
+                self._held[-1],
+                prompt_tokens=piece.prompt_tokens,
+                tokens=piece.tokens,
+                beyond=piece.beyond,
+                usage=piece.usage,
+            )
         else:
             self._held.append(piece)
 

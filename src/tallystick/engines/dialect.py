@@ -53,7 +53,9 @@ class Dialect(abc.ABC):
 
     name: ClassVar[str]
     asks: ClassVar[Mapping[str, Any]]
-    """Members of a request that make the server tell its running count."""
+    """Members of a request that make the server tell its count."""
+    provisional: ClassVar[bool] = False
+    """There is no running count: until the reply is over, each chunk that has a text is a token."""
 
     @abc.abstractmethod
     def counts(self, chunk: Chunk) -> tuple[int, int] | None:
@@ -135,7 +137,10 @@ class ContinuousUsage(Dialect):
         return None if chunk.usage is None else (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
 
     def spoken_in(self, chunk: Chunk) -> bool:
-        return chunk.usage is not None and bool(chunk.choices)
+        # Some tell the final usage together with the reason why the reply ended.
+        if chunk.usage is None or not chunk.usage.completion_tokens:
+            return False
+        return any(choice.finish_reason is None for choice in chunk.choices)
 
     async def count_chat(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
         chosen = {member: value for member, value in body.items() if member in self._TEMPLATE}
@@ -150,4 +155,43 @@ class ContinuousUsage(Dialect):
         return None if length is None else int(length)
 
 
-DIALECTS: tuple[Dialect, ...] = (LlamaCpp(), ContinuousUsage())
+class Uncounting(Dialect):
+    """A server that tells no running count, and has no route that counts a prompt."""
+
+    provisional = True
+
+    def counts(self, chunk: Chunk) -> tuple[int, int] | None:
+        return None
+
+    async def count_chat(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        raise NoRoute("The engine has no route that counts a prompt.")
+
+    async def count_text(self, fetch: Fetch, body: Mapping[str, Any]) -> int:
+        raise NoRoute("The engine has no route that counts a text.")
+
+    async def context(self, fetch: Fetch, model: Mapping[str, Any]) -> int | None:
+        return None
+
+
+class FinalUsage(Uncounting):
+    """Ollama, LM Studio, and whoever keeps to OpenAI's reference: a usage when the reply is over."""
+
+    name = "final usage"
+    asks: ClassVar = {"stream_options": {"include_usage": True}}
+
+    def spoken_in(self, chunk: Chunk) -> bool:
+        return chunk.usage is not None and chunk.usage.completion_tokens > 0
+
+
+class NoUsage(Uncounting):
+    """A server that says nothing of its counts."""
+
+    name = "no usage"
+    asks: ClassVar = {}
+
+    def spoken_in(self, chunk: Chunk) -> bool:
+        return bool(chunk.choices)
+
+
+DIALECTS: tuple[Dialect, ...] = (LlamaCpp(), ContinuousUsage(), FinalUsage(), NoUsage())
+"""The one that says most first."""

@@ -9,19 +9,26 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import orjson
+import structlog
 
 from tallystick.config import FIRST_TOKEN, NEXT_TOKEN
 from tallystick.engine import Engine, Piece
-from tallystick.engines.dialect import DIALECTS, Chunk, Dialect, is_chat
+from tallystick.engines.connection import Connection, reason_of
+from tallystick.engines.dialect import DIALECTS, Chunk, Dialect, NoUsage, is_chat
+from tallystick.engines.prompts import Estimated, Prompts, Tokenized, Told
+from tallystick.engines.provisional import Provisional, TextCount
 from tallystick.engines.reading import Reading
-from tallystick.engines.refusals import detail_of, turned_down
-from tallystick.errors import EngineError, EngineRefused, EngineStalled, EngineTimeout, EngineUnavailable
-
-CONNECT = 5.0
-"""Seconds within which an engine's connection stands."""
-ANSWER = 30.0
-"""Seconds within which anything else that an engine is asked is answered."""
+from tallystick.engines.refusals import NoRoute
+from tallystick.engines.tokenizer import Tokenizer
+from tallystick.errors import (
+    EngineEmpty,
+    EngineError,
+    EngineRefused,
+    EngineStalled,
+    EngineTimeout,
+    EngineUnavailable,
+    EngineUncounted,
+)
 
 _OURS = frozenset({"job_id", "tally", "id", "access"})
 _SETTLED = frozenset(
@@ -35,11 +42,14 @@ _SETTLED = frozenset(
 _PROBE: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
 _PROBE_TOKENS = 8
 
+log = structlog.get_logger(__name__)
+
 
 class HttpEngine(Engine):
     """An OpenAI-compatible server at a URL, with or without `/v1` at its end.
 
-    `dialect`: how it counts; found out at start if not given. Times are in seconds.
+    `dialect`: how it counts; found out at start if not given. `tokenizer`: a started one, to count what the
+    server does not. Times are in seconds.
     """
 
     def __init__(
@@ -48,54 +58,68 @@ class HttpEngine(Engine):
         *,
         api_key: str | None = None,
         dialect: Dialect | None = None,
+        tokenizer: Tokenizer | None = None,
         first_token: float = FIRST_TOKEN,
         next_token: float = NEXT_TOKEN,
     ) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.connection = Connection(url, api_key)
         self.models = []
         self.context = None
-        self._api_key = api_key
         self._dialect = dialect
+        self._prompts: Prompts | None = None
+        self._tokenizer = tokenizer
         self._first_token = first_token
         self._next_token = next_token
-        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is asked, without `/v1`."""
+        return self.connection.url
 
     async def start(self) -> None:
         """Connects, lists the models, and has a few tokens made to see how the server counts."""
         async with AsyncExitStack() as undo:
-            self._session = self._connect()
+            self.connection.open()
             undo.push_async_callback(self.close)
             with self._understood():
                 await self._meet()
             undo.pop_all()
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self.connection.close()
+
+    def lacks(self) -> str | None:
+        """Why it cannot serve paid jobs; None: it can."""
+        if isinstance(self._dialect, NoUsage) and self._tokenizer is None:
+            return f"the engine at {self.url} says nothing of its counts (ENGINE_TOKENIZER is not set)"
+        return None
 
     async def count_prompt(self, body: Mapping[str, Any]) -> int:
-        dialect, request = self._spoken(), self._request(body)
+        request, prompts = self._request(body), self._counting()
         with self._understood():
-            return await dialect.count_prompt(self._fetch, request)
+            return await prompts.count(request)
 
     def stream(
         self, body: Mapping[str, Any], max_tokens: int
     ) -> AbstractAsyncContextManager[AsyncIterator[list[Piece]]]:
-        return self._stream(body, max_tokens, self._spoken())
+        prompts, dialect = self._counting(), self._dialect
+        assert dialect is not None
+        return self._stream(body, max_tokens, dialect, prompts)
 
     @asynccontextmanager
     async def _stream(
-        self, body: Mapping[str, Any], max_tokens: int, dialect: Dialect
+        self, body: Mapping[str, Any], max_tokens: int, dialect: Dialect, prompts: Prompts | None = None
     ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; an engine is asked for at least one token")
-        request = {**self._request(body), **dialect.asks, "stream": True, "max_tokens": max_tokens}
+        request = self._request(body)
         clock = asyncio.get_running_loop().time
         asked = clock()
-        response = await self._ask(request)
-        reply = Reading(dialect)
-        pieces = self._pieces(response, reply, self._first_token - (clock() - asked))
+        response = await self._ask({**request, **dialect.asks, "stream": True, "max_tokens": max_tokens})
+        pieces = self._pieces(response, Reading(dialect), self._first_token - (clock() - asked))
+        if dialect.provisional:
+            text = TextCount(self._tokenizer) if self._tokenizer is not None else None
+            pieces = Provisional(prompts.sure(request) if prompts else 0, text).told(pieces)
         try:
             yield pieces
         finally:
@@ -106,17 +130,9 @@ class HttpEngine(Engine):
         """The engine's response, its head read and its body yet to come."""
         try:
             async with asyncio.timeout(self._first_token):
-                response = await self._open().post(
-                    self.url + _route(request), data=orjson.dumps(request), allow_redirects=False
-                )
-                if response.status == 200:
-                    return response
-                async with response:
-                    raise turned_down(response.status, detail_of(await response.read()))
-        except aiohttp.ClientError as error:
-            raise self._unreachable(error) from error
+                return await self.connection.stream(_route(request), request)
         except TimeoutError as error:
-            raise EngineTimeout(f"The engine made no token in {self._first_token:g} s.") from error
+            raise self._late() from error
 
     async def _pieces(
         self, response: aiohttp.ClientResponse, reply: Reading, patience: float
@@ -138,7 +154,7 @@ class HttpEngine(Engine):
                 data = await response.content.readany()
         # aiohttp raises RuntimeError where the connection was closed on this side.
         except (aiohttp.ClientError, RuntimeError) as error:
-            raise reply.broken(f"its connection broke: {_reason(error)}") from error
+            raise reply.broken(f"its connection broke: {reason_of(error)}") from error
         except TimeoutError as error:
             raise self._silent(reply) from error
         if not data:
@@ -148,32 +164,30 @@ class HttpEngine(Engine):
     def _silent(self, reply: Reading) -> EngineTimeout:
         if reply.tokens:
             return EngineStalled(f"The engine fell silent after {reply.tokens} tokens.")
+        return self._late()
+
+    def _late(self) -> EngineTimeout:
         return EngineTimeout(f"The engine made no token in {self._first_token:g} s.")
 
+    # Meeting
+
     async def _meet(self) -> None:
-        listed = (await self._fetch("/v1/models"))["data"]
+        listed = (await self.connection.fetch("/v1/models"))["data"]
         if not listed:
             raise EngineError(f"The engine at {self.url} serves no model.")
         self.models = [str(model["id"]) for model in listed]
-        self._dialect = await self._find_dialect()
-        self.context = await self._dialect.context(self._fetch, listed[0])
+        self._dialect, billed = await self._find_dialect()
+        self._prompts = await self._find_prompts(self._dialect, billed)
+        self.context = await self._dialect.context(self.connection.fetch, listed[0])
+        self._say_how_it_counts(self._dialect, self._prompts)
 
-    async def _find_dialect(self) -> Dialect:
-        """The dialect that the server counts in. EngineError if none, or if prompts are counted otherwise."""
+    async def _find_dialect(self) -> tuple[Dialect, int]:
+        """The dialect that the server counts in, and as how many tokens it counts the prompt of the probe."""
         for dialect in DIALECTS if self._dialect is None else (self._dialect,):
-            prompt_tokens = await self._probe(dialect)
-            if prompt_tokens is None:
-                continue
-            counted = await dialect.count_prompt(self._fetch, self._request(_PROBE))
-            if counted != prompt_tokens:
-                raise EngineError(
-                    f"The engine at {self.url} counts a prompt as {counted} tokens and bills {prompt_tokens}."
-                )
-            return dialect
-        raise EngineError(
-            f"The engine at {self.url} tells no running count of its tokens, only a final usage or none. "
-            "It takes llama.cpp's `timings_per_token` or vLLM's `stream_options.continuous_usage_stats`."
-        )
+            billed = await self._probe(dialect)
+            if billed is not None:
+                return dialect, billed
+        raise EngineError(f"The engine at {self.url} makes no reply that can be read.")
 
     async def _probe(self, dialect: Dialect) -> int | None:
         """Has a few tokens made. The prompt's tokens if the server speaks the dialect, None if not."""
@@ -184,9 +198,49 @@ class HttpEngine(Engine):
                 async for pieces in reads:
                     spoken |= any(dialect.spoken_in(msgspec.convert(piece.raw, Chunk)) for piece in pieces)
                     last = pieces[-1]
-        except EngineRefused:  # by a server that takes no member that it does not know
+        except (EngineRefused, EngineEmpty):
+            # By a server that takes no member that it does not know; of one that has counted nothing.
             return None
         return last.prompt_tokens if spoken and last is not None else None
+
+    async def _find_prompts(self, dialect: Dialect, billed: int) -> Prompts:
+        """What counts the server's prompts. EngineError if the server counts them otherwise than it bills."""
+        told = Told(dialect, self.connection.fetch)
+        try:
+            counted = await told.count(self._request(_PROBE))
+        except (NoRoute, EngineRefused):
+            return await self._count_ourselves(billed)
+        if counted != billed:
+            raise EngineError(
+                f"The engine at {self.url} counts a prompt as {counted} tokens and bills {billed}."
+            )
+        return told
+
+    async def _count_ourselves(self, billed: int) -> Prompts:
+        probe = self._request(_PROBE)
+        if self._tokenizer is None:
+            return Estimated(probe, billed)
+        counted = await self._tokenizer.count_prompt(probe)
+        return Tokenized(self._tokenizer, apart=counted - billed if billed else 0)
+
+    def _say_how_it_counts(self, dialect: Dialect, prompts: Prompts) -> None:
+        if self.lacks() is not None:
+            log.error(
+                "engine.uncounted",
+                url=self.url,
+                meaning="the engine says nothing of its counts, so no paid job is served with it",
+                mend="set ENGINE_TOKENIZER to a GGUF file with its vocabulary and restart",
+            )
+            return
+        tell = log.warning if dialect.provisional or isinstance(prompts, Estimated) else log.info
+        tell("engine.counts", url=self.url, tokens=dialect.name, prompts=prompts.name, models=self.models)
+
+    def _counting(self) -> Prompts:
+        if self._prompts is None:
+            raise EngineUnavailable("The engine is not started.")
+        if (lack := self.lacks()) is not None:
+            raise EngineUncounted(f"It serves no paid job: {lack}.")
+        return self._prompts
 
     def _request(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The payer's body as the engine gets it: less what is ours and what is settled here."""
@@ -197,23 +251,6 @@ class HttpEngine(Engine):
             request["model"] = self.models[0]
         return request
 
-    async def _fetch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        method = "GET" if body is None else "POST"
-        data = None if body is None else orjson.dumps(body)
-        try:
-            async with (
-                asyncio.timeout(ANSWER),
-                self._open().request(method, self.url + path, data=data, allow_redirects=False) as response,
-            ):
-                answer = await response.read()
-        except aiohttp.ClientError as error:
-            raise self._unreachable(error) from error
-        except TimeoutError as error:
-            raise EngineTimeout(f"The engine did not answer {path} in {ANSWER:g} s.") from error
-        if response.status != 200:
-            raise turned_down(response.status, detail_of(answer))
-        return orjson.loads(answer)
-
     @contextmanager
     def _understood(self) -> Iterator[None]:
         try:
@@ -221,37 +258,6 @@ class HttpEngine(Engine):
         except (LookupError, TypeError, ValueError) as error:
             raise EngineError(f"{self.url} does not answer as an OpenAI-compatible server does.") from error
 
-    def _connect(self) -> aiohttp.ClientSession:
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        return aiohttp.ClientSession(
-            headers=headers,
-            # One request a connection: llama.cpp drops it after a stream unannounced, others when it is idle,
-            # and a payer's request must not meet one that is being dropped.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT),
-        )
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise EngineUnavailable("The engine is not started.")
-        return self._session
-
-    def _spoken(self) -> Dialect:
-        if self._dialect is None:
-            raise EngineUnavailable("The engine is not started.")
-        return self._dialect
-
-    def _unreachable(self, error: aiohttp.ClientError) -> EngineUnavailable:
-        return EngineUnavailable(
-            f"The engine at {self.url} cannot be reached (ENGINE_URL): {_reason(error)}."
-        )
-
 
 def _route(request: Mapping[str, Any]) -> str:
     return "/v1/chat/completions" if is_chat(request) else "/v1/completions"
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -48,15 +48,17 @@ class Reading:
         chunk = msgspec.convert(raw, Chunk)
         if chunk.error is not None:
             raise self._failed(chunk.error)
-        counts = self._dialect.counts(chunk)
-        if counts is not None:
-            self._count(*counts)
         finish_reason = ids = None
         text = ""
         for choice in chunk.choices:
             text += choice.text or delta_text(choice.delta or {})
             finish_reason = choice.finish_reason or finish_reason
             ids = choice.token_ids or ids
+        counts = self._dialect.counts(chunk)
+        if counts is not None:
+            self._count(*counts)
+        elif text and self._dialect.provisional:
+            self.tokens += 1
         return Piece(
             choices=raw.get("choices") or [],
             text=text,

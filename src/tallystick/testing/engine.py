@@ -291,8 +291,13 @@ def _timings(asked: Asked) -> dict[str, int]:
     return {"cache_n": asked.prompt_tokens - 1, "prompt_n": 1, "predicted_n": asked.tokens}
 
 
-Form = Literal["llama.cpp", "continuous usage", "final usage"]
-"""How a server tells its count: llama.cpp's `timings`, vLLM's `usage` in every chunk, or one at the end."""
+Form = Literal["llama.cpp", "continuous usage", "final usage", "no usage"]
+"""How a server tells its count, to whom asks for it (docs/engines.md names the sources).
+
+`llama.cpp`: `timings` in every chunk, and routes that count prompts. `continuous usage`: vLLM's and SGLang's
+`usage` in every chunk, and a `/tokenize` that counts prompts. `final usage`: Ollama's and LM Studio's, in a
+chunk of its own at the end; nothing counts prompts. `no usage`: who knows no `stream_options`.
+"""
 
 
 @asynccontextmanager
@@ -344,7 +349,7 @@ class _Server:
                 web.post("/v1/chat/completions/input_tokens", self.input_tokens),
                 web.post("/tokenize", self.tokens),
             ]
-        return [web.post("/tokenize", self.tokenize)]
+        return [web.post("/tokenize", self.tokenize)] if self._form == "continuous usage" else []
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -359,8 +364,8 @@ class _Server:
             return _error(503, str(error))
 
     async def models(self, request: web.Request) -> web.Response:
-        # `max_model_len` is vLLM's; llama.cpp tells its context in `/props`.
-        vllm = {} if self._form == "llama.cpp" else {"max_model_len": self._engine.context}
+        # `max_model_len` is vLLM's; llama.cpp tells its context in `/props`, Ollama nowhere.
+        vllm = {"max_model_len": self._engine.context} if self._form == "continuous usage" else {}
         entries = [{"id": name, "object": "model", **vllm} for name in self._engine.models]
         return web.json_response({"object": "list", "data": entries})
 
@@ -379,12 +384,14 @@ class _Server:
 
     async def reply(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        telling = _Telling(self._form, body)
         async with self._engine.play(body, body.get("max_tokens") or _MAX_TOKENS) as reads:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
             try:
                 async for chunks in reads:
-                    await response.write(b"".join(sse(self._told(chunk)) for chunk in chunks))
+                    told = map(telling.tell, chunks)
+                    await response.write(b"".join(sse(chunk) for chunk in told if chunk is not None))
             except EngineError:
                 if request.transport is not None:
                     request.transport.abort()
@@ -392,16 +399,34 @@ class _Server:
             await response.write(SSE_DONE)
             return response
 
-    def _told(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        timings = chunk.get("timings")
-        if self._form == "llama.cpp" or timings is None:
+
+class _Telling:
+    """What of a reply's counts a server of this form tells a client that sent `body`."""
+
+    def __init__(self, form: Form, body: Mapping[str, Any]) -> None:
+        self._form = form
+        options = body.get("stream_options") or {}
+        self._timed = form == "llama.cpp" and bool(body.get("timings_per_token"))
+        self._summed = form != "no usage" and bool(options.get("include_usage"))
+        self._running = form == "continuous usage" and bool(options.get("continuous_usage_stats"))
+        self._usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+    def tell(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
+        """A chunk that has llama.cpp's counts, with those that are told; None: the chunk is not sent."""
+        rest = {member: value for member, value in chunk.items() if member not in ("timings", "usage")}
+        if timings := chunk.get("timings"):
+            prompt, tokens = timings["cache_n"] + timings["prompt_n"], timings["predicted_n"]
+            self._usage = {
+                "prompt_tokens": prompt,
+                "completion_tokens": tokens,
+                "total_tokens": prompt + tokens,
+            }
+        if not chunk["choices"]:
+            rest = {**rest, "usage": chunk["usage"]}
+            return (chunk if self._form == "llama.cpp" else rest) if self._summed else None
+        if self._timed:
             return chunk
-        rest = {member: value for member, value in chunk.items() if member != "timings"}
-        if self._form == "final usage":
-            return rest
-        prompt_tokens = timings["cache_n"] + timings["prompt_n"]
-        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": timings["predicted_n"]}
-        return {"usage": usage, **rest}
+        return {**rest, "usage": self._usage} if self._running and self._summed else rest
 
 
 def _error(status: int, message: str) -> web.Response:
