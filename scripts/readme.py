@@ -24,7 +24,7 @@ ORDER = """
     account stream lookout accounts desk claims watcher standby settlement node peer relay server websocket
     opening frames tab session exchange wallet spending gateway proxy
     devnet testing mends survey statement prospects reconciliation printout doctor inspection deployment
-    verification screen demo cli
+    verification screen demo commands cli
 """.split()
 PLACES = {
     "contracts/": "Solidity: sources, interfaces that are the manual, tests",

@@ -26,7 +26,8 @@ from typer.testing import CliRunner, Result
 
 from tallystick import networks
 from tallystick.chain import Chain
-from tallystick.cli import app, keep_logs
+from tallystick.cli import app
+from tallystick.commands.output import keep_logs
 from tallystick.devnet import Anvil, Devnet, account
 from tallystick.proof import read_bearer
 from tallystick.testing.engine import Script, ScriptedEngine, oai_server, say
