@@ -40,6 +40,12 @@ class _Choice(msgspec.Struct):
         """Its text as the transcript has it, of a chat or of a text that is completed."""
         return delta_text(self.delta or {}) if self.text is None else self.text
 
+    @property
+    def content(self) -> str:
+        """Its text for the reader."""
+        content = (self.delta or {}).get("content") if self.text is None else self.text
+        return content if isinstance(content, str) else ""
+
 
 class _Event(msgspec.Struct):
     """What the package reads of one event of a stream."""
@@ -62,6 +68,8 @@ class Part:
     tally: wire.Tally | None
     said: bool
     """It has choices: without any it only counts."""
+    content: str
+    """What it says for the reader: no reasoning, no tool calls."""
     finished: bool
     """A choice of it says why it ended."""
     usage: dict[str, Any] | None
@@ -176,7 +184,8 @@ class Exchange:
                 raise ReceiptError(f"the host counts for request {told.request}, which was not asked")
             text = "".join(choice.said for choice in event.choices)
             self.tab.take(told, text, reasons[-1] if reasons else None)
-        return Part(payload, told, bool(event.choices), bool(reasons), event.usage, event.error)
+        content = "".join(choice.content for choice in event.choices)
+        return Part(payload, told, bool(event.choices), content, bool(reasons), event.usage, event.error)
 
     def _hold(self, parts: list[Part]) -> None:
         self._held += sum(len(part.raw) for part in parts)
