@@ -23,7 +23,7 @@ ORDER = """
     artifacts networks contracts roster endpoint endpoints chain sender site
     account stream lookout accounts desk claims watcher standby settlement node peer relay server websocket
     opening frames tab session exchange wallet spending gateway proxy
-    devnet testing mends survey statement prospects reconciliation printout doctor inspection deployment
+    devnet testing mends survey statement prospects reconciliation printout doctor registration inspection deployment
     verification screen demo commands cli
 """.split()
 PLACES = {

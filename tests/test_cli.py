@@ -28,7 +28,7 @@ from tallystick import networks
 from tallystick.chain import Chain
 from tallystick.cli import app
 from tallystick.commands.output import keep_logs
-from tallystick.devnet import Anvil, Devnet, account
+from tallystick.devnet import Account, Anvil, Devnet, account
 from tallystick.proof import read_bearer
 from tallystick.testing.engine import Script, ScriptedEngine, oai_server, say
 from tallystick.types import JobId, JobStatus
@@ -145,7 +145,7 @@ def test_help_is_there_at_once_and_names_every_command() -> None:
     assert done.stdout == "set()\n"
     for group, commands in {
         (): ("demo", "devnet", "host", "chat", "job", "withdraw", "doctor", "reconcile", "contracts"),
-        ("host",): ("register", "run", "jobs", "pending"),
+        ("host",): ("register", "unregister", "payout", "run", "jobs", "pending"),
         ("contracts",): ("deploy", "check", "source"),
         ("job",): ("open", "list", "show", "top-up", "complete", "reclaim", "token"),
     }.items():
@@ -656,3 +656,25 @@ def test_a_fault_in_the_log_shows_no_key(capsys: pytest.CaptureFixture[str], as_
     assert "KeyError" in told
     assert "in sign" in told
     assert not shows_a_key(told)
+
+
+def test_a_host_names_a_payout_address_and_leaves(tally: Tally) -> None:
+    """It is shown, changed when it is agreed to, from then on by the new one alone; leaving ends no job."""
+    tally("host", "register")
+    assert tally.json("host", "payout")["payout"] == HOST.address
+    cold = TREASURY.address
+    shown = tally("host", "payout", cold, typed="n\n", status=1).stdout
+    assert f"goes to {cold}" in shown
+    assert tally.json("host", "payout")["payout"] == HOST.address
+    assert tally.json("host", "payout", cold, "--yes")["payout"] == cold
+    refused = tally.error("host", "payout", HOST.address, "--yes")
+    assert "payout" in refused.lower()
+    back = tally("host", "payout", HOST.address, "--host", HOST.address, "--yes", settings=as_host(TREASURY))
+    assert f"go to {HOST.address}: 0x" in back.stdout
+    assert "takes no new jobs" in tally("host", "unregister").stdout
+    assert not on_chain(tally.devnet, lambda chain: chain.is_registered(HOST.address))
+    assert "TO: " in tally.error("host", "payout", "0x12")
+
+
+def as_host(account: Account) -> Mapping[str, str]:
+    return {"HOST_PRIVATE_KEY": account.private_key.hex()}

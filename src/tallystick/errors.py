@@ -646,7 +646,7 @@ class MetadataLength(ContractError):
 
 
 class NotThePayout(ContractError):
-    """`caller` is not the present `payout` address of the host."""
+    """`caller` is not `payout`, which is the present payout address of the host."""
 
 
 class ZeroPayout(ContractError):

@@ -52,6 +52,10 @@ _ALL: dict[type[TallystickError], Mend | None] = {
     errors.NotThePayer: Mend("yours", "use the key that opened the job"),
     errors.NothingToWithdraw: Mend("nobody's", "it grows with the next settlement"),
     errors.NotTheTreasury: Mend("the treasury's", "only its key can withdraw"),
+    errors.NotThePayout: Mend(
+        "yours", "set HOST_PRIVATE_KEY to its key, and name the host: tally host payout TO --host HOST"
+    ),
+    errors.NotRegistered: Mend("nobody's", "it is not registered as it is; tally host register changes that"),
     errors.InvalidReceiver: Mend("yours", "name another receiver with --to"),
 }
 

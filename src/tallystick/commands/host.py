@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +11,7 @@ from tallystick.commands.output import AsJson, echo_json, interrupt, keep_logs
 from tallystick.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tallystick.chain import TxResult
     from tallystick.config import HostConfig
-    from tallystick.networks import Deployment
     from tallystick.survey import Survey
 
 
@@ -35,46 +32,58 @@ def register(
 
     Models are named by MODEL_NAME or MODEL_PATH's file, or by the servers at ENGINE_URL, which have to run.
     """
+    from tallystick import registration
+
     keep_logs(level="warning")
-    asyncio.run(_register(endpoint, model, as_json))
-
-
-async def _register(endpoint: str | None, models: list[str] | None, as_json: bool) -> None:
-    from tallystick.chain import Chain, deployment_at
-    from tallystick.config import HostConfig
-    from tallystick.engines.configured import models_of
-
-    config = HostConfig.from_env()
-    if config.host_private_key is None or config.host is None:
-        raise ConfigError("HOST_PRIVATE_KEY is not set: a host registers itself, with its own key")
-    if not (models or config.model_path or config.engine_urls):
-        raise ConfigError("set MODEL_PATH or ENGINE_URL, or name the models that are served with --model")
-    deployment = await deployment_at(config.rpc_url)
-    metadata = _metadata(config, deployment, endpoint, models or await models_of(config))
-    async with Chain(config.rpc_url, deployment) as chain:
-        known = await chain.is_registered(config.host)
-        call = chain.update(metadata) if known else chain.register(config.host, metadata)
-        result = await chain.transact(call, config.host_private_key.reveal())
+    done = asyncio.run(registration.register(endpoint, model))
     if as_json:
-        echo_json({"host": config.host, "metadata": json.loads(metadata), **_mined(result)})
+        echo_json(done.told())
         return
-    typer.echo(f"{config.host} {'has new metadata' if known else 'is registered'} at {deployment.registry}")
-    typer.echo(f"metadata     {metadata}")
-    typer.echo(f"transaction  {result.hash}, {result.gas_used} gas")
+    typer.echo(f"{done.host} {'is registered' if done.new else 'has new metadata'} at {done.registry}")
+    typer.echo(f"metadata     {done.metadata}")
+    typer.echo(f"transaction  {done.tx}, {done.gas} gas")
 
 
-def _metadata(config: HostConfig, deployment: Deployment, endpoint: str | None, models: list[str]) -> str:
-    """What the registry tells of a host: where it is, what it serves, and for how much."""
-    from tallystick.doctor import node_url
-    from tallystick.node import offer_of
+@group.command()
+def unregister(as_json: AsJson = False) -> None:
+    """Take the host off the registry: no new job can be opened with it. Those that there are go on."""
+    from tallystick import registration
 
-    terms = offer_of(config, deployment, models).terms()
-    told = {"endpoint": endpoint or node_url(config), "models": terms["models"], "assets": terms["assets"]}
-    return json.dumps(told, separators=(",", ":"))
+    keep_logs(level="warning")
+    host, tx = asyncio.run(registration.unregister())
+    if as_json:
+        echo_json({"host": host, "tx": tx})
+    else:
+        typer.echo(f"{host} takes no new jobs: {tx}")
 
 
-def _mined(result: TxResult) -> dict[str, Any]:
-    return {"tx": result.hash, "gas": result.gas_used}
+@group.command()
+def payout(
+    to: Annotated[str | None, typer.Argument(help="Where they go from now on; without it: shown.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Whose, if HOST_PRIVATE_KEY is its payout address's key.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before it is changed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show or change where a host's earnings go: a cold address, which the node's key cannot touch.
+
+    Only the present payout address can change it, at first the host itself.
+    """
+    from tallystick import registration
+
+    def agree(wanted: registration.Payout) -> None:
+        typer.echo(f"All that {wanted.host} earns, and has not withdrawn, goes to {wanted.to}.", err=as_json)
+        typer.echo("From then on only the key of that address can change it.", err=as_json)
+        if not yes:
+            typer.confirm("Change it?", abort=True, err=as_json)
+
+    keep_logs(level="warning")
+    told = asyncio.run(registration.payout(to, host, agree))
+    if as_json:
+        echo_json(told.told())
+    else:
+        typer.echo(f"earnings of {told.host} go to {told.to}" + (f": {told.tx}" if told.tx else ""))
 
 
 @group.command()
