@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -32,6 +32,15 @@ class Piece(msgspec.Struct, frozen=True):
     """The whole chunk."""
     beyond: int = 0
     """Generated tokens that the final usage has beyond a count that was provisional: nobody saw them come."""
+
+
+class Health(NamedTuple):
+    """How an engine does."""
+
+    streams: int
+    """Replies under way."""
+    why: str | None
+    """The code of REFUSALS for why it is not asked; None: it is."""
 
 
 class Engine(abc.ABC):
@@ -72,6 +81,10 @@ class Engine(abc.ABC):
         EngineUnavailable (of which EngineFalseStart and EngineEmpty say more) or EngineTimeout; later
         EngineStalled or a plain EngineError.
         """
+
+    def health(self) -> list[Health]:
+        """How it does; of several engines, each in its order."""
+        return [Health(0, None)]
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from tallystick.config import HostConfig
 from tallystick.engine import Engine
+from tallystick.engines.fleet import Fleet
 from tallystick.engines.http import HttpEngine
 from tallystick.engines.llama import LlamaEngine
+from tallystick.engines.tokenizer import Tokenizer
 from tallystick.errors import ConfigError
 
 
@@ -17,8 +19,11 @@ def engine_of(config: HostConfig) -> Engine:
         return _llama(config, config.model_path)
     if not config.engine_urls:
         raise ConfigError("neither MODEL_PATH nor ENGINE_URL is set: there is no engine to sell tokens of")
-    [url] = config.engine_urls
-    return _server(config, url)
+    tokenizer = None
+    if config.engine_tokenizer is not None:
+        tokenizer = Tokenizer(config.engine_tokenizer, config.engine_tokenizer_hash)
+    servers = [_server(config, url, tokenizer) for url in config.engine_urls]
+    return Fleet(servers, tokenizer=tokenizer)
 
 
 async def models_of(config: HostConfig) -> list[str]:
@@ -42,10 +47,11 @@ def _llama(config: HostConfig, path: Path) -> LlamaEngine:
     )
 
 
-def _server(config: HostConfig, url: str) -> HttpEngine:
+def _server(config: HostConfig, url: str, tokenizer: Tokenizer | None) -> HttpEngine:
     return HttpEngine(
         url,
         api_key=config.engine_api_key.reveal() if config.engine_api_key else None,
+        tokenizer=tokenizer,
         first_token=config.engine_first_token,
         next_token=config.engine_next_token,
     )

@@ -27,7 +27,9 @@ class Connection:
         self._session: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
-        """Makes ready to ask. Must be called in an event loop."""
+        """Makes ready to ask. Must be called in an event loop, and may be called twice."""
+        if self._session is not None:
+            return
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from tallystick.config import FIRST_TOKEN, NEXT_TOKEN
-from tallystick.engine import Engine, Piece
+from tallystick.engine import Engine, Health, Piece
 from tallystick.engines.connection import Connection, reason_of
 from tallystick.engines.dialect import DIALECTS, Chunk, Dialect, NoUsage, is_chat
 from tallystick.engines.prompts import Estimated, Prompts, Tokenized, Told
@@ -65,6 +65,9 @@ class HttpEngine(Engine):
         self.connection = Connection(url, api_key)
         self.models = []
         self.context = None
+        self.streams = 0
+        """Replies under way."""
+        self._given = dialect
         self._dialect = dialect
         self._prompts: Prompts | None = None
         self._tokenizer = tokenizer
@@ -77,16 +80,25 @@ class HttpEngine(Engine):
         return self.connection.url
 
     async def start(self) -> None:
-        """Connects, lists the models, and has a few tokens made to see how the server counts."""
-        async with AsyncExitStack() as undo:
-            self.connection.open()
-            undo.push_async_callback(self.close)
+        """Connects, lists the models, and has a few tokens made to see how the server counts.
+
+        Started again, it does all that anew, and what streams meanwhile goes on.
+        """
+        self.connection.open()
+        try:
             with self._understood():
                 await self._meet()
-            undo.pop_all()
+        except BaseException:
+            if self._prompts is None:
+                self.models = []
+                await self.close()
+            raise
 
     async def close(self) -> None:
         await self.connection.close()
+
+    def health(self) -> list[Health]:
+        return [Health(self.streams, None if self.lacks() is None else EngineUncounted.code)]
 
     def lacks(self) -> str | None:
         """Why it cannot serve paid jobs; None: it can."""
@@ -104,7 +116,18 @@ class HttpEngine(Engine):
     ) -> AbstractAsyncContextManager[AsyncIterator[list[Piece]]]:
         prompts, dialect = self._counting(), self._dialect
         assert dialect is not None
-        return self._stream(body, max_tokens, dialect, prompts)
+        return self._counted(self._stream(body, max_tokens, dialect, prompts))
+
+    @asynccontextmanager
+    async def _counted(
+        self, stream: AbstractAsyncContextManager[AsyncIterator[list[Piece]]]
+    ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
+        self.streams += 1
+        try:
+            async with stream as reads:
+                yield reads
+        finally:
+            self.streams -= 1
 
     @asynccontextmanager
     async def _stream(
@@ -177,13 +200,14 @@ class HttpEngine(Engine):
             raise EngineError(f"The engine at {self.url} serves no model.")
         self.models = [str(model["id"]) for model in listed]
         self._dialect, billed = await self._find_dialect()
-        self._prompts = await self._find_prompts(self._dialect, billed)
+        prompts = await self._find_prompts(self._dialect, billed)
         self.context = await self._dialect.context(self.connection.fetch, listed[0])
-        self._say_how_it_counts(self._dialect, self._prompts)
+        self._prompts = prompts
+        self._say_how_it_counts(self._dialect, prompts)
 
     async def _find_dialect(self) -> tuple[Dialect, int]:
         """The dialect that the server counts in, and as how many tokens it counts the prompt of the probe."""
-        for dialect in DIALECTS if self._dialect is None else (self._dialect,):
+        for dialect in DIALECTS if self._given is None else (self._given,):
             billed = await self._probe(dialect)
             if billed is not None:
                 return dialect, billed
