@@ -18,6 +18,7 @@ from tallystick.chain import Chain
 from tallystick.config import Amounts, AssetPrice, HostConfig, Secret
 from tallystick.counter import Counter
 from tallystick.devnet import Devnet
+from tallystick.engine import Health
 from tallystick.errors import ChainError, ConfigError, LedgerError, Refusal
 from tallystick.ledger import Ledger
 from tallystick.node import COUNTER, Node, Payout, thrift_of
@@ -106,6 +107,25 @@ async def test_unpaid(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
     job = await chain.job(signer.job.id)
     assert job is not None
     assert job.settled == Totals()
+
+
+class Failing(ScriptedEngine):
+    """Says that it is set aside."""
+
+    why: str | None = None
+
+    def health(self) -> list[Health]:
+        return [Health(0, self.why), Health(1, "engine_timeout")]
+
+
+async def test_an_engine_has_to_serve(config: HostConfig) -> None:
+    """A host of which no engine serves is not ready; one that serves is enough."""
+    engine = Failing()
+    async with Node(config, engine=engine) as host:
+        assert await host.unready() == []
+        engine.why = "engine_unavailable"
+        [reason] = await host.unready()
+        assert "engine_unavailable, engine_timeout" in reason
 
 
 async def test_not_registered(config: HostConfig, devnet: Devnet, chain: Chain) -> None:

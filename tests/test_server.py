@@ -452,6 +452,8 @@ async def test_offer(hosting: Hosting) -> None:
     for probe in ("/healthz", "/readyz"):
         async with host.http.get(probe) as answer:
             assert answer.status == 200
+    async with host.http.get("/readyz") as answer:
+        assert (await answer.json())["engines"] == [{"streams": 0, "why": None}]
 
 
 async def test_stopping(hosting: Hosting) -> None:

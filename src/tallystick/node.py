@@ -184,6 +184,9 @@ class Node:
             reasons.append(f"the ledger cannot be written: {self.ledger.failure}")
         if self.counter.failure is not None:
             reasons.append(f"counts do not reach the disk: {self.counter.failure}")
+        troubles = [engine.why for engine in self.engine.health()]
+        if None not in troubles:
+            reasons.append(f"no engine serves: {', '.join(filter(None, troubles))}")
         reasons += [f"{name} broke down" for name, task in self._running.items() if task.done()]
         await self.lookout.now()
         if self.offer.host is not None and not await self._is_registered(self.offer.host):

@@ -146,7 +146,9 @@ class Routes:
 
     async def readyz(self, request: Request) -> Response:
         reasons = await self._node.unready()
-        return _json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+        engines = [engine._asdict() for engine in self._node.engine.health()]
+        ready = {"ready": not reasons, "reasons": reasons, "engines": engines}
+        return _json(ready, status=503 if reasons else 200)
 
 
 def _job_in_path(request: Request) -> JobId:
