@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from tallystick import proof
+from tallystick import pricing, proof
 from tallystick.admission import (
     CHECKS,
     ENDING,
     EXPIRY_MARGIN,
     HOLDING,
     OWNING,
+    TERMS,
     Check,
     Facts,
     Offer,
@@ -137,6 +138,8 @@ ONE_FACT: dict[str, tuple[str, Facts]] = {
     "an interval without a quarter": ("interval_too_small", job(interval=3)),
     "a claim window too short": ("claim_window_too_short", job(claim_window=3599)),
     "a job about to expire": ("expiry_too_near", job(expires_at=NOW + EXPIRY_MARGIN - 1)),
+    "a payer that owes too much": ("payer_exposed", replace(GOOD, payer_exposed=True)),
+    "a host that has lent all": ("host_exposed", replace(GOOD, host_exposed=True)),
     "a credit that is used up": ("credit_used_up", replace(GOOD, used_up=True)),
     "more than the context holds": ("context_exceeded", replace(GOOD, max_tokens=4085)),
     "a deposit that is used up": ("deposit_exhausted", replace(GOOD, fit=Fit.NO_DEPOSIT)),
@@ -201,7 +204,7 @@ def test_terms(code: str, facts: Facts) -> None:
     assert refusal is not None
     problem = refusal.problem()
     assert ("terms" in problem) == (REFUSALS[code].status == 402)
-    if code != "prompt_receipt_due" and "terms" in problem:
+    if "terms" in problem:
         assert problem["terms"]["models"][0]["prices"][DOLLAR]["per_million"] == "900000"
         assert [asset["symbol"] for asset in problem["terms"]["assets"]] == ["ETH", "tUSD"]
 
@@ -213,7 +216,32 @@ def test_prompt_receipt() -> None:
     assert refusal is not None
     problem = refusal.problem()
     assert (problem["prompt_tokens"], problem["cost"]) == (5_000, "1000")
-    assert problem["terms"] == {"prompt_tokens": 5_100, "tokens": 40}
+    assert (problem["terms"]["prompt_tokens"], problem["terms"]["tokens"]) == (5_100, 40)
+
+
+@pytest.mark.parametrize(("code", "facts"), ONE_FACT.values(), ids=ONE_FACT)
+def test_a_good_job(code: str, facts: Facts) -> None:
+    """The job that a 402 shows is served: opened as it says, it passes every term."""
+    refusal = first_refusal(CHECKS, facts)
+    assert refusal is not None
+    if "terms" not in refusal.extra:
+        return
+    good = refusal.extra["terms"]["job"]
+    opened = replace(
+        JOB,
+        host=good["host"],
+        asset=good["asset"],
+        prices=Prices(int(good["per_million"]), int(good["prompt_per_million"])),
+        interval=good["interval"],
+        claim_window=good["claim_window"],
+        expires_at=good["expires_at"],
+        deposit=int(good["deposit"]),
+        model_id=bytes.fromhex(good["model_id"][2:]),
+    )
+    served = replace(facts, job=opened, newest=opened, used_up=False, ended=False)
+    assert first_refusal(TERMS, served) is None
+    affordable = pricing.affordable(opened.deposit, Totals(facts.prompt_tokens, 0), opened.prices)
+    assert affordable >= facts.choices * facts.max_tokens
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, Elsewhere, EngineUnavailable, LedgerError, Refusal
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
+from tallystick.quote import Promises
 from tallystick.stream import Chunk, Stream
 from tallystick.tables import JobRow
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
@@ -65,7 +66,8 @@ class Bench:
             claim_window_min=3600,
         )
         lookout = Lookout(self.chain, self.depth)
-        self.desk = Desk(self.config, offer, self.engine, lookout, self.ledger, self.counter, self.poke)
+        promises = Promises(self.config.data_dir / "quotes.json", offer, 3600)
+        self.desk = Desk(self.config, promises, self.engine, lookout, self.ledger, self.counter, self.poke)
         self._parts.push_async_callback(self.desk.stop, 5.0)
         return self.desk
 

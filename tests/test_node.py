@@ -99,7 +99,7 @@ async def test_unpaid(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
     assert (line["event"], line["host"]) == ("node.unpaid", config.host)
     assert "HOST_PRIVATE_KEY" in line["meaning"]
     async with node(unpaid) as host:
-        assert not host.quote()["paid"]
+        assert not (await host.quote())["paid"]
         assert await host.unready() == ["HOST_PRIVATE_KEY is not set: this host will not be paid"]
         signer = await open_job(devnet, chain)
         for number in (1, 2):
@@ -201,7 +201,7 @@ async def test_prices_by_asset(config: HostConfig, devnet: Devnet) -> None:
     """An asset has its own prices or the general ones, in its own base units."""
     own = AssetPrice(ETH, "0.0003", "0.0001")
     async with node(changed(config, assets=(own, AssetPrice(devnet.dollar)), price="1.5")) as host:
-        [model] = host.quote()["models"]
+        [model] = (await host.quote())["models"]
         assert model["prices"] == {
             ETH: {"per_million": str(3 * 10**14), "prompt_per_million": str(10**14)},
             devnet.dollar: {"per_million": "1500000", "prompt_per_million": "200000"},
@@ -211,7 +211,7 @@ async def test_prices_by_asset(config: HostConfig, devnet: Devnet) -> None:
 async def test_confirmations(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
     """HOST_CONFIRMATIONS decides how deep a job has to lie."""
     async with node(changed(config, confirmations=3)) as host:
-        assert host.quote()["confirmations"] == 3
+        assert (await host.quote())["confirmations"] == 3
         signer = await open_job(devnet, chain)
         with pytest.raises(Refusal) as caught:
             await ask(host, signer)

@@ -145,6 +145,18 @@ class Account:
         until = min(self._clock(), *filter(None, (self.job.expires_at, self.job.asked_at)))
         return max(0, int(self.job.max_tokens_per_second * (until - self.job.created_at)))
 
+    def exposure(self, *, asked: bool = False) -> int:
+        """The most that the host may come to lose of the job, in micro base units: with a reply under way, or
+        one that is `asked` for, a whole credit.
+        """
+        if not (self.meter.lends and (asked or self.streams)):
+            return self.unsigned()
+        return pricing.value(self.meter.written_off, self.meter.risk) + self.meter.credit
+
+    def unsigned(self) -> int:
+        """What nobody has signed for, written off or not, in micro base units."""
+        return pricing.value(self.meter.written_off, self.meter.risk) + self.meter.unsigned
+
     # Prompts that wait
 
     def queue_prompt(self, prompt_tokens: int) -> asyncio.Future[None]:

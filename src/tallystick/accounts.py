@@ -23,6 +23,7 @@ from tallystick.admission import Offer
 from tallystick.config import HostConfig
 from tallystick.counter import Counter, Record
 from tallystick.errors import Elsewhere, LedgerError, Refusal, Superseded, TallystickError
+from tallystick.exposure import Exposure
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.stream import CANCELLED, JOB_UNCONFIRMED, LEDGER_UNAVAILABLE, NODE_STOPPING, Stream
@@ -77,6 +78,7 @@ class Accounts:
         self._poke = poke
         self._key = config.host_private_key.reveal() if config.host_private_key else None
         self._served: dict[JobId, Account] = {}
+        self._exposure = Exposure(offer.limits)
         self._opening: dict[JobId, asyncio.Task[Account]] = {}
         self._lapses = 0
         """How often this process may have lost all that it served."""
@@ -91,6 +93,14 @@ class Accounts:
     def streams(self) -> int:
         """How many replies are under way."""
         return sum(len(account.streams) for account in self._served.values())
+
+    def payer_exposed(self, account: Account) -> bool:
+        """True if one more reply on a job could take its payer's jobs beyond what one payer is lent."""
+        return self._exposure.payer_exposed(account, self._served.values())
+
+    def host_exposed(self, account: Account) -> bool:
+        """True if one more reply on a job could take all jobs beyond what the host lends."""
+        return self._exposure.host_exposed(account, self._served.values())
 
     # Taking up
 
@@ -223,6 +233,7 @@ class Accounts:
         if account is not None:
             account.ended = True
             account.cut(CANCELLED)
+            self._exposure.close(account)
         self._counter.release(job_id)
 
     def lapse(self) -> None:

@@ -6,22 +6,30 @@ meter) is for desk.py to know, which finds them out step by step, as a request t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 from tallystick import proof
-from tallystick.config import BEARER_MAX, INTERVAL_MIN
+from tallystick.config import BEARER_MAX, INTERVAL_MIN, LIFETIME
 from tallystick.errors import ReceiptError, Refusal
 from tallystick.meter import Fit
 from tallystick.networks import Asset
-from tallystick.pricing import MILLION, from_units, lower
+from tallystick.pricing import MILLION, from_units, lower, owed
 from tallystick.types import ZERO_HASH, Address, Job, JobId, JobStatus, Model, Prices, Totals
 
 NOTHING = Totals()
 EXPIRY_MARGIN = 600
 """Seconds that a job has to have left when a reply begins (protocol §13)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that jobs may owe unsigned, in base units of each asset; of others there is no limit."""
+
+    per_payer: Mapping[Address, int] = field(default_factory=dict)
+    in_all: Mapping[Address, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class Offer:
     """Tokens."""
     claim_window_min: int
     """Seconds."""
+    limits: Limits = Limits()
 
     def model(self, name: str | None) -> Model | None:
         """The model of that name; the first one if none is named."""
@@ -113,6 +122,10 @@ class Facts:
     model: str | None = None
     """As asked for; none: the first one."""
 
+    payer_exposed: bool = False
+    """The payer's jobs owe as much unsigned as the host lends it."""
+    host_exposed: bool = False
+    """All jobs together owe as much unsigned as the host lends."""
     used_up: bool = False
     """Clients that are gone left more unsigned than the job's one credit."""
     fit: Fit = Fit.FITS
@@ -153,8 +166,37 @@ def first_refusal(checks: Iterable[Check], facts: Facts) -> Refusal | None:
     """What the first check that fails says. A 402 tells what a good job would look like."""
     refusal = next(filter(None, (check(facts) for check in checks)), None)
     if refusal is not None and refusal.row.status == 402:
-        refusal.extra.setdefault("terms", facts.offer.terms())
+        refusal.extra["terms"] = {**_full_terms(facts), **refusal.extra.get("terms", {})}
     return refusal
+
+
+def _full_terms(facts: Facts) -> dict[str, Any]:
+    """All that the host asks, and one job that would be served what was asked for."""
+    terms = facts.offer.terms()
+    model = facts.offer.model(facts.model) or facts.offer.model(None)
+    if facts.job is None or model is None or not model.prices:
+        return terms
+    return {**terms, "job": _good_job(facts, facts.job, model)}
+
+
+def _good_job(facts: Facts, job: Job, model: Model) -> dict[str, Any]:
+    """As it goes into `createJob`; as much like the one that was tried as the terms allow."""
+    asset = job.asset if job.asset in model.prices else next(iter(model.prices))
+    prices = model.prices[asset]
+    wanted = Totals(facts.prompt_tokens, facts.choices * max(1, facts.max_tokens))
+    return {
+        "host": facts.offer.host,
+        "asset": asset,
+        "model": model.name,
+        "model_id": "0x" + proof.model_id(model.name).hex(),
+        "per_million": str(prices.per_million),
+        "prompt_per_million": str(prices.prompt_per_million),
+        "interval": min(max(job.interval, INTERVAL_MIN), facts.offer.interval_max),
+        "claim_window": max(job.claim_window, facts.offer.claim_window_min),
+        "expires_at": facts.now + LIFETIME,
+        # What was asked for, where its prompt was counted already; any other job takes a base unit at least.
+        "deposit": str(max(1, owed(wanted, prices))),
+    }
 
 
 # Who asks: nothing but the request and the clock is needed.
@@ -354,6 +396,14 @@ def credit_used_up(facts: Facts) -> Refusal | None:
     return Refusal("credit_used_up") if facts.used_up else None
 
 
+def payer_exposed(facts: Facts) -> Refusal | None:
+    return Refusal("payer_exposed") if facts.payer_exposed else None
+
+
+def host_exposed(facts: Facts) -> Refusal | None:
+    return Refusal("host_exposed") if facts.host_exposed else None
+
+
 def context_exceeded(facts: Facts) -> Refusal | None:
     if facts.context is None or facts.longest + facts.max_tokens <= facts.context:
         return None
@@ -433,6 +483,8 @@ TERMS: tuple[Check, ...] = (
     expiry_too_near,
 )
 COST: tuple[Check, ...] = (
+    payer_exposed,
+    host_exposed,
     context_exceeded,
     deposit_exhausted,
     depth_due,

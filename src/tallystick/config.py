@@ -394,6 +394,15 @@ class HostConfig:
     """How long delivered tokens that nobody acknowledged stay in the count."""
     confirmations: Annotated[int | None, Variable("HOST_CONFIRMATIONS", Number(1, 100))] = None
     """Blocks until a transaction counts, its own included. Not set: the deployment's number."""
+    public_url: Annotated[str | None, Variable("HOST_PUBLIC_URL", http_url)] = None
+    """Where payers reach the node, as its quote says. Not set: where it listens."""
+    quote_valid: Annotated[int, Variable("HOST_QUOTE_VALID", Number(60, 30 * DAY))] = HOUR
+    """How long a quote is good: jobs on its terms are served until then, whatever is set meanwhile."""
+    exposure_per_payer: Annotated[Amounts, Variable("HOST_EXPOSURE_PER_PAYER", _amounts)] = Amounts("0.1")
+    """The most that one payer's jobs together may owe unsigned, in whole units of each asset but ETH, or of
+    single ones. An asset without an amount has no limit."""
+    exposure_max: Annotated[Amounts, Variable("HOST_EXPOSURE_MAX", _amounts)] = Amounts("10")
+    """The most that all jobs together may owe unsigned, likewise."""
     early: Annotated[bool, Variable("HOST_EARLY", _switch)] = False
     """Serve a job before it is as deep as that, one interval in all: a reorganisation may take it back."""
     policy: Annotated[Policy, Variable("HOST_POLICY", _policy)] = Policy.CHECKPOINT

@@ -23,7 +23,7 @@ import structlog
 from tallystick import admission, choices, pricing, proof, reply, wire
 from tallystick.account import Account
 from tallystick.accounts import Accounts, Answer
-from tallystick.admission import Check, Facts, Offer, first_refusal
+from tallystick.admission import Check, Facts, first_refusal
 from tallystick.config import HostConfig
 from tallystick.counter import Counter
 from tallystick.engine import Engine
@@ -39,6 +39,7 @@ from tallystick.errors import (
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout, Sight
 from tallystick.meter import Fit
+from tallystick.quote import Promises
 from tallystick.receipt import check_own, check_signer
 from tallystick.stream import Order, Stream, engine_refusal
 from tallystick.types import Job, JobId, Receipt, RequestId, Totals
@@ -85,17 +86,19 @@ class Desk:
     def __init__(
         self,
         config: HostConfig,
-        offer: Offer,
+        promises: Promises,
         engine: Engine,
         lookout: Lookout,
         ledger: Ledger,
         counter: Counter,
         poke: Callable[[], None],
     ) -> None:
-        """`poke` tells settlement that there may be something to settle."""
-        self.offer = offer
-        self.accounts = Accounts(config, offer, lookout, ledger, counter, poke)
+        """`promises`: what the host offers. `poke` tells settlement that there may be something to settle."""
+        self.offer = next(promises.standing(0))
+        """As it is now."""
+        self.accounts = Accounts(config, self.offer, lookout, ledger, counter, poke)
         """The jobs that this process serves."""
+        self._promises = promises
         self._config = config
         self._engine = engine
         self._lookout = lookout
@@ -125,7 +128,8 @@ class Desk:
         self._refuse_while_failing()
         facts = await self._look(access, asked.job_id)
         facts = replace(await self._remember(facts), model=asked.model)
-        _require(admission.JOB + admission.TERMS, facts)
+        _require(admission.JOB, facts)
+        facts = self._on_good_terms(facts)
         account = await self.accounts.open(facts.known, early=facts.early)
         if asked.receipt is not None:
             await self.accounts.receive(account, asked.receipt)
@@ -133,6 +137,17 @@ class Desk:
         order = await self._draw_up(asked, account)
         await self._reserve(order, account, facts)
         return Stream(order, account, self._engine, self.accounts, self._config.receipt_timeout)
+
+    def _on_good_terms(self, facts: Facts) -> Facts:
+        """With the offer whose terms the job meets: the present one, or one of a quote that still holds."""
+        refusals = []
+        for offer in self._promises.standing(facts.now):
+            on_its_terms = replace(facts, offer=offer)
+            refusal = first_refusal(admission.TERMS, on_its_terms)
+            if refusal is None:
+                return on_its_terms
+            refusals.append(refusal)
+        raise refusals[0]
 
     async def identify(self, access: Access) -> JobId:
         """The job whose signer this bearer is of."""
@@ -250,6 +265,8 @@ class Desk:
             facts = replace(
                 facts,
                 ended=account.ended,
+                payer_exposed=self.accounts.payer_exposed(account),
+                host_exposed=self.accounts.host_exposed(account),
                 fit=fit,
                 prompt_tokens=order.prompt_tokens,
                 longest=order.longest,

@@ -280,6 +280,19 @@ REFUSALS: dict[str, Row] = {
         "payer",
         "Open a new job; what was signed is settled and the rest comes back.",
     ),
+    "payer_exposed": Row(
+        402,
+        "The payer's jobs together owe as much unsigned as this host lends one payer.",
+        "payer",
+        "Sign for what your other jobs have open, or ask on one of them.",
+    ),
+    "host_exposed": Row(
+        503,
+        "All jobs together owe as much unsigned as this host lends.",
+        "nobody",
+        "Try again; what others sign makes room. The host's limit is HOST_EXPOSURE_MAX.",
+        retry=True,
+    ),
     "receipt_due": Row(
         402,
         "No receipt came in time, and the credit is used up.",
@@ -423,6 +436,12 @@ REFUSALS: dict[str, Row] = {
         "What the host counts or holds cannot be signed for.",
         "host",
         "Go no further with this host; no more is paid than what was signed.",
+    ),
+    "job_in_use": Row(
+        409,
+        "A job of the payer's pays for this model already.",
+        "payer",
+        "Add to that job's deposit, or complete it first.",
     ),
     "page_refused": Row(
         403,

@@ -107,6 +107,16 @@ class JobMeter:
         """True once a fifth of the deposit or less is left."""
         return self.left * LOW_DIVISOR <= self.deposit
 
+    @property
+    def lends(self) -> bool:
+        """The credit bounds what may be delivered."""
+        return self.early or not self.attested
+
+    @property
+    def unsigned(self) -> Value:
+        """What the host would lose if nothing more were signed, in micro base units."""
+        return self._unclaimable(self._exposed) if self.lends else Value(0)
+
     # Prompts
 
     def reserve(self, prompt_tokens: int) -> Fit:
@@ -114,7 +124,7 @@ class JobMeter:
         exposed = self._exposed + Totals(prompt_tokens, 1)
         if owed(exposed, self.prices) > self.deposit:
             return Fit.NO_DEPOSIT
-        if self._by_credit and self._unclaimable(exposed) > self.credit:
+        if self.lends and self._unclaimable(exposed) > self.credit:
             return Fit.NEEDS_DEPTH if self.early else Fit.NEEDS_RECEIPT
         self.reserved += prompt_tokens
         self._update()
@@ -236,12 +246,7 @@ class JobMeter:
         self._exposed = self.counted + Totals(self.reserved, 0)
         """With the prompts that are being worked on."""
         self._affordable = affordable(self.deposit, self._exposed, self.prices)
-        self._room = min(self._affordable, self._credit_room()) if self._by_credit else self._affordable
-
-    @property
-    def _by_credit(self) -> bool:
-        """The credit bounds what may be delivered."""
-        return self.early or not self.attested
+        self._room = min(self._affordable, self._credit_room()) if self.lends else self._affordable
 
     @property
     def _relied_on(self) -> Totals:

@@ -18,7 +18,7 @@ from typing import Any, Self
 import structlog
 
 from tallystick import __version__, lookout, proof
-from tallystick.admission import Offer
+from tallystick.admission import Limits, Offer
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import Amounts, AssetPrice, HostConfig
 from tallystick.counter import Counter
@@ -31,6 +31,7 @@ from tallystick.lookout import Lookout
 from tallystick.networks import Asset, Deployment
 from tallystick.policy import Policy, Thrift
 from tallystick.pricing import to_units
+from tallystick.quote import FILE, Promises, digest
 from tallystick.sender import Sender
 from tallystick.settlement import Settlement
 from tallystick.types import ETH, Address, Completion, JobId, Model, Prices, Totals
@@ -89,11 +90,14 @@ class Node:
     ledger: Ledger
     counter: Counter
     offer: Offer
+    promises: Promises
     desk: Desk
 
     def __init__(self, config: HostConfig, *, engine: Engine | None = None) -> None:
         """`engine`: in place of the one that the config names."""
         self.config = config
+        self.url = config.public_url or "http://{}:{}".format(*config.listen)
+        """Where payers reach it; without a setting, whoever serves it says where it listens."""
         self._engine = engine
         self._settlement: Settlement | None = None
         self._watchers: defaultdict[JobId, set[Watcher]] = defaultdict(set)
@@ -128,8 +132,9 @@ class Node:
             await self._take_over()
             self.offer = offer_of(self.config, self.chain.deployment, self.engine.models)
             self.lookout = Lookout(self.chain, self.chain.deployment.depth)
+            self.promises = Promises(self.config.data_dir / FILE, self.offer, self.config.quote_valid)
             self.desk = Desk(
-                self.config, self.offer, self.engine, self.lookout, self.ledger, self.counter, self._poke
+                self.config, self.promises, self.engine, self.lookout, self.ledger, self.counter, self._poke
             )
             self.ledger.heartbeat.listen(self.desk.accounts.lapse)
             parts.push_async_callback(self._stop_tasks)
@@ -160,16 +165,27 @@ class Node:
 
     # What it offers
 
-    def quote(self) -> dict[str, Any]:
-        """What a job has to look like to be served here."""
-        return {
+    async def quote(self) -> dict[str, Any]:
+        """What a job has to look like to be served here, signed. LedgerError if it cannot be promised."""
+        quote = {
             **self.offer.terms(),
+            "endpoint": self.url,
             "confirmations": self.chain.deployment.confirmations,
             "receipt_timeout": self.config.receipt_timeout,
             "grace": self.config.grace,
+            "relay_fee": "0",
+            "valid_until": await self.promises.extend(int(self.lookout.clock())),
             "paid": self._settlement is not None,
             "version": __version__,
         }
+        return {**quote, "signature": self._sign(quote)}
+
+    def _sign(self, quote: dict[str, Any]) -> str | None:
+        """Only the host's own key speaks for it."""
+        key = self.config.host_private_key
+        if key is None:
+            return None
+        return "0x" + proof.sign(digest(quote), key.reveal()).hex()
 
     async def unready(self) -> list[str]:
         """Why paid jobs cannot be served now; nothing: they can."""
@@ -349,6 +365,10 @@ def offer_of(config: HostConfig, deployment: Deployment, models: list[str]) -> O
         assets=dict(deployment.assets),
         interval_max=config.interval_max,
         claim_window_min=config.claim_window_min,
+        limits=Limits(
+            _in_units(config.exposure_per_payer, "HOST_EXPOSURE_PER_PAYER", deployment),
+            _in_units(config.exposure_max, "HOST_EXPOSURE_MAX", deployment),
+        ),
     )
 
 

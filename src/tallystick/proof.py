@@ -70,6 +70,10 @@ class Domain:
     def __repr__(self) -> str:
         return f"Domain({self.chain_id}, {self.contract!r})"
 
+    def typed(self, struct_hash: bytes) -> bytes:
+        """The digest of any struct that is signed in this domain."""
+        return keccak(self._prefix + struct_hash)
+
     def receipt(self, job_id: JobId, totals: Totals, transcript: bytes) -> bytes:
         """What a signer signs to acknowledge totals, and a host to acknowledge the receipt."""
         words = _word(job_id) + _word(totals.prompt_tokens) + _word(totals.tokens)

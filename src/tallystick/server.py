@@ -111,7 +111,7 @@ class Routes:
         ]
 
     async def host(self, request: Request) -> Response:
-        return _json(self._node.quote())
+        return _json(await self._node.quote())
 
     async def job(self, request: Request) -> Response:
         access = access_of(request.scope, self._node.config.trusted_proxies)
@@ -435,6 +435,7 @@ async def running(node: Node, host: str = "127.0.0.1", port: int = 0) -> AsyncIt
         with closing(socket.create_server((host, port), family=family)) as listener:
             url = f"http://{f'[{host}]' if six else host}:{listener.getsockname()[1]}"
             await node.ledger.reach(node.config.peer_url or url)
+            node.url = node.config.public_url or url
             server = Server(node, host, port)
             serving = asyncio.create_task(server.serve([listener]))
             try:
