@@ -42,6 +42,7 @@ lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, genera
 	.venv/bin/python scripts/vectors.py --check
 	.venv/bin/python scripts/errors.py --check
 	.venv/bin/python scripts/settings.py --check
+	.venv/bin/python scripts/host.py --check
 	.venv/bin/python scripts/readme.py --check
 	scripts/check-tree
 

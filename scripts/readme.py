@@ -23,14 +23,14 @@ ORDER = """
     artifacts networks contracts roster endpoint endpoints chain sender site
     account stream lookout accounts desk claims watcher standby settlement node peer relay server websocket
     opening frames tab session exchange wallet spending gateway proxy
-    devnet testing mends survey statement prospects reconciliation printout doctor registration inspection deployment
-    verification screen demo commands cli
+    devnet testing mends survey statement prospects reconciliation printout doctor registration
+    inspection deployment verification screen demo commands cli
 """.split()
 PLACES = {
     "contracts/": "Solidity: sources, interfaces that are the manual, tests",
     "tests/": "one file a module; `stories/`: whole flows, real processes; `vectors.json`: read by forge too",
     "scripts/": "what make runs; `model/` makes the demonstration model",
-    "docs/": "protocol, laws, refusals, settings, several processes of one host",
+    "docs/": "protocol, laws, for hosts, refusals, settings, several processes of one host",
 }
 
 

@@ -46,7 +46,17 @@ def test_commands_exist(page: Path) -> None:
         assert command is not root, f"{page.name}: tally {words}"
 
 
-@pytest.mark.parametrize("script", ["readme", "errors", "settings", "vectors"])
+def test_every_line_of_the_log_that_the_hosts_page_explains_is_logged() -> None:
+    """What docs/host.md says of a line is of one that there is."""
+    page = (ROOT / "docs" / "host.md").read_text()
+    table = page.split("## In the log")[1].split("## ")[0]
+    named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))
+    logged = set(re.findall(r'"([a-z]+\.[a-z_]+)"', sources("src/**/*.py")))
+    assert len(named) > 40
+    assert named - logged == set()
+
+
+@pytest.mark.parametrize("script", ["readme", "errors", "settings", "vectors", "host"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
     """What a script writes is what stands there."""
     done = subprocess.run(

@@ -16,7 +16,7 @@ from functools import partial
 from tallystick import pricing, proof, prospects, statement
 from tallystick.config import HostConfig
 from tallystick.errors import ReceiptError
-from tallystick.statement import Line, Wait
+from tallystick.statement import Life, Line, Wait
 from tallystick.survey import Entry, Proofs, Story, Survey, audit
 from tallystick.types import Address, Job, JobId, JobStatus, Totals
 
@@ -187,8 +187,8 @@ class _Pair:
 
     @property
     def in_flight(self) -> bool:
-        """The node is busy with it, or would be if it ran."""
-        return self.entry.flight is not None
+        """A node is busy with it."""
+        return self.entry.flight is not None and self.survey.ledger.running
 
     def differs(
         self, kind: Kind, seen: str, mend: str, *, move: str = "host", under_way: bool = False
@@ -250,7 +250,7 @@ def _overpaid(pair: _Pair) -> Iterator[Difference]:
     counted = pair.line.served + pair.entry.row.written_off
     if not counted.covers(pair.chain.settled):
         seen = f"the chain has settled {pair.chain.settled}, and this host counted {counted}"
-        mend = "somebody claims with the host's key beside this ledger: see who has it, and what it signs"
+        mend = "the ledger is an old copy, or somebody claims with the host's key beside it: find out which"
         yield pair.differs(Kind.OVERPAID, seen, mend)
 
 
@@ -276,14 +276,15 @@ def _claimable(survey: Survey, line: Line) -> Iterator[Difference]:
     """What is signed for is settled, or on its way."""
     if line.wait is None or line.wait in {Wait.SEEN, Wait.MINED}:
         return
-    told = prospects.why(survey, line)
-    worth = prospects.amount(survey, line.job.asset, line.owed)
-    if line.owed:
+    if (claimable := line.worth(line.claimable) - line.worth(line.settled)) > 0:
+        worth = prospects.amount(survey, line.job.asset, claimable)
         seen = f"{line.claimable} are signed for, {line.settled} settled: {worth} to claim"
         kind = Kind.CLAIMABLE
-    else:
+    elif line.life is not Life.OPEN:
         seen, kind = f"the job is {line.life}, and not closed", Kind.TO_COMPLETE
-    move = "host" if line.wait.stuck else "nobody"
+    else:
+        return
+    move, told = "host" if line.wait.stuck else "nobody", prospects.why(survey, line)
     yield Difference(kind, line.job.id, seen, move, told, under_way=not line.wait.stuck)
 
 
