@@ -15,7 +15,7 @@ from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.config import DAY
 from tallystick.devnet import Devnet
-from tallystick.errors import ContractError, Refusal, SessionError
+from tallystick.errors import ContractError, NotYetReclaimable, Refusal, SessionError
 from tallystick.exchange import Exchange
 from tallystick.session import Event, Session
 from tallystick.spending import Spender
@@ -252,3 +252,82 @@ async def test_a_job_that_the_host_has_ended_is_followed_by_another(bench: Bench
         [another] = spends.jobs
         assert another.session.job.id != used.session.job.id
         await until(lambda: _closed(bench, used.session))
+
+
+# By hand
+
+
+async def test_a_job_opened_by_hand_pays_for_the_next_request(bench: Bench) -> None:
+    """With the deposit that was named; a second one for the same model is refused."""
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    async with spender(bench, url) as spends:
+        job = await spends.open(MODEL, 500)
+        assert job.deposit == 500
+        await spend(spends, cost=400)
+        assert [used.session.job.id for used in spends.jobs] == [job.id]
+        with pytest.raises(Refusal) as refused:
+            await spends.open(MODEL, 500)
+        assert refused.value.code == "job_in_use"
+
+
+async def test_by_hand_as_well_nothing_is_put_in_beyond_the_caps(bench: Bench) -> None:
+    """A deposit above --deposit and one above what the day leaves are refused, before any money moves."""
+    url = await bench.serve(Script(say(*["a "] * 30)), models=("one", "two"))
+    async with spender(bench, url, Caps(500, 800)) as spends:
+        with pytest.raises(Refusal, match="--deposit leaves 500"):
+            await spends.open("one", 501)
+        job = await spends.open("one", 450)
+        with pytest.raises(Refusal, match="--deposit leaves 50"):
+            await spends.top_up(job.id, 51)
+        assert (await spends.top_up(job.id, 50)).deposit == 500
+        with pytest.raises(Refusal, match="--max-per-day leaves 300"):
+            await spends.open("two", 301)
+        assert (await bench.money())[1] == 500
+
+
+async def test_a_job_completed_by_hand_takes_no_more_requests(bench: Bench) -> None:
+    """The rest comes back at once; completing it again says that it is closed."""
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    async with spender(bench, url, Caps(DEPOSIT, 2 * DEPOSIT)) as spends:
+        total = await spend(spends)
+        [used] = spends.jobs
+        job = used.session.job
+        completion = await spends.complete(job.id)
+        assert completion.refund == pricing.refund(DEPOSIT, total, job.prices)
+        assert spends.jobs == []
+        with pytest.raises(SessionError, match="is closed"):
+            await spends.complete(job.id)
+
+
+async def test_a_job_of_the_command_line_is_added_to_and_completed_by_hand(bench: Bench) -> None:
+    """A job of the store that is not in use counts against the day once it is added to."""
+    url = await bench.serve(Script(say("a")))
+    async with spender(bench, url, Caps(500, 600)) as spends:
+        wishes = spends.wallet.wishes("0.0004", MODEL)
+        session = await spends.wallet.open(url, wishes, print)
+        await session.close()
+        topped = await spends.top_up(session.job.id, 100)
+        assert topped.deposit == 500
+        assert await spends.room(await spends.today()) == 100
+        assert (await spends.complete(session.job.id)).refund == 500
+
+
+async def test_money_comes_back_past_a_host_that_is_gone(bench: Bench) -> None:
+    """Asked on chain, a job can be reclaimed once its host's time to claim is over, and not before."""
+    node = await bench.parts.enter_async_context(AsyncExitStack())
+    url = await bench.serve(Script(say("a")), parts=node)
+    async with spender(bench, url) as spends:
+        total = await spend(spends)
+        [used] = spends.jobs
+        await node.aclose()
+        job_id = used.session.job.id
+        with pytest.raises(SessionError):
+            await spends.complete(job_id)
+        closes_at = await spends.ask_on_chain(job_id)
+        with pytest.raises(NotYetReclaimable):
+            await spends.reclaim(job_id)
+        now = (await bench.chain.block()).timestamp
+        await bench.devnet.increase_time(closes_at - now)
+        refund = (await spends.reclaim(job_id)).refund
+        assert refund == pricing.refund(DEPOSIT, total, used.session.job.prices)
+        assert (await bench.money())[1] == DEPOSIT - refund

@@ -84,6 +84,10 @@ class Caps:
         self._check(cost, purse.free + more, room)
         return more
 
+    def check_top_up(self, purse: Purse, units: int, room: int) -> None:
+        """Refusal `cap_reached` for more than a job may have unspent, or than the day leaves."""
+        self._check(units, min(self.deposit - purse.rest, room), room)
+
     def _check(self, cost: int, payable: int, room: int) -> None:
         if cost <= payable:
             return

@@ -438,7 +438,7 @@ REFUSALS: dict[str, Row] = {
         "Go no further with this host; no more is paid than what was signed.",
     ),
     "job_in_use": Row(
-        409,
+        400,
         "A job of the payer's pays for this model already.",
         "payer",
         "Add to that job's deposit, or complete it first.",

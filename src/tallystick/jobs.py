@@ -13,7 +13,7 @@ import aiohttp
 from tallystick import proof, wallet
 from tallystick.config import BEARER_MAX
 from tallystick.contracts import CompletionRequested, ToppedUp
-from tallystick.errors import ConfigError, NotYetReclaimable, SessionError
+from tallystick.errors import ConfigError, SessionError
 from tallystick.session import Session
 from tallystick.store import StoredJob
 from tallystick.types import Completion, Job, JobId, JobStatus, Totals
@@ -113,18 +113,9 @@ async def complete_on_chain(number: int) -> dict[str, Any]:
 
 
 async def reclaim(number: int) -> dict[str, Any]:
-    """Takes the rest of a job back. NotYetReclaimable before `closes_at`: until then its host may claim."""
-    job_id = JobId(number)
+    """Takes the rest of a job back. Raises what `Wallet.reclaim` raises."""
     async with wallet.opened() as purse:
-        job = await purse.job(job_id)
-        now = (await purse.chain.block()).timestamp
-        if job.status is not JobStatus.CLOSED and now < job.closes_at:
-            raise NotYetReclaimable("NotYetReclaimable", {"jobId": job_id, "closesAt": job.closes_at})
-        result = await purse.transact(purse.chain.reclaim(job_id))
-        completion = next(event for event in result.events if isinstance(event, Completion))
-        if (stored := purse.stored(job_id)) is not None:
-            await asyncio.to_thread(purse.store.end, stored.signer)
-        return _completed(completion)
+        return _completed(await purse.reclaim(await purse.job(JobId(number))))
 
 
 async def token(number: int, hours: float | None) -> str:

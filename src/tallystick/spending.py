@@ -23,7 +23,8 @@ import structlog
 from tallystick import caps as rules
 from tallystick import opening, proof
 from tallystick.caps import Caps, Purse, Stake
-from tallystick.errors import Refusal, TallystickError
+from tallystick.contracts import CompletionRequested
+from tallystick.errors import Refusal, SessionError, TallystickError
 from tallystick.opening import Quote
 from tallystick.session import Event, Session, Stopped
 from tallystick.store import StoredJob
@@ -41,7 +42,22 @@ QUOTE_AGE = 60.0
 COMPLETE = 60.0
 """Seconds that a host has to complete a job in."""
 
-Hear = Callable[[JobId, Event | Completion], None]
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A job was opened, with this deposit in base units."""
+
+    deposit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToppedUp:
+    """So many base units were added to a job."""
+
+    units: int
+
+
+Hear = Callable[[JobId, Event | Opened | ToppedUp | Completion], None]
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +101,7 @@ class Spender:
         self.host_url = host_url
         self.asset = asset or wallet.asset()
         self._idle = idle
-        self._hear: Hear = hear or (lambda _job, _event: None)
+        self._listeners: list[Hear] = [hear] if hear else []
         self._in_use: dict[str, InUse] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One request at a time sees to the job of its model."""
@@ -108,6 +124,14 @@ class Spender:
         self._looking.cancel()
         await asyncio.wait([self._looking])
         await asyncio.gather(*self._ending, *(self._complete(model) for model in list(self._in_use)))
+
+    def on(self, hear: Hear) -> None:
+        """Calls `hear` with what happens to each job, in the order it comes."""
+        self._listeners.append(hear)
+
+    def _tell(self, job: JobId, event: Event | Opened | ToppedUp | Completion) -> None:
+        for hear in self._listeners:
+            hear(job, event)
 
     @property
     def jobs(self) -> list[InUse]:
@@ -165,7 +189,9 @@ class Spender:
             self._spawn(self._end(used))
 
     def _take_out(self, used: InUse) -> None:
-        del self._in_use[used.session.model]
+        """It takes no more requests."""
+        if used is self._in_use.get(used.session.model):
+            del self._in_use[used.session.model]
         self._retired.add(used.session.job.signer)
         used.retired = True
         used.released.set()
@@ -203,13 +229,17 @@ class Spender:
         if used.purse.free >= cost:
             return
         async with self._money:
-            day = await self._today()
-            more = self.caps.top_up(used.purse, cost, self.caps.room(await self._stakes(day), day))
-            job = used.session.job
-            await self._stake(job, day, job.deposit + more)
-            await self.wallet.top_up(job, more)
-            await used.session.refresh()
+            day = await self.today()
+            more = self.caps.top_up(used.purse, cost, await self.room(day))
+            await self._add(used, more, day)
+
+    async def _add(self, used: InUse, more: int, day: str) -> None:
+        job = used.session.job
+        await self._stake(job, day, job.deposit + more)
+        await self.wallet.top_up(job, more)
+        await used.session.refresh()
         log.info("job.topped_up", job=job.id, by=self._money_told(more))
+        self._tell(job.id, ToppedUp(more))
 
     async def _go_on(self, model: str) -> InUse | None:
         """A job of the store that can pay for this model, within what the day leaves."""
@@ -233,7 +263,7 @@ class Spender:
 
     async def _adopt(self, stored: StoredJob, job: Job) -> bool:
         """Stakes what is left of a job, unless it is staked. False if the day does not leave as much."""
-        day = await self._today()
+        day = await self.today()
         stakes = await self._stakes(day)
         if any(stake.signer == stored.signer for stake in stakes):
             return True
@@ -244,14 +274,18 @@ class Spender:
         await asyncio.to_thread(self.wallet.store.stake, stake)
         return True
 
-    async def _open(self, model: str, cost: int) -> InUse:
-        """A new job. Refusal `cap_reached`; raises what `opening.open_job` raises."""
+    async def _open(self, model: str, cost: int, deposit: int | None = None) -> InUse:
+        """A new job, with all that the caps leave unless `deposit` is named.
+
+        Refusal `cap_reached`; raises what `opening.open_job` raises.
+        """
         await self.prices(model)
         key = self.wallet.key()
         await self.wallet.check_gas(proof.address(key))
         async with self._money:
-            day = await self._today()
-            deposit = self.caps.first_deposit(cost, self.caps.room(await self._stakes(day), day))
+            day = await self.today()
+            most = self.caps.first_deposit(cost, await self.room(day))
+            deposit = most if deposit is None else deposit
             wishes = replace(
                 self.wallet.wishes(None, model),
                 deposit=deposit,
@@ -261,7 +295,9 @@ class Spender:
             chain, store, quote = self.wallet.chain, self.wallet.store, await self.quote()
             stored, job = await opening.open_job(chain, store, key, self.host_url, wishes, quote, day=day)
         log.info("job.opened", job=job.id, model=model, deposit=self._money_told(deposit))
-        return self._using(Session(chain, store, stored, job, ahead=self.wallet.config.ahead))
+        used = self._using(Session(chain, store, stored, job, ahead=self.wallet.config.ahead))
+        self._tell(job.id, Opened(deposit))
+        return used
 
     async def _resume(self, job: Job) -> InUse:
         session = await self.wallet.resume(job.id)
@@ -275,7 +311,7 @@ class Spender:
         return used
 
     def _heard(self, used: InUse, event: Event) -> None:
-        self._hear(used.session.job.id, event)
+        self._tell(used.session.job.id, event)
         if isinstance(event, Stopped) and used.requests:
             self._spawn(self._reconnect(used))
 
@@ -286,11 +322,90 @@ class Spender:
         except TallystickError as error:
             log.warning("job.not_connected", job=used.session.job.id, cause=str(error))
 
+    # By hand
+
+    async def open(self, model: str, deposit: int) -> Job:
+        """Opens a job of `deposit` base units, which the model's requests are then paid from.
+
+        Refusal `job_in_use` if there is one already, `cap_reached`; raises what `opening.open_job` raises.
+        """
+        async with self._turns[model]:
+            used = self._in_use.get(model) or await self._go_on(model)
+            if used is not None:
+                raise Refusal("job_in_use", f"Job {used.session.job.id} pays for {model!r}.")
+            return (await self._open(model, deposit, deposit)).session.job
+
+    async def top_up(self, job_id: JobId, units: int) -> Job:
+        """Adds `units` base units to a job. Refusal `cap_reached`; SessionError if it takes none."""
+        async with self._at_hand(job_id) as used, self._money:
+            day = await self.today()
+            await self._hold(used, day)
+            self.caps.check_top_up(used.purse, units, await self.room(day))
+            await self._add(used, units, day)
+            used.released.set()
+            return used.session.job
+
+    async def complete(self, job_id: JobId) -> Completion:
+        """Has the host complete a job, once nothing is under way on it.
+
+        Raises what `Session.complete` raises; the job takes no more requests then either.
+        """
+        async with self._at_hand(job_id) as used:
+            self._take_out(used)
+            return await self._finish(used)
+
+    async def ask_on_chain(self, job_id: JobId) -> int:
+        """Asks to complete a job past its host: from when on it can be reclaimed, of the chain's clock."""
+        async with self._at_hand(job_id) as used:
+            self._take_out(used)
+            await _quiet(used)
+            result = await self.wallet.transact(self.wallet.chain.complete_session(job_id))
+        return next(event for event in result.events if isinstance(event, CompletionRequested)).closes_at
+
+    async def reclaim(self, job_id: JobId) -> Completion:
+        """Takes the rest of a job back. Raises what `Wallet.reclaim` raises."""
+        async with self._at_hand(job_id) as used:
+            completion = await self.wallet.reclaim(used.session.job)
+            self._take_out(used)
+        await self._completed(used.session.job, completion)
+        return completion
+
+    @asynccontextmanager
+    async def _at_hand(self, job_id: JobId) -> AsyncIterator[InUse]:
+        """A job in use, or else one of the store, and nobody else sees to it meanwhile.
+
+        SessionError for a closed one, or none of this payer's.
+        """
+        stored = self.wallet.stored(job_id)
+        async with self._turns[stored.model if stored else ""]:
+            used = next((used for used in self.jobs if used.session.job.id == job_id), None)
+            used = used or InUse(await self.wallet.resume(job_id), 0.0)
+            if used.session.job.status is JobStatus.CLOSED:
+                raise SessionError(f"job {job_id} is closed: what was not spent has come back")
+            try:
+                yield used
+            finally:
+                if used is not self._in_use.get(used.session.model):
+                    await used.session.close()
+
+    async def _hold(self, used: InUse, day: str) -> None:
+        """Has a job staked that may not be yet: its deposit counts from now on."""
+        job, stored = used.session.job, self.wallet.stored(used.session.job.id)
+        if job.asset != self.asset:
+            raise SessionError(f"job {job.id} is paid in {job.asset}, and the caps are not in that")
+        if stored is None or not await self._adopt(stored, job):
+            raise Refusal("cap_reached", f"What is in job {job.id} is more than --max-per-day leaves.")
+
     # Stakes
 
-    async def _today(self) -> str:
+    async def today(self) -> str:
+        """The day of the chain's clock."""
         now = (await self.wallet.chain.block()).timestamp
         return datetime.fromtimestamp(now, UTC).date().isoformat()
+
+    async def room(self, day: str) -> int:
+        """What the caps leave to be staked on that day, in base units; below 0 if they were higher before."""
+        return self.caps.room(await self._stakes(day), day)
 
     async def _stakes(self, day: str) -> list[Stake]:
         """What is staked in this asset, with all open jobs brought to this day."""
@@ -299,14 +414,20 @@ class Spender:
         if any(stake.day != day for stake in mine.values()):
             for stored, job in await self.wallet.jobs():
                 if job is not None and (stake := mine.get(stored.signer)) and stake.day != day:
-                    mine[stored.signer] = rules.on_day(stake, day, job.deposit - self.wallet.left(job))
+                    mine[stored.signer] = rules.on_day(stake, day, self._cost(job))
                     await asyncio.to_thread(self.wallet.store.stake, mine[stored.signer])
         return list(mine.values())
 
+    def _cost(self, job: Job) -> int:
+        """What a job has cost until now, also what of it is not signed yet."""
+        owed = [used.session.owed for used in self.jobs if used.session.job.signer == job.signer]
+        return max(job.deposit - self.wallet.left(job), *owed, 0)
+
     async def _stake(self, job: Job, day: str, most: int) -> None:
-        """What a staked job may come to from now on."""
-        stake = next(stake for stake in await self._stakes(day) if stake.signer == job.signer)
-        await asyncio.to_thread(self.wallet.store.stake, replace(stake, most=most))
+        """What a job may come to from now on, if it is staked."""
+        for stake in await self._stakes(day):
+            if stake.signer == job.signer:
+                await asyncio.to_thread(self.wallet.store.stake, replace(stake, most=most))
 
     @property
     def _place(self) -> tuple[int, Address]:
@@ -336,33 +457,38 @@ class Spender:
                 await self._end(used)
 
     async def _end(self, used: InUse) -> None:
-        """Completes a job once nothing is under way on it; if it stays open, that is tried again later."""
+        """Completes a job; if it stays open, that is tried again later."""
+        try:
+            await self._finish(used)
+        except TallystickError as error:
+            job_id = used.session.job.id
+            mend = f"tally job complete {job_id} --on-chain"
+            log.warning("job.not_completed", job=job_id, cause=str(error), mend=mend)
+
+    async def _finish(self, used: InUse) -> Completion:
+        """Completes a job once nothing is under way on it. Raises what `Session.complete` raises."""
+        await _quiet(used)
         session = used.session
-        while used.requests:
-            used.released.clear()
-            await used.released.wait()
         try:
             if not session.connected:
                 await session.connect()
-            await self._completed(session, await session.complete(seconds=COMPLETE))
-        except TallystickError as error:
-            mend = f"tally job complete {session.job.id} --on-chain"
-            log.warning("job.not_completed", job=session.job.id, cause=str(error), mend=mend)
+            completion = await session.complete(seconds=COMPLETE)
         finally:
             await session.close()
+        await self._completed(session.job, completion)
+        return completion
 
-    async def _completed(self, session: Session, completion: Completion) -> None:
-        job = session.job
+    async def _completed(self, job: Job, completion: Completion) -> None:
         async with self._money:
-            await self._stake(job, await self._today(), completion.owed)
+            await self._stake(job, await self.today(), completion.owed)
         paid, refund = self._money_told(completion.owed), self._money_told(completion.refund)
         log.info("job.completed", job=job.id, paid=paid, refund=refund, tx=completion.tx)
-        self._hear(job.id, completion)
+        self._tell(job.id, completion)
 
     async def _tidy(self) -> None:
         """Sees to the staked jobs that an earlier run has left, or that could not be completed."""
         try:
-            staked = {stake.signer for stake in await self._stakes(await self._today())}
+            staked = {stake.signer for stake in await self._stakes(await self.today())}
             for stored, job in await self.wallet.jobs():
                 if job is not None and stored.signer in staked:
                     async with self._turns[stored.model]:
@@ -378,9 +504,7 @@ class Spender:
         if job.status is JobStatus.CLOSED:
             await asyncio.to_thread(self.wallet.store.end, stored.signer)
         elif now >= job.closes_at:
-            await self.wallet.transact(self.wallet.chain.reclaim(job.id))
-            await asyncio.to_thread(self.wallet.store.end, stored.signer)
-            log.info("job.reclaimed", job=job.id)
+            await self._completed(job, await self.wallet.reclaim(job))
         elif stored.model not in self._in_use and await self._fits(stored, job, stored.model):
             await self._resume(job)
         else:
@@ -393,3 +517,10 @@ class Spender:
 
     def _money_told(self, units: int) -> str:
         return money(self.wallet.chain, self.asset, units)
+
+
+async def _quiet(used: InUse) -> None:
+    """Waits until no request is under way on a job."""
+    while used.requests:
+        used.released.clear()
+        await used.released.wait()

@@ -15,13 +15,13 @@ from tallystick import opening, pricing, proof
 from tallystick.chain import Chain, TxResult, deployment_at
 from tallystick.config import PayerConfig, Secret, http_url
 from tallystick.contracts import Call
-from tallystick.errors import ConfigError, SessionError
+from tallystick.errors import ConfigError, NotYetReclaimable, SessionError
 from tallystick.networks import Asset, Deployment
 from tallystick.opening import Wishes
 from tallystick.pricing import MAX_DEPOSIT, MILLION, from_units, to_units
 from tallystick.session import Session
 from tallystick.store import Store, StoredJob
-from tallystick.types import ETH, Address, Job, JobId, JobStatus, Totals
+from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Totals
 
 Say = Callable[[str], object]
 
@@ -138,6 +138,19 @@ class Wallet:
         if job.asset != ETH and await self.chain.allowance(job.asset, payer) < units:
             await self.chain.transact(self.chain.approve(job.asset, units), key)
         return await self.chain.transact(self.chain.top_up(job.id, units, job.asset), key)
+
+    async def reclaim(self, job: Job) -> Completion:
+        """Takes the rest of a job back.
+
+        NotYetReclaimable before `closes_at`: until then its host may claim.
+        """
+        now = (await self.chain.block()).timestamp
+        if job.status is not JobStatus.CLOSED and now < job.closes_at:
+            raise NotYetReclaimable("NotYetReclaimable", {"jobId": job.id, "closesAt": job.closes_at})
+        result = await self.transact(self.chain.reclaim(job.id))
+        if (stored := self.stored(job.id)) is not None:
+            await asyncio.to_thread(self.store.end, stored.signer)
+        return next(event for event in result.events if isinstance(event, Completion))
 
     async def jobs(self, *, ended: bool = False) -> list[tuple[StoredJob, Job | None]]:
         """The jobs of the store with what the chain says of them; None where it does not have them."""
