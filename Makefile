@@ -26,7 +26,8 @@ test: test-contracts test-python ## all tests
 test-contracts: $(VENV) $(NODE) forge ## the contracts' tests
 	cd contracts && forge test
 
-contracts-deep: $(DEV) $(NODE) ## the contracts against their model for longer: 10 000 random sequences, 100 of them on anvil
+contracts-deep: $(DEV) $(NODE) forge ## the contracts' random tests for longer: ten times the inputs, forty times the moves
+	cd contracts && FOUNDRY_PROFILE=deep forge test
 	.venv/bin/python -m tests.differential
 
 test-python: $(DEV) $(NODE) ## the package's tests; ARGS="-k receipt" chooses

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {JobMarketplace} from "../src/JobMarketplace.sol";
 import {IERC3009} from "../src/interfaces/IERC3009.sol";
 import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
 import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
+import {Deployed} from "./Deployed.sol";
 import {Fixture} from "./Fixture.sol";
 import {Vm, vm} from "./Vm.sol";
 import {Wallet} from "./mocks/Receivers.sol";
@@ -261,7 +261,7 @@ contract AuthorizationTest is Fixture {
     function test_AnAuthorizationIsForOneMarketplace() public {
         IJobMarketplace.Terms memory terms = _terms();
         IJobMarketplace.Authorization memory auth = _authorizeOpening(terms, RELAY_FEE);
-        JobMarketplace twin = new JobMarketplace(address(registry), treasury);
+        IJobMarketplace twin = Deployed.market(address(registry), treasury);
         vm.assertTrue(twin.openNonce(terms, RELAY_FEE, SALT) != market.openNonce(terms, RELAY_FEE, SALT));
         vm.assertTrue(twin.topUpNonce(1, 7, SALT) != market.topUpNonce(1, 7, SALT));
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {JobMarketplace} from "../src/JobMarketplace.sol";
-import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
+import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
 import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
+import {Deployed} from "./Deployed.sol";
 import {vm} from "./Vm.sol";
 import {Receiver} from "./mocks/Receivers.sol";
 import {TestDollar} from "./mocks/TestDollar.sol";
@@ -27,15 +27,15 @@ abstract contract Fixture {
     address internal immutable stranger = vm.addr(0x57a6);
     address internal immutable signer = vm.addr(SIGNER_KEY);
 
-    NodeRegistry internal registry;
-    JobMarketplace internal market;
+    INodeRegistry internal registry;
+    IJobMarketplace internal market;
     TestDollar internal dollar;
     bytes32 private _separator;
 
     function setUp() public virtual {
         vm.warp(START);
-        registry = new NodeRegistry();
-        market = new JobMarketplace(address(registry), treasury);
+        registry = Deployed.registry();
+        market = Deployed.market(address(registry), treasury);
         dollar = new TestDollar();
         _separator = market.DOMAIN_SEPARATOR();
 

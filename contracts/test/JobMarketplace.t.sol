@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {JobMarketplace} from "../src/JobMarketplace.sol";
 import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
 import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
+import {Deployed} from "./Deployed.sol";
 import {Fixture} from "./Fixture.sol";
 import {vm} from "./Vm.sol";
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
@@ -17,9 +17,18 @@ contract JobMarketplaceTest is Fixture {
         vm.assertEq(market.treasury(), treasury);
 
         _refuses(IJobMarketplace.ZeroAddress.selector);
-        new JobMarketplace(address(0), treasury);
+        Deployed.market(address(0), treasury);
         _refuses(IJobMarketplace.ZeroAddress.selector);
-        new JobMarketplace(address(registry), address(0));
+        Deployed.market(address(registry), address(0));
+    }
+
+    function test_WhatIsTestedIsWhatIsDeployed() public view {
+        string[2] memory names = ["JobMarketplace", "NodeRegistry"];
+        for (uint256 i; i < names.length; ++i) {
+            bytes memory tested = vm.getCode(string.concat(names[i], ".sol:", names[i]));
+            string memory json = vm.readFile(string.concat("../src/tallystick/abi/", names[i], ".json"));
+            vm.assertEq(keccak256(tested), keccak256(vm.parseJsonBytes(json, ".bytecode")), "run `make abi`");
+        }
     }
 
     function test_NobodySendsEthThatIsNoDeposit() public {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.34;
 
-import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
+import {Deployed} from "./Deployed.sol";
 import {vm} from "./Vm.sol";
 
 contract NodeRegistryTest {
     address private constant HOST = address(0x1057);
     address private constant COLD = address(0xc01d);
 
-    NodeRegistry private registry = new NodeRegistry();
+    INodeRegistry private registry = Deployed.registry();
 
     function test_AHostRegistersItselfAndSaysWhatItOffers() public {
         vm.expectEmit(address(registry));
