@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tallystick import proof, reconciliation, tables
+from tallystick import database, proof, reconciliation, tables
 from tallystick.chain import Chain
 from tallystick.counter import Counter
 from tallystick.devnet import Devnet
@@ -272,6 +274,31 @@ async def test_while_a_node_runs_a_difference_has_to_last(
     nothing = replace(once, differences=())
     assert reconciliation.both(nothing, once).agrees
     assert not reconciliation.both(once, once).agrees
+
+
+@pytest.mark.parametrize("ledger_url", [None])
+async def test_an_old_copy_of_the_ledger_is_named(host: Host, tmp_path: Path) -> None:
+    """What was settled since is on the chain, and beyond what the copy counts; it is not claimed again."""
+    job = await settled(host)
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    files = (tmp_path / database.DATABASE, copied / database.DATABASE)
+    with closing(sqlite3.connect(files[0])) as now, closing(sqlite3.connect(files[1])) as copy:
+        now.backup(copy)
+    await host.sign(job, 300)
+    await host.settle()
+    assert (await found(host)).keys() == set()
+    differing = await found(host, data_dir=copied)
+    assert differing.keys() == {Kind.SETTLED_BEYOND, Kind.OVERPAID}
+    async with Ledger(copied) as restored:
+        await restored.bury(host.ledger.process)
+        host.ledger = restored
+        host.restart()
+        await host.settle()
+        assert await host.confirmed(job) == Totals(0, 300)
+        assert (await found(host)).keys() == {Kind.OVERPAID}
+    [paid] = (await looked(host)).balances
+    assert paid.held == paid.paid
 
 
 async def test_looking_changes_nothing(host: Host) -> None:

@@ -12,16 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 import aiohttp
-import sqlalchemy as sa
 
-from tallystick import counter, database, proof, tables
+from tallystick import proof
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import HostConfig, readable, unread
 from tallystick.errors import ChainError, ConfigError, LedgerError
 from tallystick.networks import Deployment
-from tallystick.node import COUNTER
 from tallystick.pricing import from_units
 from tallystick.roster import Status
+from tallystick.survey import Entry, read_ledger
 from tallystick.types import Address, Check, JobId, Totals
 
 SETTLEMENT_GAS = 80_000
@@ -171,35 +170,23 @@ def node_url(config: HostConfig) -> str:
 
 def _read_jobs(config: HostConfig) -> tuple[JobFacts, ...] | LedgerError:
     """From the ledger and the counters' files, which running nodes write meanwhile."""
-    data_dir = config.data_dir
-    url = config.ledger_url.reveal() if config.ledger_url else database.url_in(data_dir)
     try:
-        records = counter.read_all(data_dir / COUNTER)
-        slots = {(record.job_id, record.epoch): record.totals for record in records}
-        with database.looking(url) as connection:
-            if connection is None or not sa.inspect(connection).has_table(tables.jobs.name):
-                return ()
-            rows = connection.execute(sa.select(tables.jobs).order_by(tables.jobs.c.job_id)).mappings()
-            return tuple(_job_facts(row, slots) for row in rows)
-    except sa.exc.SQLAlchemyError as error:
-        told = getattr(error, "orig", None) or error
-        return LedgerError(f"the ledger in {database.place(url)} cannot be read: {told}")
+        return tuple(map(_job_facts, read_ledger(config, now=0).entries))
     except LedgerError as error:
         return error
 
 
-def _job_facts(row: sa.RowMapping, slots: Mapping[tuple[JobId, int], Totals]) -> JobFacts:
-    job_id, counts = JobId(row["job_id"]), tables.counts_in(row)
-    live = slots.get((job_id, row["epoch"]), Totals()) - counts.written_off
+def _job_facts(entry: Entry) -> JobFacts:
+    row = entry.row
     return JobFacts(
-        id=job_id,
-        interval=row["interval"],
-        attested=counts.attested,
-        closed=row["closed"],
-        counted=counts.counted.higher(live),
-        receipted=counts.receipted,
-        due=tables.totals_in(row, "due"),
-        confirmed=tables.totals_in(row, "confirmed"),
+        id=row.job.id,
+        interval=row.job.interval,
+        attested=row.counts.attested,
+        closed=row.closed,
+        counted=entry.counted,
+        receipted=row.counts.receipted,
+        due=row.due,
+        confirmed=row.confirmed,
     )
 
 

@@ -208,7 +208,7 @@ def read_ledger(config: HostConfig, now: int, *, whole: bool = False, proofs: bo
         with database.looking(url) as connection:
             found = LedgerFacts(place)
             if connection is not None and sa.inspect(connection).has_table(tables.jobs.name):
-                found = _read(connection, place, _host(config), now, whole=whole, proofs=proofs)
+                found = _read(connection, place, config.host, now, whole=whole, proofs=proofs)
     except sa.exc.SQLAlchemyError as error:
         told = getattr(error, "orig", None) or error
         raise LedgerError(f"the ledger in {place} cannot be read: {told}") from error
@@ -217,10 +217,11 @@ def read_ledger(config: HostConfig, now: int, *, whole: bool = False, proofs: bo
 
 
 def _read(
-    connection: sa.Connection, place: str, host: Address, now: int, *, whole: bool, proofs: bool
+    connection: sa.Connection, place: str, host: Address | None, now: int, *, whole: bool, proofs: bool
 ) -> LedgerFacts:
     living = set(connection.scalars(_LIVING))
-    flights = {c.job_id: each for each in outbox.in_flight(connection, host) for c in each.draft.carried}
+    flying = [] if host is None else outbox.in_flight(connection, host)
+    flights = {carried.job_id: each for each in flying for carried in each.draft.carried}
     failed = {JobId(row.job_id): State(row.state) for row in connection.execute(_FAILED)}
     due = _outstanding(connection, now, whole=whole)
     proven = _proofs(connection) if proofs else {}
