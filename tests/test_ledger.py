@@ -498,6 +498,49 @@ async def test_a_receipt_stored_twice_is_there_once(ledger: Ledger) -> None:
     assert await ledger.receipts(JobId(121)) == [a_receipt(tokens=100)]
 
 
+async def test_receipts_that_come_at_once(ledger: Ledger) -> None:
+    """Of many jobs, and several of one: each is stored with its positions, and what is wrong with one is told
+    to it alone.
+    """
+    ids = range(121, 131)
+    for job_id in ids:
+        await ledger.adopt(a_job(job_id))
+    good = [a_receipt(job_id, tokens=tokens) for tokens in (100, 250) for job_id in ids]
+    stale, unknown = a_receipt(125, tokens=40), a_receipt(999)
+    asked = [*good[:7], stale, *good[7:], unknown]
+    told = await asyncio.gather(*(sign(ledger, each) for each in asked), return_exceptions=True)
+    wrong = {each.job_id: str(error) for each, error in zip(asked, told, strict=True) if error is not None}
+    assert wrong.keys() == {125, 999}
+    assert "does not come after" in wrong[JobId(125)]
+    assert "is not in the ledger" in wrong[JobId(999)]
+    for job_id in ids:
+        row = await ledger.job(JobId(job_id))
+        assert row is not None
+        assert row.receipted == row.due_receipt == a_receipt(job_id, tokens=250)
+        assert row.due == row.acknowledged == row.gross == Totals(0, 250)
+        stored = await ledger.receipts(JobId(job_id))
+        assert stored == [a_receipt(job_id, tokens=100), a_receipt(job_id, tokens=250)]
+        assert await ledger.positions(JobId(job_id)) == {REQUEST: Totals(0, 250)}
+
+
+async def test_a_receipt_that_is_forged_is_not_stored(ledger: Ledger) -> None:
+    """What a check raises comes back, and the ledger is as it was."""
+    await ledger.adopt(a_job())
+    await ledger.adopt(a_job(122))
+
+    def refuse() -> None:
+        raise Refusal("receipt_forged", "not the signer's")
+
+    forged, good = a_receipt(), a_receipt(122)
+    with pytest.raises(Refusal, match="not the signer's"):
+        await ledger.store_receipt(
+            forged, acknowledged=forged.totals, gross=forged.totals, due=True, check=refuse
+        )
+    await sign(ledger, good)
+    assert await ledger.receipts(JobId(121)) == []
+    assert await ledger.receipts(JobId(122)) == [good]
+
+
 async def test_a_receipt_for_an_unknown_job_is_an_error(ledger: Ledger) -> None:
     """Nothing is stored for a job that was never read from the chain."""
     with pytest.raises(LedgerError, match="job 121 is not in the ledger"):

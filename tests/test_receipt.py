@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as knowing
 
 from tallystick import proof
 from tallystick.errors import Refusal
-from tallystick.receipt import Judgement, Known, judge
+from tallystick.receipt import Judgement, Known, check_signer, judge
 from tallystick.transcript import Delivery, transcript
 from tallystick.types import ZERO_HASH, Address, JobId, Position, Receipt, RequestId, Totals
 
@@ -37,9 +38,7 @@ def signed(
 
 SENT = delivery(FIRST, "a", "b", "c")
 KNOWN = Known(
-    domain=DOMAIN,
     job_id=JOB,
-    signer=proof.address(KEY),
     stored=None,
     acknowledged=Totals(),
     positions={},
@@ -55,7 +54,7 @@ def after(receipt: Receipt) -> Known:
     judgement = judge(receipt, KNOWN)
     assert judgement is not None
     positions = {position.request: position.totals for position in receipt.positions}
-    return replace(KNOWN, stored=receipt, acknowledged=judgement.acknowledged, positions=positions)
+    return knowing(KNOWN, stored=receipt, acknowledged=judgement.acknowledged, positions=positions)
 
 
 def refused(receipt: Receipt, known: Known) -> Refusal:
@@ -134,8 +133,11 @@ def test_wrong_transcript() -> None:
 def test_forged() -> None:
     """Law 10: only the job's signer signs, in the one form of a signature that the contract takes."""
     stranger = signed(Totals(12, 2), AT_TWO, key=(8).to_bytes(32, "big"))
-    assert refused(stranger, KNOWN).code == "receipt_forged"
-    assert refused(replace(GOOD, signature=GOOD.signature[:-1] + b"\x02"), KNOWN).code == "receipt_forged"
+    for receipt in (stranger, replace(GOOD, signature=GOOD.signature[:-1] + b"\x02")):
+        with pytest.raises(Refusal) as caught:
+            check_signer(receipt, DOMAIN, proof.address(KEY))
+        assert caught.value.code == "receipt_forged"
+    check_signer(GOOD, DOMAIN, proof.address(KEY))
 
 
 def test_of_another_job() -> None:
@@ -145,7 +147,7 @@ def test_of_another_job() -> None:
 
 def test_before_a_restart() -> None:
     """What was sent before the host restarted is taken at the payer's word, within what was counted."""
-    known = replace(KNOWN, lost=Totals(30, 40))
+    known = knowing(KNOWN, lost=Totals(30, 40))
     old = Position(EARLIER, 30, 35, PROMPT, PROMPT)
     assert judge(signed(Totals(42, 37), old, AT_TWO), known) == Judgement(Totals(42, 37), lost=Totals(0, 5))
     assert refused(signed(Totals(42, 43), replace(old, tokens=41), AT_TWO), known).code == "receipt_mismatch"
@@ -153,6 +155,6 @@ def test_before_a_restart() -> None:
 
 def test_forgotten_text_says_nothing_new() -> None:
     """A position without text to compare with has to move: nobody could tell whether its hashes are right."""
-    known = replace(KNOWN, positions={EARLIER: Totals(30, 35)}, acknowledged=Totals(30, 35), deliveries={})
+    known = knowing(KNOWN, positions={EARLIER: Totals(30, 35)}, acknowledged=Totals(30, 35), deliveries={})
     same = Position(EARLIER, 30, 35, PROMPT, PROMPT)
     assert refused(signed(Totals(30, 36), same), known).code == "receipt_mismatch"

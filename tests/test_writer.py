@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -128,6 +128,77 @@ async def test_who_has_stopped_waiting_is_left_out(engine: Engine, writer: Write
     await asyncio.gather(*held)
     assert await writer.submit(putting(2)) == 2
     assert numbers(engine) == [2]
+
+
+async def test_what_is_joined_is_done_in_one_call(engine: Engine, writer: Writer) -> None:
+    """Items that wait for the same commit come to their operation together, and each gets its own result."""
+    calls: list[list[int]] = []
+
+    def double(connection: Connection, items: Sequence[int]) -> list[int]:
+        calls.append(list(items))
+        return [put(connection, item) * 2 for item in items]
+
+    gate = Gate()
+    held = asyncio.ensure_future(writer.submit(gate))
+    await asyncio.to_thread(gate.entered.wait)
+    waiting = [asyncio.ensure_future(writer.join(double, number)) for number in range(5)]
+    await asyncio.sleep(0)
+    gate.open.set()
+    await held
+    assert await asyncio.gather(*waiting) == [0, 2, 4, 6, 8]
+    assert calls == [[0, 1, 2, 3, 4]]
+    assert numbers(engine) == [0, 1, 2, 3, 4]
+
+
+async def test_one_of_many_that_are_joined_fails_alone(engine: Engine, writer: Writer) -> None:
+    """Whoever is joined to an item that fails is written all the same."""
+
+    def put_all(connection: Connection, items: Sequence[int]) -> list[int]:
+        return [put(connection, item) for item in items]
+
+    joined = [writer.join(put_all, number) for number in (1, 2, 3, 2, 4, 5)]
+    *others, again = sorted(await asyncio.gather(*joined, return_exceptions=True), key=is_error)
+    assert others == [1, 2, 3, 4, 5]
+    assert isinstance(again, LedgerError)
+    assert numbers(engine) == [1, 2, 3, 4, 5]
+
+
+def is_error(outcome: object) -> bool:
+    return isinstance(outcome, Exception)
+
+
+async def test_who_does_not_pass_is_not_written(engine: Engine, writer: Writer) -> None:
+    """A check is run in the writer's thread; what it raises comes back, and nothing else is held up."""
+    threads: list[str] = []
+
+    def check(number: int) -> None:
+        threads.append(threading.current_thread().name)
+        if number == 2:
+            raise KeyError("not this one")
+
+    def put_all(connection: Connection, items: Sequence[int]) -> list[int]:
+        return [put(connection, item) for item in items]
+
+    joined = [writer.join(put_all, number, partial(check, number)) for number in (1, 2, 3)]
+    one, two, three = await asyncio.gather(*joined, return_exceptions=True)
+    assert (one, three) == (1, 3)
+    assert isinstance(two, KeyError)
+    assert numbers(engine) == [1, 3]
+    assert set(threads) == {"tallystick-writer"}
+
+
+async def test_an_event_loop_that_is_gone_is_not_missed(writer: Writer) -> None:
+    """The writer goes on when whoever waited has closed its event loop meanwhile."""
+    gate = Gate()
+
+    async def leave() -> None:
+        waiting = asyncio.ensure_future(writer.submit(gate))
+        await asyncio.to_thread(gate.entered.wait)
+        waiting.cancel()
+
+    await asyncio.to_thread(asyncio.run, leave())
+    gate.open.set()
+    assert await writer.submit(putting(1)) == 1
 
 
 async def test_closing_writes_what_is_queued(engine: Engine, writer: Writer) -> None:

@@ -17,7 +17,7 @@ import structlog
 from tallystick import pricing, proof
 from tallystick.counter import Slot
 from tallystick.meter import Fit, JobMeter, Stop, checkpoint
-from tallystick.receipt import Judgement, Known, judge
+from tallystick.receipt import Judgement, Known, check_signer, judge
 from tallystick.transcript import Delivery
 from tallystick.types import Job, Prices, Receipt, RequestId, Totals
 
@@ -227,8 +227,14 @@ class Account:
     # Receipts
 
     def judge(self, receipt: Receipt) -> Judgement | None:
-        """What a receipt acknowledges; None: nothing new. Raises what `receipt.judge` raises."""
+        """What a receipt acknowledges if its signature holds; None: nothing new. Raises what `receipt.judge`
+        raises.
+        """
         return judge(receipt, self._known())
+
+    def check_signer(self, receipt: Receipt) -> None:
+        """Raises what `receipt.check_signer` raises. For any thread."""
+        check_signer(receipt, self._domain, self.job.signer)
 
     def due(self, judgement: Judgement) -> bool:
         """True if a receipt with that judgement is the first at or past a whole interval."""
@@ -248,9 +254,7 @@ class Account:
 
     def _known(self) -> Known:
         return Known(
-            domain=self._domain,
             job_id=self.job.id,
-            signer=self.job.signer,
             stored=self.stored,
             acknowledged=self.meter.acknowledged,
             positions=self._positions,

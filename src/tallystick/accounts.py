@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -176,11 +177,14 @@ class Accounts:
                 assert account.stored is not None
                 return Answer(self._ack(account.stored), account.stored)
             due = account.due(judgement)
-            gross = account.meter.gross
-            acknowledged = judgement.acknowledged
             with self._owning(account):
                 await self._ledger.store_receipt(
-                    receipt, acknowledged=acknowledged, gross=gross, due=due, epoch=account.epoch
+                    receipt,
+                    acknowledged=judgement.acknowledged,
+                    gross=account.meter.gross,
+                    due=due,
+                    epoch=account.epoch,
+                    check=partial(account.check_signer, receipt),
                 )
             account.take(receipt, judgement)
         self._tell_receipted(receipt, due=due)
@@ -198,8 +202,10 @@ class Accounts:
             self._poke()
 
     def _ack(self, receipt: Receipt) -> Ack:
-        digest = self._offer.domain.receipt(receipt.job_id, receipt.totals, receipt.transcript)
-        signature = proof.sign(digest, self._key) if self._key else None
+        signature = None
+        if self._key is not None:
+            digest = self._offer.domain.receipt(receipt.job_id, receipt.totals, receipt.transcript)
+            signature = proof.sign(digest, self._key)
         return Ack(receipt.job_id, receipt.totals, receipt.transcript, signature)
 
     # Ends

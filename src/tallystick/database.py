@@ -9,12 +9,30 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Float, Table, create_engine, event, make_url, text
+import orjson
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    FromClause,
+    String,
+    Table,
+    bindparam,
+    cast,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.ext.compiler import compiles
@@ -132,6 +150,30 @@ def put(table: Table, dialect: str) -> Any:
     return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
+def rows(name: str, columns: Sequence[Column[Any]], dialect: str) -> FromClause:
+    """A table of integers and texts out of the parameter `name`, which is `packed` rows.
+
+    One statement over it is one call of the database, where one a row has the thread that makes them wait for
+    the others at each.
+    """
+    parameter = bindparam(name, type_=String)
+    cells: list[ColumnElement[Any]]
+    if dialect == "postgresql":
+        array = func.jsonb_array_elements(cast(parameter, postgresql.JSONB))
+        row = array.table_valued(Column("value", postgresql.JSONB), name=f"{name}_packed").c.value
+        cells = [cast(row[at].astext, column.type) for at, column in enumerate(columns)]
+    else:
+        row = func.json_each(parameter).table_valued("value", name=f"{name}_packed").c.value
+        cells = [func.json_extract(row, f"$[{at}]") for at in range(len(columns))]
+    named = [cell.label(column.name) for cell, column in zip(cells, columns, strict=True)]
+    return select(*named).subquery(name)
+
+
+def packed(rows: Sequence[Sequence[int | str | None]]) -> str:
+    """The parameter of `rows`."""
+    return orjson.dumps(rows).decode()
+
+
 class now(FunctionElement[float]):  # noqa: N801 - a function of SQL
     """The database's clock, in seconds since 1970: the one clock that all processes share."""
 
@@ -177,8 +219,12 @@ def _looking_postgresql(url: str) -> Engine:
     return _postgresql(url, _READ_ONLY).execution_options(isolation_level="REPEATABLE READ")
 
 
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
 def _sqlite(url: str, begin: str) -> Engine:
-    made = create_engine(url)
+    made = create_engine(url, json_serializer=_json, json_deserializer=orjson.loads)
     event.listen(made, "connect", _prepare_sqlite)
     event.listen(made, "begin", lambda connection: connection.exec_driver_sql(begin))
     return made
@@ -200,6 +246,8 @@ def _postgresql(url: str, *further: str) -> Engine:
     made = create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
         isolation_level="READ COMMITTED",
+        json_serializer=_json,
+        json_deserializer=orjson.loads,
         pool_size=1,
         max_overflow=1,
         # A server that was restarted costs a look, and not a caller's write.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.engine import RowMapping
 
@@ -29,8 +30,7 @@ FORGET_AFTER = 86_400.0
 """Seconds after which a process whose lease ran out leaves no trace."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """By what right something is written. No epoch: as of now, and what is nobody's is taken with it."""
 
     process: str

@@ -30,7 +30,7 @@ from tallystick.counter import Record
 from tallystick.errors import LedgerError
 from tallystick.heartbeat import Heartbeat
 from tallystick.leases import Hold, Owner
-from tallystick.rows import DueRow, Outstanding
+from tallystick.rows import Arrived, DueRow, Outstanding
 from tallystick.tables import Attempt, Cursor, Draft, JobRow, State, Transaction, UnderWay
 from tallystick.types import Address, Completion, Job, JobId, Receipt, RequestId, Settlement, Totals
 from tallystick.writer import Writer
@@ -145,9 +145,13 @@ class Ledger:
     async def _write(
         self, statement: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        return await self._open_writer.submit(lambda connection: statement(connection, *args, **kwargs))
+
+    @property
+    def _open_writer(self) -> Writer:
         if self._writer is None:
             raise LedgerError("the ledger is not open")
-        return await self._writer.submit(lambda connection: statement(connection, *args, **kwargs))
+        return self._writer
 
     async def _read(
         self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -289,15 +293,23 @@ class Ledger:
     # one. Without an epoch a job that nobody serves becomes this process's.
 
     async def store_receipt(
-        self, receipt: Receipt, *, acknowledged: Totals, gross: Totals, due: bool, epoch: int | None = None
+        self,
+        receipt: Receipt,
+        *,
+        acknowledged: Totals,
+        gross: Totals,
+        due: bool,
+        epoch: int | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         """A receipt ahead of the stored one, what all positions so far add up to, and the slot's gross count.
 
         `due`: it is the first at or past a whole interval, so what it lets the host claim is to be settled.
+        `check` is run before, in another thread; if it raises, nothing is stored.
         LedgerError for a receipt that is not ahead; the stored one, again, is harmless.
         """
-        hold = Hold(self.process, epoch)
-        await self._write(rows.store_receipt, hold, receipt, acknowledged, gross, due)
+        arrived = Arrived(Hold(self.process, epoch), receipt, acknowledged, gross, due)
+        await self._open_writer.join(rows.store_receipts, arrived, check)
 
     async def checkpoint(
         self, job_id: JobId, gross: Totals, *, due: bool = False, epoch: int | None = None

@@ -1,4 +1,4 @@
-"""The host's judgement of a receipt: protocol §5, in its order, up to the signature.
+"""The host's judgement of a receipt: protocol §5, in its order; the signature comes last and on its own.
 
 Rules only: a receipt and what the host knows in; what it acknowledges, or a Refusal, out. Writing it down and
 answering is for accounts.py.
@@ -7,8 +7,9 @@ answering is for accounts.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from tallystick import proof, transcript, wire
 from tallystick.errors import ReceiptError, Refusal
@@ -16,13 +17,10 @@ from tallystick.transcript import Delivery
 from tallystick.types import ZERO_HASH, Address, JobId, Position, Receipt, RequestId, Standing, Totals
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """What the host knows of a job when a receipt comes in."""
 
-    domain: proof.Domain
     job_id: JobId
-    signer: Address
     stored: Receipt | None
     """The last one that was acknowledged."""
     acknowledged: Totals
@@ -39,8 +37,7 @@ class Known:
         return self.stored.transcript if self.stored else ZERO_HASH
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(msgspec.Struct, frozen=True):
     """What holds once a receipt is stored."""
 
     acknowledged: Totals
@@ -48,9 +45,10 @@ class Judgement:
 
 
 def judge(receipt: Receipt, known: Known) -> Judgement | None:
-    """What a receipt acknowledges; None for a stale or equal one, which changes nothing.
+    """What a receipt acknowledges if `check_signer` passes; None for a stale or equal one, which changes
+    nothing.
 
-    Refusal `receipt_out_of_order`, `receipt_mismatch` or `receipt_forged`.
+    Refusal `receipt_out_of_order` or `receipt_mismatch`.
     """
     if receipt.job_id != known.job_id:
         raise Refusal("job_mismatch", f"The receipt is of job {receipt.job_id}, not of job {known.job_id}.")
@@ -62,12 +60,14 @@ def judge(receipt: Receipt, known: Known) -> Judgement | None:
     if not receipt.totals.covers(judgement.acknowledged):
         raise _mismatch(known, f"It signs {receipt.totals}, less than its positions add up to.")
     _check_transcript(receipt, known)
-    check_signer(receipt, known.domain, known.signer)
     return judgement
 
 
 def check_signer(receipt: Receipt, domain: proof.Domain, signer: Address) -> None:
-    """Refusal `receipt_forged` unless `signer` signed these totals and this transcript."""
+    """Refusal `receipt_forged` unless `signer` signed these totals and this transcript.
+
+    Takes longer than all the rest of the judgement together, most of it outside of Python's lock.
+    """
     try:
         recovered = proof.recover(
             domain.receipt(receipt.job_id, receipt.totals, receipt.transcript), receipt.signature

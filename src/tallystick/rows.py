@@ -7,15 +7,18 @@ clock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
 from sqlalchemy import (
     Connection,
     Insert,
     Select,
+    Update,
     and_,
     bindparam,
     delete,
@@ -23,6 +26,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.engine import RowMapping
@@ -65,6 +69,19 @@ class DueRow:
     receipt: Receipt | None
     complete: bool
     """Close the job with it."""
+
+
+class Arrived(msgspec.Struct, frozen=True):
+    """A receipt to be stored, and by what right."""
+
+    hold: Hold
+    receipt: Receipt
+    acknowledged: Totals
+    """What all positions of the job add up to with it."""
+    gross: Totals
+    """The gross count of the job's slot."""
+    due: bool
+    """What it lets the host claim is to be settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +192,13 @@ _TOTALS = (
         jobs.c.owner,
         jobs.c.epoch,
         jobs.c.closed,
+        jobs.c.due_receipt_id,
     )
-    .where(jobs.c.job_id == bindparam("of"))
+    .where(jobs.c.job_id.in_(bindparam("these", expanding=True)))
+    .order_by(jobs.c.job_id)
     .with_for_update()
 )
-"""What a change goes by: the row is locked, so that nobody changes it meanwhile."""
+"""What a change goes by: the rows are locked, by all in the same order, so that nobody changes them."""
 _UPDATE = update(jobs).where(jobs.c.job_id == bindparam("of"))
 _REOPEN = _UPDATE.where(jobs.c.closed_by == bindparam("by")).values(closed=False, closed_by=None)
 _KNOWN = select(jobs.c.job_id).where(jobs.c.job_id == bindparam("of"))
@@ -187,15 +206,37 @@ _OWNER = select(jobs.c.owner).where(jobs.c.job_id == bindparam("of"))
 _SERVED_BY = select(jobs.c.job_id).where(jobs.c.signer == bindparam("by"))
 _POSITIONS = select(positions).where(positions.c.job_id == bindparam("of"))
 _RECEIPTS = select(receipts).where(receipts.c.job_id == bindparam("of")).order_by(receipts.c.id)
-_ADD_RECEIPT = insert(receipts).returning(receipts.c.id)
+_ADD_RECEIPTS = insert(receipts).returning(receipts.c.job_id, receipts.c.id)
+_SIGNED = (
+    "job_id",
+    *(
+        f"{name}_{column}"
+        for name in ("gross", "written_off", "acknowledged", "receipted", "due")
+        for column in ("prompt_tokens", "tokens")
+    ),
+    "receipt_id",
+    "due_receipt_id",
+)
+"""The columns that a receipt changes."""
 
 
 @cache
-def _put_position(dialect: str) -> Insert:
-    """An insert that replaces."""
-    statement = database.put(positions, dialect)
-    moved = {name: statement.excluded[name] for name in ("prompt_tokens", "tokens")}
-    replacing: Insert = statement.on_conflict_do_update(index_elements=["job_id", "request"], set_=moved)
+def _sign(dialect: str) -> Update:
+    """What receipts change, of many jobs at once."""
+    signed = database.rows("signed", [jobs.c[name] for name in _SIGNED], dialect)
+    changed = {name: signed.c[name] for name in _SIGNED[1:]}
+    return update(jobs).where(jobs.c.job_id == signed.c.job_id).values(changed)
+
+
+@cache
+def _put_moved(dialect: str) -> Insert:
+    """Many positions: an insert that replaces."""
+    moved = database.rows("moved", list(positions.c), dialect)
+    # Without WHERE, SQLite takes ON CONFLICT for a join's ON.
+    source = select(moved).where(true())
+    statement = database.put(positions, dialect).from_select(list(positions.c), source)
+    newer = {name: statement.excluded[name] for name in ("prompt_tokens", "tokens")}
+    replacing: Insert = statement.on_conflict_do_update(index_elements=["job_id", "request"], set_=newer)
     return replacing
 
 
@@ -303,7 +344,14 @@ def _held(connection: Connection, job_id: JobId, hold: Hold) -> RowMapping:
 
 
 def _totals(connection: Connection, job_id: JobId) -> RowMapping:
-    row = connection.execute(_TOTALS, {"of": job_id}).mappings().first()
+    return _there(_found(connection, job_id), job_id)
+
+
+def _found(connection: Connection, job_id: JobId) -> RowMapping | None:
+    return connection.execute(_TOTALS, {"these": [job_id]}).mappings().first()
+
+
+def _there(row: RowMapping | None, job_id: JobId) -> RowMapping:
     if row is None:
         raise LedgerError(f"job {job_id} is not in the ledger")
     return row
@@ -383,26 +431,59 @@ def served_elsewhere(connection: Connection, job_id: JobId, process: str) -> Own
     return leases.other(connection, owner, process)
 
 
-def store_receipt(
-    connection: Connection, hold: Hold, receipt: Receipt, acknowledged: Totals, gross: Totals, due: bool
-) -> None:
-    """A receipt that is ahead of the stored one; `due`: what it lets the host claim is to be settled."""
-    row = _held(connection, receipt.job_id, hold)
-    before = counts_in(row)
-    if receipt.totals.against(before.receipted) is not Standing.AHEAD:
-        if _is_stored(connection, receipt):
-            return  # whoever stored it was not told: the commit's answer was lost
-        raise LedgerError(f"a receipt over {receipt.totals} does not come after one over {before.receipted}")
-    after = _signed(before, receipt.totals, acknowledged, gross)
-    receipt_id = connection.execute(_ADD_RECEIPT, receipt_out(receipt)).scalar_one()
-    _put_positions(connection, receipt)
-    claim = _due_out(after, row, receipt_id) if due else {}
-    _set(connection, receipt.job_id, receipt_id=receipt_id, **_counts_out(after), **claim)
+def store_receipts(connection: Connection, arrived: Sequence[Arrived]) -> list[None]:
+    """Receipts that are ahead of the stored ones."""
+    waiting = list(arrived)
+    while waiting:
+        # Of one job one at a time, as each comes after the one before it.
+        first = {each.receipt.job_id: each for each in reversed(waiting)}
+        waiting = [each for each in waiting if first[each.receipt.job_id] is not each]
+        _store_receipts(connection, first)
+    return [None] * len(arrived)
+
+
+def _store_receipts(connection: Connection, arrived: Mapping[JobId, Arrived]) -> None:
+    found = connection.execute(_TOTALS, {"these": list(arrived)}).mappings().all()
+    rows: dict[JobId, RowMapping] = {row["job_id"]: row for row in found}
+    signed = [
+        each
+        for job_id, each in arrived.items()
+        if _is_new(connection, _there(rows.get(job_id), job_id), each)
+    ]
+    if not signed:
+        return
+    added = connection.execute(_ADD_RECEIPTS, [receipt_out(each.receipt) for each in signed])
+    receipt_ids: dict[JobId, int] = dict(added.all())
+    _put_positions(connection, [each.receipt for each in signed])
+    changes = [_change(rows[of], arrived[of], receipt_id) for of, receipt_id in receipt_ids.items()]
+    connection.execute(_sign(connection.dialect.name), {"signed": database.packed(changes)})
+
+
+def _is_new(connection: Connection, row: RowMapping, arrived: Arrived) -> bool:
+    leases.check_job(connection, row, arrived.hold)
+    receipt = arrived.receipt
+    receipted = totals_in(row, "receipted")
+    if receipt.totals.against(receipted) is Standing.AHEAD:
+        return True
+    if _is_stored(connection, receipt):
+        return False  # whoever stored it was not told: the commit's answer was lost
+    raise LedgerError(f"a receipt over {receipt.totals} does not come after one over {receipted}")
 
 
 def _is_stored(connection: Connection, receipt: Receipt) -> bool:
     [row] = _rows(connection, _JOB, of=receipt.job_id)
     return row.receipted == receipt
+
+
+def _change(row: RowMapping, arrived: Arrived, receipt_id: int) -> list[int | None]:
+    """What becomes of a job's row, in the order of `_SIGNED`."""
+    counts = _signed(counts_in(row), arrived.receipt.totals, arrived.acknowledged, arrived.gross)
+    due, due_receipt_id = totals_in(row, "due"), row["due_receipt_id"]
+    if arrived.due:
+        due, due_receipt_id = counts.claimable.higher(due), receipt_id
+    totals = (counts.gross, counts.written_off, counts.acknowledged, counts.receipted, due)
+    pairs = [number for each in totals for number in (each.prompt_tokens, each.tokens)]
+    return [row["job_id"], *pairs, receipt_id, due_receipt_id]
 
 
 def _signed(before: Counts, receipted: Totals, acknowledged: Totals, gross: Totals) -> Counts:
@@ -427,13 +508,14 @@ def _due_out(counts: Counts, row: RowMapping, receipt_id: int | None) -> dict[st
     return {"due_receipt_id": receipt_id, **totals_out("due", claim)}
 
 
-def _put_positions(connection: Connection, receipt: Receipt) -> None:
+def _put_positions(connection: Connection, signed: Iterable[Receipt]) -> None:
     moved = [
-        {"job_id": receipt.job_id, "request": p.request, "prompt_tokens": p.prompt_tokens, "tokens": p.tokens}
-        for p in receipt.positions
+        (receipt.job_id, each.request, each.prompt_tokens, each.tokens)
+        for receipt in signed
+        for each in receipt.positions
     ]
     if moved:
-        connection.execute(_put_position(connection.dialect.name), moved)
+        connection.execute(_put_moved(connection.dialect.name), {"moved": database.packed(moved)})
 
 
 def checkpoint(connection: Connection, hold: Hold, job_id: JobId, gross: Totals, due: bool) -> None:
@@ -467,7 +549,7 @@ def recover(connection: Connection, records: Iterable[Record]) -> list[JobId]:
     """
     void = []
     for record in records:
-        row = connection.execute(_TOTALS, {"of": record.job_id}).mappings().first()
+        row = _found(connection, record.job_id)
         if row is None or row["closed"] or row["epoch"] != record.epoch:
             void.append(record.job_id)
         else:

@@ -10,13 +10,16 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rfc8785
 
 from tallystick.errors import ReceiptError, Refusal
 from tallystick.keccak import keccak, running
 from tallystick.types import JobId, Position, RequestId, Totals
+
+if TYPE_CHECKING:
+    from eth_hash.abc import PreImageAPI
 
 OUTSIDE_PROMPT = frozenset({"job_id", "stream", "stream_options", "tally", "id", "access"})
 """Members of a request that say how to carry it, not what is asked."""
@@ -86,11 +89,13 @@ def transcript(previous: bytes, job_id: JobId, totals: Totals, positions: Iterab
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
-    """Where one chunk ended: the running counts with it, and its text."""
+class _Found:
+    """Where a position lies: after so many of the kept chunks."""
 
-    totals: Totals
-    text: bytes
+    position: Position
+    chunks: int
+    hash: PreImageAPI
+    """Over all text up to there."""
 
 
 class Delivery:
@@ -103,22 +108,24 @@ class Delivery:
     def __init__(self, request: RequestId, prompt_hash: bytes) -> None:
         self.request = request
         self.prompt_hash = prompt_hash
+        self.totals = Totals()
+        """The running counts of the newest chunk."""
         self._settled = Totals()
         self._hash = running()
         """Over all text up to the settled position."""
-        self._ends: list[_End] = []
-
-    @property
-    def totals(self) -> Totals:
-        """The running counts of the newest chunk."""
-        return self._ends[-1].totals if self._ends else self._settled
+        self._ends: list[Totals] = []
+        """By chunk, from the settled position on: the running counts with it."""
+        self._texts: list[bytes] = []
+        self._matched: _Found | None = None
 
     def add(self, prompt_tokens: int, tokens: int, text: str) -> None:
         """One chunk: the running counts with it, and its text. ReceiptError if a count goes down."""
         totals = Totals(prompt_tokens, tokens)
         if not totals.covers(self.totals):
             raise ReceiptError(f"request {self.request} is counted down from {self.totals} to {totals}")
-        self._ends.append(_End(totals, text.encode()))
+        self.totals = totals
+        self._ends.append(totals)
+        self._texts.append(text.encode())
 
     def position(self) -> Position:
         """The newest position."""
@@ -131,46 +138,49 @@ class Delivery:
         """
         if tokens < self._settled.tokens:
             raise ReceiptError(f"request {self.request} is settled up to {self._settled.tokens} tokens")
-        return self._position(bisect_right(self._ends, tokens, key=lambda end: end.totals.tokens))
+        return self._position(bisect_right(self._ends, tokens, key=_tokens))
 
     def matches(self, position: Position) -> bool:
         """True if `position` is at a chunk's end, not before the settled one, and its hashes are right."""
-        return position.request == self.request and self._find(position) is not None
+        self._matched = self._find(position)
+        return self._matched is not None
 
     def settle(self, position: Position) -> None:
         """Forgets the text before `position`, which is acknowledged. ReceiptError if it does not match."""
-        end = self._find(position) if position.request == self.request else None
-        if end is None:
+        matched = self._matched
+        found = matched if matched and matched.position is position else self._find(position)
+        if found is None:
             raise ReceiptError(f"request {self.request} has no such position at {position.totals}")
-        for passed in self._ends[:end]:
-            self._hash.update(passed.text)
-        self._settled = position.totals
-        del self._ends[:end]
+        self._settled, self._hash, self._matched = position.totals, found.hash, None
+        del self._ends[: found.chunks], self._texts[: found.chunks]
 
-    def _position(self, end: int) -> Position:
-        """The position after the first `end` chunks that are kept."""
-        totals = self._ends[end - 1].totals if end else self._settled
-        return Position(
-            self.request, totals.prompt_tokens, totals.tokens, self.prompt_hash, self._text_hash(end)
-        )
+    def _position(self, chunks: int) -> Position:
+        """The position after so many of the kept chunks."""
+        totals = self._ends[chunks - 1] if chunks else self._settled
+        text_hash = self._hash_after(chunks).digest()
+        return Position(self.request, totals.prompt_tokens, totals.tokens, self.prompt_hash, text_hash)
 
-    def _text_hash(self, end: int) -> bytes:
+    def _hash_after(self, chunks: int) -> PreImageAPI:
         hash_ = self._hash.copy()
-        hash_.update(b"".join(passed.text for passed in self._ends[:end]))
-        return hash_.digest()
+        hash_.update(b"".join(self._texts[:chunks]))
+        return hash_
 
-    def _find(self, position: Position) -> int | None:
-        """How many of the kept chunks `position` covers, none if it is at no chunk's end.
+    def _find(self, position: Position) -> _Found | None:
+        """None if `position` is of another request, or at no chunk's end.
 
         Chunks without a token end at the same count with another text, so several may have to be compared.
         """
-        if position.prompt_hash != self.prompt_hash:
+        if (position.request, position.prompt_hash) != (self.request, self.prompt_hash):
             return None
-        if position.totals == self._settled and position.text_hash == self._text_hash(0):
-            return 0
-        end = bisect_right(self._ends, position.tokens, key=lambda end: end.totals.tokens)
-        while end and self._ends[end - 1].totals == position.totals:
-            if self._text_hash(end) == position.text_hash:
-                return end
-            end -= 1
+        chunks = bisect_right(self._ends, position.tokens, key=_tokens)
+        while (self._ends[chunks - 1] if chunks else self._settled) == position.totals:
+            hash_ = self._hash_after(chunks)
+            if hash_.digest() == position.text_hash:
+                return _Found(position, chunks, hash_)
+            if not chunks:
+                return None
+            chunks -= 1
         return None
+
+
+_tokens = attrgetter("tokens")

@@ -1,7 +1,8 @@
 """One thread that writes, with group commit.
 
 What is queued while one commit runs is committed together in the next, so a slow disk costs each caller two
-flushes at most and not a queue of them. Knows nothing of what is written.
+flushes at most and not a queue of them. Who waits is woken once a commit, not once a caller. Knows nothing of
+what is written.
 """
 
 from __future__ import annotations
@@ -9,41 +10,64 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
+import msgspec
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tallystick import database
 from tallystick.errors import LedgerError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 LARGEST_GROUP = 512
-"""Operations in one commit: what a group loses is made again one by one, so it stays small."""
+"""Operations in one commit: what a group loses is made again in parts, so it stays small."""
 TRIES = 5
 """Times that an operation is run that meets others' transactions."""
 
+Together = Callable[[Connection, Sequence[S]], Sequence[T]]
+"""An operation on several items in one go: what it comes to for each."""
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One operation, and who waits for it."""
 
-    operation: Callable[[Connection], Any]
-    future: Future[Any] = field(default_factory=Future)
+class Work(msgspec.Struct, frozen=True, eq=False):
+    """One item for an operation, and who waits for what it comes to."""
 
+    operation: Together[Any, Any]
+    item: Any
+    check: Callable[[], None] | None
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+    @property
     def is_wanted(self) -> bool:
-        """False if whoever waited has stopped; once it is True, it stays so."""
-        if self.future.running():
-            return True
-        return not self.future.cancelled() and self.future.set_running_or_notify_cancel()
+        """False if whoever waited has stopped."""
+        return not self.future.cancelled()
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one piece of work."""
+
+    work: Work
+    result: Any = None
+    error: Exception | None = None
+
+    def tell(self) -> None:
+        """Wakes who waits. In the event loop's thread."""
+        future = self.work.future
+        if future.done():
+            return
+        if self.error is None:
+            future.set_result(self.result)
+        else:
+            future.set_exception(self.error)
 
 
 class Writer:
-    """The only connection that writes. `start`, `submit` from any event loop, `close`."""
+    """The only connection that writes. `start`, `submit` and `join` from any event loop, `close`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -72,19 +96,29 @@ class Writer:
         Its own exceptions come back as they are, and undo nothing but itself; a database that fails is a
         LedgerError.
         """
+        return await self.join(lambda connection, _: [operation(connection)], None)
+
+    async def join(self, operation: Together[S, T], item: S, check: Callable[[], None] | None = None) -> T:
+        """As `submit`, of an operation that takes at once what all who wait for the same commit bring it.
+
+        `check` is run before, in the writer's thread and in no transaction: whoever it raises for is left
+        out and told.
+        """
         if not self.is_open:
             raise LedgerError("the ledger is closed")
-        work = Work(operation)
+        loop = asyncio.get_running_loop()
+        work = Work(operation, item, check, loop, loop.create_future())
         self._queue.put(work)
-        result: T = await asyncio.wrap_future(work.future)
+        result: T = await work.future
         return result
 
     def _run(self) -> None:
         going = True
         while going:
             group, going = self._next_group()
-            if group:
-                self._commit(group)
+            passed = self._checked(group)
+            if passed:
+                self._commit(passed)
 
     def _next_group(self) -> tuple[list[Work], bool]:
         group: list[Work] = []
@@ -96,24 +130,30 @@ class Writer:
             work = self._queue.get()
         return group, False
 
+    def _checked(self, group: list[Work]) -> list[Work]:
+        """Those whose check passes; the others are told."""
+        refused = {work: error for work in group if (error := _refusal(work)) is not None}
+        _tell([Outcome(work, error=error) for work, error in refused.items()])
+        return [work for work in group if work not in refused]
+
     def _commit(self, group: list[Work], tries: int = TRIES) -> None:
-        """All in one transaction; if one of them fails, each in its own, so that the others go through."""
-        done: list[tuple[Work, Any]] = []
+        """All in one transaction; if one of them fails, in parts, so that the others go through."""
         try:
             with self._engine.begin() as connection:
-                # Asked one by one, at its turn: whoever stops waiting until then is left out.
-                done += ((work, work.operation(connection)) for work in group if work.is_wanted())
+                done = [outcome for each in _together(group) for outcome in _outcomes(connection, each)]
         except Exception as error:  # noqa: BLE001 (whatever it is, the one who waits is told)
-            self._mend(group, error, tries)
+            failure = error
         else:
             self.failure = None
-            for work, result in done:
-                work.future.set_result(result)
+            _tell(done)
+            return
+        self._mend(group, failure, tries)
 
     def _mend(self, group: list[Work], error: Exception, tries: int) -> None:
         if len(group) > 1:
-            for work in group:
-                self._commit([work])
+            half = len(group) // 2
+            self._commit(group[:half])
+            self._commit(group[half:])
         elif database.has_collided(error) and tries > 1:
             self._commit(group, tries - 1)
         else:
@@ -123,8 +163,48 @@ class Writer:
         if database.has_failed(error):
             self.failure = _cause(error)
             database.connect_anew(self._engine)
-        if work.is_wanted():
-            work.future.set_exception(_told(error))
+        _tell([Outcome(work, error=_told(error))])
+
+
+def _refusal(work: Work) -> Exception | None:
+    if work.check is not None:
+        try:
+            work.check()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the one who waits is told)
+            return error
+    return None
+
+
+def _together(group: list[Work]) -> Iterator[list[Work]]:
+    """The group's work by operation, in the order in which each was first asked for."""
+    by_operation: dict[Together[Any, Any], list[Work]] = {}
+    for work in group:
+        by_operation.setdefault(work.operation, []).append(work)
+    yield from by_operation.values()
+
+
+def _outcomes(connection: Connection, works: list[Work]) -> list[Outcome]:
+    # Asked at their turn: whoever stops waiting until then is left out.
+    wanted = [work for work in works if work.is_wanted]
+    if not wanted:
+        return []
+    results = wanted[0].operation(connection, [work.item for work in wanted])
+    return [Outcome(work, result) for work, result in zip(wanted, results, strict=True)]
+
+
+def _tell(outcomes: list[Outcome]) -> None:
+    """Wakes each event loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_loop.setdefault(outcome.work.loop, []).append(outcome)
+    for loop, its in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_tell_each, its)
+
+
+def _tell_each(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        outcome.tell()
 
 
 def _told(error: Exception) -> Exception:
