@@ -273,6 +273,13 @@ async def test_a_reorganisation_forgets_transactions(devnet: Devnet, chain: Chai
     assert await devnet.ask("txpool_status") == {"pending": "0x0", "queued": "0x0"}
 
 
+async def test_a_reorganisation_goes_back_to_what_was_there(devnet: Devnet, chain: Chain) -> None:
+    """Though a thousand blocks came before it, and it is deeper than the last ten."""
+    await devnet.mine(1_000)
+    await devnet.reorganise(20)
+    assert await chain.token_balance(devnet.dollar, devnet.accounts.payer.address) > 0
+
+
 async def test_a_reorganisation_may_take_a_transaction_along(devnet: Devnet, chain: Chain) -> None:
     """In another block than before."""
     paid = await pay(devnet, chain)

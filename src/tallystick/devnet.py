@@ -111,6 +111,8 @@ class Anvil:
         self._process = await asyncio.create_subprocess_exec(
             find_anvil(),
             *("--host", "127.0.0.1", "--port", str(self._port), "--chain-id", str(self._chain_id)),
+            # Else, after a thousand blocks, it has ten states at hand, and goes back further to an empty one.
+            *("--max-persisted-states", "0"),
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,

@@ -11,9 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from tests import postgresql
+from tests import postgresql, scratch
 from tests.faults.classes import CLASSES, faults_of
 from tests.faults.ground import Ground
 from tests.faults.storm import Result, Storm
@@ -58,7 +57,7 @@ def fired(results: Iterable[Result]) -> Counter[str]:
 def _take(share: Share) -> list[Result]:
     results: list[Result] = []
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="tallystick-storm-")))
+        directory = Path(stack.enter_context(scratch.directory()))
         postgres = None if share.plain else _postgres(stack)
         asyncio.run(_ground(directory, postgres, share, partial(_tell, results)))
     return results
@@ -68,8 +67,7 @@ def _postgres(stack: ExitStack) -> postgresql.Server | None:
     programs = postgresql.binaries()
     if programs is None:
         return None
-    home = Path(stack.enter_context(TemporaryDirectory(prefix="tallystick-postgresql-")))
-    server = postgresql.Server(programs, home)
+    server = postgresql.Server(programs, Path(stack.enter_context(scratch.directory())))
     server.start()
     stack.callback(server.stop)
     return server

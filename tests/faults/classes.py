@@ -6,10 +6,14 @@ there, and a class that acts on the chain counts itself once it has really met a
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from aiohttp import web
 
 from tallystick.chain import Chain
 from tallystick.errors import RpcError
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 
 SEND = "eth_sendRawTransaction"
 DAY = 24 * HOUR
+OTHERS = 0.05
+"""Seconds in which other endpoints answer what one of them does not."""
 
 
 class Fault:
@@ -119,6 +125,21 @@ class Down(Fault):
         await self._stack.aclose()
 
 
+@dataclass(frozen=True, slots=True)
+class Unanswered(Hang):
+    """Silence, which lasts until the client gives up; the storm has it do so at once."""
+
+    storm: Storm
+
+    @property
+    def name(self) -> str:
+        return f"hang {'after' if self.after else 'before'}"
+
+    async def respond(self, http: web.Request, answer: bytes) -> web.StreamResponse:
+        asyncio.get_running_loop().call_later(OTHERS, self.storm.lapse)
+        return await Hang.respond(self, http, answer)
+
+
 class SilentBefore(Fault):
     """The transaction does not arrive, and nobody says so."""
 
@@ -127,7 +148,7 @@ class SilentBefore(Fault):
 
     async def begin(self, storm: Storm) -> None:
         for rpc in storm.rpcs:
-            fault: Break = Hang() if self.rng.random() < 0.6 else Cut()
+            fault: Break = Unanswered(storm) if self.rng.random() < 0.6 else Cut()
             rpc.fail(fault, SEND, when=nth(1, self.rng.randrange(2, 4)))
 
 
@@ -139,7 +160,8 @@ class SilentAfter(Fault):
 
     async def begin(self, storm: Storm) -> None:
         for rpc in storm.rpcs:
-            fault: Break = Hang(after=True) if self.rng.random() < 0.6 else Cut(after=True)
+            silent = self.rng.random() < 0.6
+            fault: Break = Unanswered(storm, after=True) if silent else Cut(after=True)
             rpc.fail(fault, SEND, when=nth(1, self.rng.randrange(2, 4)))
 
 
@@ -433,8 +455,8 @@ class Stuck(Fault):
     _done = False
 
     async def tick(self, storm: Storm, tick: int) -> None:
-        # Whatever is sent meets it.
-        storm.hold(self, on=tick >= self.at and not self._done)
+        # Whatever is sent meets it: what is mined before may leave nothing to send.
+        storm.hold(self, on=not self._done)
 
     async def between(self, storm: Storm, tick: int) -> None:
         if self._done or tick < self.at or not storm.flying():
@@ -603,6 +625,10 @@ class Killed(Fault):
                 await storm.ask("die_at", self.rng.randrange(1, 6), self.rng.random() < 0.5)
             except Failed as failed:
                 storm.note(f"nobody to kill: {failed}")
+
+    async def end(self, storm: Storm) -> None:
+        if not storm.fired["SIGKILL"] and storm.drivers:
+            await storm.kill(storm.drivers[0])
 
     async def _at_the_broadcast(self, _: Pooled) -> None:
         if self._left and self.rng.random() < 0.4 and self._storm.drivers:

@@ -25,12 +25,14 @@ import alembic.command
 import alembic.config  # noqa: F401
 import structlog
 
-from tests.faults.driver import Failed, Start, Tallystick, keep
+from tests.faults.driver import Failed, LeapingLoop, Start, Tallystick, keep
 from tests.faults.plain import Plain
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 4
 """Bytes that tell how long a message is."""
+LEAP = signal.SIGALRM
+"""Has the clock of a driver's event loop leap."""
 PATIENCE = 60.0
 """Seconds in which a driver has to answer that is neither killed nor stopped."""
 
@@ -151,7 +153,11 @@ def _be_a_driver(connection: socket.socket) -> None:
     structlog.configure(processors=[keep])
     code = 1
     try:
-        asyncio.run(_drive(connection))
+        with asyncio.Runner(loop_factory=LeapingLoop) as runner:
+            loop = runner.get_loop()
+            assert isinstance(loop, LeapingLoop)
+            loop.add_signal_handler(LEAP, loop.leap)
+            runner.run(_drive(connection))
         code = 0
     except BaseException:  # noqa: BLE001 - nothing of the nursery's may run here after that
         traceback.print_exc()

@@ -72,17 +72,14 @@ class Oracle:
     def head(self) -> int:
         return self._w3.eth.block_number
 
-    def totals(self, job_id: int) -> Pair:
-        """What is settled of a job."""
-        job = self._job(job_id)
-        return job["promptTokens"], job["tokens"]
-
     def is_closed(self, job_id: int) -> bool:
-        return bool(self._job(job_id)["status"] == CLOSED)
+        return bool(self._jobs([job_id])[job_id]["status"] == CLOSED)
 
     def behind(self, receipted: Mapping[int, Pair]) -> dict[int, Pair]:
         """The jobs whose settled totals are not the receipted ones, and what is settled of them."""
-        settled = {job_id: self.totals(job_id) for job_id in receipted}
+        settled = {
+            job_id: (job["promptTokens"], job["tokens"]) for job_id, job in self._jobs(receipted).items()
+        }
         return {job_id: found for job_id, found in settled.items() if found != receipted[job_id]}
 
     def mined(self, foreign: Collection[str]) -> list[Mined]:
@@ -92,8 +89,7 @@ class Oracle:
     def complaints(self, jobs: Iterable[int]) -> list[str]:
         """What was not paid exactly once, to the unit."""
         told, owed, fees = [], 0, 0
-        for job_id in jobs:
-            job = self._job(job_id)
+        for job_id, job in self._jobs(jobs).items():
             due = job["tokens"] * job["pricePerMillion"] + job["promptTokens"] * job["promptPricePerMillion"]
             if job["owed"] != due // MILLION:
                 told.append(f"job {job_id} owes {job['owed']} for totals that are worth {due // MILLION}")
@@ -120,10 +116,8 @@ class Oracle:
 
     def _ours(self) -> list[Any]:
         """The transactions of the host's key in blocks."""
-        blocks: list[Any] = [
-            self._w3.eth.get_block(number, full_transactions=True)
-            for number in range(self._first, self.head() + 1)
-        ]
+        numbers = range(self._first, self.head() + 1)
+        blocks = self._at_once(self._w3.eth.get_block(number, full_transactions=True) for number in numbers)
         return [tx for block in blocks for tx in block["transactions"] if tx["from"] == self._host]
 
     def _miscounted(self, job_id: int, owed: int) -> list[str]:
@@ -150,8 +144,16 @@ class Oracle:
             len(told),
         )
 
-    def _job(self, job_id: int) -> Mapping[str, Any]:
-        return dict(self._marketplace.functions.getJob(job_id).call()._asdict())
+    def _jobs(self, job_ids: Iterable[int]) -> dict[int, Mapping[str, Any]]:
+        asked = list(job_ids)
+        found = self._at_once(self._marketplace.functions.getJob(job_id) for job_id in asked)
+        return {job_id: job._asdict() for job_id, job in zip(asked, found, strict=True)}
+
+    def _at_once(self, calls: Iterable[Any]) -> list[Any]:
+        """Many answers in one request. The calls are made in here: outside, web3 would ask each at once."""
+        with self._w3.batch_requests() as batch:
+            asked = [batch.add(call) for call in calls]
+            return batch.execute() if asked else []
 
     def _credited(self) -> Pair:
         host = Web3.to_checksum_address(self._host)

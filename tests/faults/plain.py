@@ -21,10 +21,12 @@ from web3.providers.rpc.utils import ExceptionRetryConfiguration
 from tallystick import proof
 from tallystick.artifacts import artifact
 from tallystick.types import Job, JobId, Receipt, Totals
-from tests.faults.driver import TIMEOUT, Fuse, Start, Told
+from tests.faults.driver import Fuse, Start, Told
 
 WAIT = 120.0
 """Seconds that web3's `wait_for_transaction_receipt` waits by default."""
+TIMEOUT = 1.0
+"""Seconds that a call may take."""
 
 
 @dataclass

@@ -30,7 +30,7 @@ from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import JobId, Receipt, Totals
 from tests.faults.driver import Failed, Start, Told
 from tests.faults.ground import CEILING, DEPTH, Ground, Opened
-from tests.faults.nursery import Died, Driver
+from tests.faults.nursery import LEAP, Died, Driver
 from tests.faults.oracle import Oracle, Wired, misused, wasted
 
 if TYPE_CHECKING:
@@ -340,6 +340,11 @@ class Storm:
         if driver in self._turns:
             await asyncio.wait([self._turns[driver]])
             await self._finish_turn(driver)
+
+    def lapse(self) -> None:
+        """A call had no answer: the time has come at which the processes give it up."""
+        for driver in self.drivers:
+            driver.signal(LEAP)
 
     def expire(self, driver: Driver) -> None:
         """In the database it is later: the lease of a process that is stopped has run out."""
