@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import sqlalchemy as sa
 
 from tallystick import counter, database, networks, outbox, rows, tables
@@ -71,7 +72,8 @@ class Entry:
     def counted(self) -> Totals:
         """All that was delivered and not written off, what the ledger does not know yet included."""
         counts = self.row.counts
-        return replace(counts, gross=counts.gross.higher(self.slot or Totals())).counted
+        gross = counts.gross.higher(self.slot or Totals())
+        return msgspec.structs.replace(counts, gross=gross).counted
 
 
 @dataclass(frozen=True, slots=True)
