@@ -93,6 +93,13 @@ async def test_an_engine_has_to_be_started() -> None:
             await engine.count_prompt(BODY)
 
 
+async def test_an_empty_probe_is_no_dialect() -> None:
+    """An engine that makes nothing at start is not taken for one that counts less than it does."""
+    async with oai_server(ScriptedEngine(Script())) as url:
+        with pytest.raises(EngineEmpty):
+            await HttpEngine(url).start()
+
+
 class Miscounting(ScriptedEngine):
     """Counts each prompt one token longer than the one before."""
 

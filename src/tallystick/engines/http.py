@@ -216,16 +216,19 @@ class HttpEngine(Engine):
     async def _probe(self, dialect: Dialect) -> int | None:
         """Has a few tokens made. The prompt's tokens if the server speaks the dialect, None if not."""
         spoken = False
-        last: Piece | None = None
+        pieces: list[Piece] = []
         try:
             async with self._stream(_PROBE, _PROBE_TOKENS, dialect) as reads:
-                async for pieces in reads:
-                    spoken |= any(dialect.spoken_in(msgspec.convert(piece.raw, Chunk)) for piece in pieces)
-                    last = pieces[-1]
-        except (EngineRefused, EngineEmpty):
-            # By a server that takes no member that it does not know; of one that has counted nothing.
+                async for read in reads:
+                    pieces += read
+                    spoken |= any(dialect.spoken_in(msgspec.convert(piece.raw, Chunk)) for piece in read)
+        except EngineRefused:  # by a server that takes no member that it does not know
             return None
-        return last.prompt_tokens if spoken and last is not None else None
+        except EngineEmpty:
+            if any(piece.text for piece in pieces):
+                return None  # there were tokens, which it did not count
+            raise
+        return pieces[-1].prompt_tokens if spoken else None
 
     async def _find_prompts(self, dialect: Dialect, billed: int) -> Prompts:
         """What counts the server's prompts. EngineError if the server counts them otherwise than it bills."""
