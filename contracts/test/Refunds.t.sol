@@ -155,6 +155,17 @@ contract RefundsTest is Fixture {
         vm.assertEq(needed, 180_000);
     }
 
+    function test_ExactlyTheGasThatIsNeededIsEnough() public {
+        bytes memory data = abi.encodeCall(market.completeSession, (_openAs(new WillingReceiver())));
+        (uint256 left, uint256 needed) = _two(_endWith(data, 150_000));
+        uint256 enough = 150_000 + needed - left;
+
+        (left,) = _two(_endWith(data, enough - 1));
+        vm.assertEq(left, needed - 1);
+        vm.assertEq(_endWith(data, enough).length, 0);
+        _assertDelivered();
+    }
+
     function test_ARefundThatFailsInABatchIsCreditedAndTheOthersAreSent() public {
         uint256 first = _openAs(new RevertingReceiver());
         uint256 second = _open(_ethTerms());
@@ -437,6 +448,12 @@ contract RefundsTest is Fixture {
             _assertStatus(jobId, IJobMarketplace.Status.Closed);
             vm.assertEq(_refunds(job.payer, job.asset), 0);
         }
+    }
+
+    /// @dev What the host is told that makes this call with so much gas.
+    function _endWith(bytes memory data, uint256 gas) private returns (bytes memory answer) {
+        vm.prank(host);
+        (, answer) = address(market).call{gas: gas}(data);
     }
 
     function _estimate(bytes memory data) private returns (uint256 enough) {
