@@ -21,8 +21,9 @@ ORDER = """
     keccak pricing meter transcript proof receipt countersign caps admission policy gas fees wire reply
     engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts roster endpoint endpoints chain sender site
-    account stream lookout accounts desk claims watcher standby settlement node peer relay server websocket
-    opening frames tab session exchange wallet spending gateway proxy
+    account stream work lookout accounts desk claims watcher standby settlement node peer relay metrics server
+    websocket
+    opening frames tab session exchange wallet spending gateway transport client sync proxy
     devnet testing mends survey statement prospects reconciliation printout doctor registration
     inspection deployment verification screen demo commands cli
 """.split()
@@ -30,7 +31,7 @@ PLACES = {
     "contracts/": "Solidity: sources, interfaces that are the manual, tests",
     "tests/": "one file a module; `stories/`: whole flows, real processes; `vectors.json`: read by forge too",
     "scripts/": "what make runs; `model/` makes the demonstration model",
-    "docs/": "protocol, laws, for hosts, refusals, settings, several processes of one host",
+    "docs/": "protocol, laws, for hosts, engines, refusals, settings, metrics, several processes of one host",
 }
 
 

@@ -184,6 +184,8 @@ class Exchange:
                 raise ReceiptError(f"the host counts for request {told.request}, which was not asked")
             text = "".join(choice.said for choice in event.choices)
             self.tab.take(told, text, reasons[-1] if reasons else None)
+            if told.low:
+                self._session.run_low(told.left)
         content = "".join(choice.content for choice in event.choices)
         return Part(payload, told, bool(event.choices), content, bool(reasons), event.usage, event.error)
 

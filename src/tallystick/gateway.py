@@ -34,11 +34,12 @@ from tallystick.errors import (
 from tallystick.exchange import Exchange, Part
 from tallystick.frames import Problem
 from tallystick.mends import complaint
+from tallystick.networks import Asset
 from tallystick.reply import Form
 from tallystick.session import Session
 from tallystick.spending import Spender
 from tallystick.transcript import prompt_form
-from tallystick.types import Prices
+from tallystick.types import Prices, Totals
 from tallystick.wallet import asset_at
 from tallystick.wire import ReplyRequest
 
@@ -108,13 +109,12 @@ class Gateway:
         if path not in ROUTES:
             raise Refusal("not_found")
         _allow(method, "POST")
-        route = ROUTES[path]
-        order = await self._order(path, route.read(body))
-        paid = await self._paid(order, parts)
-        headers = {"tally-job": str(paid.job), "tally-cost-at-most": paid.told(order.cost * pricing.MILLION)}
-        if order.asked.stream:
-            return Answer(200, paid.events(order.asked.include_usage), {**EVENTS, **headers})
-        whole = await paid.whole(route.form)
+        asked = ROUTES[path].read(body)
+        paid = await parts.enter_async_context(self.paid(path, asked))
+        headers = {"tally-job": str(paid.job), "tally-cost-at-most": paid.told(paid.at_most)}
+        if asked.stream:
+            return Answer(200, paid.events(asked.include_usage), {**EVENTS, **headers})
+        whole = await paid.whole(ROUTES[path].form)
         headers["tally-cost"] = paid.told(paid.value)
         return Answer(200, orjson.dumps(whole), {**JSON, **headers})
 
@@ -132,6 +132,13 @@ class Gateway:
         if found is None:
             raise Refusal("model_unknown", f"There is no {name!r} here.")
         return Answer(200, orjson.dumps(found))
+
+    @asynccontextmanager
+    async def paid(self, path: str, asked: ReplyRequest) -> AsyncIterator[Paid]:
+        """A reply under way, on a job that pays for it; leaving ends it. Raises what keeps it from that."""
+        order = await self._order(path, asked)
+        async with AsyncExitStack() as parts:
+            yield await self._paid(order, parts)
 
     async def _order(self, path: str, asked: ReplyRequest) -> Order:
         """What is sent to the host, and the most that it can cost. Raises what `Spender.prices` raises."""
@@ -167,7 +174,7 @@ class Gateway:
                     continue
                 parts.push_async_exit(attempt.pop_all())
                 asset = asset_at(self._spender.wallet.chain, session.job.asset)
-                return Paid(exchange, session, asset.symbol, asset.decimals)
+                return Paid(exchange, session, order, asset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,17 +208,19 @@ def _allow(method: str, wanted: str) -> None:
 class Paid:
     """A reply that is under way, and what it costs."""
 
-    def __init__(self, exchange: Exchange, session: Session, symbol: str, decimals: int) -> None:
+    def __init__(self, exchange: Exchange, session: Session, order: Order, asset: Asset) -> None:
         self.job = session.job.id
+        self.at_most = order.cost * pricing.MILLION
+        """What it can cost, in micro base units."""
         self._exchange = exchange
         self._session = session
-        self._symbol = symbol
-        self._decimals = decimals
+        self._symbol = asset.symbol
+        self._decimals = asset.decimals
 
     @property
     def value(self) -> int:
         """What came so far is worth, in micro base units."""
-        return pricing.value(self._exchange.tab.totals, self._session.job.prices)
+        return pricing.value(self.totals, self._session.job.prices)
 
     def told(self, value: int) -> str:
         """An amount in micro base units, for people: "0.000135 tUSD", exactly."""
@@ -219,7 +228,7 @@ class Paid:
 
     def tally(self) -> dict[str, Any]:
         """What came so far; what it costs, in whole units; what the job has left, in base units."""
-        totals = self._exchange.tab.totals
+        totals = self.totals
         left = self._session.job.deposit - self._session.owed
         told: dict[str, Any] = {
             "job_id": self.job,
@@ -234,6 +243,18 @@ class Paid:
         if over is not None:
             told["overcount"] = {"what": over.what, "counted": over.counted, "signed": over.bound}
         return told
+
+    @property
+    def totals(self) -> Totals:
+        """What came so far, in tokens, as the host counts."""
+        return self._exchange.tab.totals
+
+    async def parts(self) -> AsyncGenerator[list[Part], None]:
+        """The reply as it comes. HostRefused if it broke off at the host, SessionError if on the way."""
+        async for parts in self._exchange:
+            if failed := next((part.error for part in parts if part.error is not None), None):
+                raise HostRefused(frames.problem(failed))
+            yield parts
 
     async def events(self, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """The reply as server-sent events, as they come."""
@@ -261,9 +282,7 @@ class Paid:
 
     async def whole(self, form: Form) -> dict[str, Any]:
         """The reply in one piece. HostRefused if it broke off, SessionError if it cannot be read."""
-        parts = [part async for parts in self._exchange for part in parts]
-        if failed := next((part.error for part in parts if part.error is not None), None):
-            raise HostRefused(frames.problem(failed))
+        parts = [part async for parts in self.parts() for part in parts]
         events = [orjson.loads(part.raw) for part in parts if part.said]
         usage = next((part.usage for part in reversed(parts) if part.usage is not None), {})
         reason = next((part.tally.reason for part in reversed(parts) if part.tally), None)

@@ -511,7 +511,7 @@ class Session:
             case Paid():
                 self._settled(frame)
             case Low():
-                self._tell(BalanceLow(frames.tally(frame.tally).left))
+                self.run_low(frames.tally(frame.tally).left)
             case Ended() if not self._ended.done():
                 self._ended.set_result(None)
             case Failed(request=None) if self._ending and not self._ended.done():
@@ -530,6 +530,10 @@ class Session:
         self._tell(Settled(Totals(frame.prompt_tokens, frame.tokens), *paid, frame.tx, refund))
         if frame.completed and not self._closed.done():
             self._closed.set_result(frame.tx)
+
+    def run_low(self, left: int) -> None:
+        """The host says that a fifth of the deposit or less is left, in base units."""
+        self._tell(BalanceLow(left))
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:

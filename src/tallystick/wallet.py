@@ -6,12 +6,13 @@ Knows no terminal but for asking for a keystore's password.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from getpass import getpass
 
 from tallystick import opening, pricing, proof
+from tallystick.caps import Caps
 from tallystick.chain import Chain, TxResult, deployment_at
 from tallystick.config import PayerConfig, Secret, http_url
 from tallystick.contracts import Call
@@ -74,6 +75,19 @@ class Wallet:
             max_tokens_per_second=rate,
         )
 
+    def caps(self, deposit: str | None, per_day: str | None, prices: Iterable[str], asset: Address) -> Caps:
+        """What may be spent; a day's cap is one deposit where none is named. ConfigError.
+
+        `prices`: like "0.60", for any model, or "MODEL=0.60"; whole units per million tokens.
+        """
+        escrow = self.units(deposit or self.config.deposit, asset, "--deposit or PAYER_DEPOSIT")
+        day = self.units(per_day, asset, "--max-per-day") if per_day else escrow
+        most = {}
+        for entry in prices:
+            model, _, price = entry.rpartition("=")
+            most[model] = self.units(price, asset, "--max-price")
+        return Caps(min(escrow, day), day, most.pop("", None), most)
+
     def host_url(self, named: str | None = None) -> str:
         """The host of that URL, by default HOST_URL's. ConfigError if it is none."""
         try:
@@ -82,9 +96,16 @@ class Wallet:
             raise ConfigError(f"--host {named}: {error}") from None
 
     def units(self, amount: str, asset: Address, name: str) -> int:
-        """An amount in base units. ConfigError, which says `name`, for none that can be escrowed."""
+        """An amount in base units: "2", or "2 USDC" where the asset is USDC.
+
+        ConfigError, which says `name`, for none that can be escrowed.
+        """
+        known = asset_at(self.chain, asset)
+        number, _, symbol = amount.strip().partition(" ")
+        if symbol.strip() not in ("", known.symbol):
+            raise ConfigError(f"{name}: {amount} is not in {known.symbol}")
         try:
-            units = to_units(amount, asset_at(self.chain, asset).decimals)
+            units = to_units(number, known.decimals)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error
         if not 0 < units <= MAX_DEPOSIT:
@@ -197,9 +218,9 @@ class Wallet:
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[Wallet]:
-    """The wallet of the environment's settings, with jobs found again whose opening was interrupted."""
-    config = PayerConfig.from_env()
+async def opened(config: PayerConfig | None = None) -> AsyncIterator[Wallet]:
+    """The wallet of these settings, by default the environment's, with jobs whose opening was interrupted."""
+    config = config or PayerConfig.from_env()
     deployment = await deployment_at(config.rpc_url)
     async with Chain(config.rpc_url, deployment) as chain:
         store = await asyncio.to_thread(Store, config.data_dir)

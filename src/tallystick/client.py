@@ -1,0 +1,203 @@
+"""What an application pays with: a host's models in two lines, with jobs opened and completed on the way.
+
+    async with AsyncSession(deposit="2 USDC", model="llama-3.1-8b", max_price="0.60") as session:
+        async for text in session.chat("Why was the stick split?"):
+            print(text, end="")
+
+`sync.py` has the same without `async`. Whose money it is, on which chain, and where keys and receipts are
+kept comes from the settings (docs/settings.md), unless a PayerConfig is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from decimal import Decimal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import orjson
+
+from tallystick import wallet
+from tallystick.config import PayerConfig
+from tallystick.errors import ConfigError, SessionError
+from tallystick.gateway import Gateway, Paid
+from tallystick.session import BalanceLow, Event, Settled, Signed
+from tallystick.spending import IDLE, Spender
+from tallystick.types import Completion, JobId, Totals
+from tallystick.wire import parse_chat
+
+if TYPE_CHECKING:
+    import openai
+
+Amount = str | Decimal | int
+"""An amount as people type it: "2 USDC", "0.001 ETH", "2", Decimal("0.60"), 2. Exact, so never a float."""
+Messages = str | Sequence[Mapping[str, Any]]
+"""One prompt of a user, or messages as OpenAI's API has them."""
+Kind = Literal["checkpoint", "settled", "balance_low", "completed"]
+Told = Signed | Settled | BalanceLow | Completion
+"""What listeners hear of a job: a receipt was acknowledged, or settled; the deposit runs low; all is over."""
+
+_KINDS: Mapping[Kind, type[Told]] = {
+    "checkpoint": Signed,
+    "settled": Settled,
+    "balance_low": BalanceLow,
+    "completed": Completion,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of the last reply."""
+
+    totals: Totals
+    """Prompt tokens and generated tokens."""
+    cost: Decimal
+    """In whole units of the asset, exactly."""
+    asset: str
+    """Its symbol."""
+    reason: str
+    """Why it ended: `stop`, `length`, or in the words of docs/protocol.md, section 9."""
+    job_id: JobId
+
+
+class AsyncSession:
+    """Pays one host for what is asked of its models, within a deposit. `async with` it.
+
+    Entering connects to the chain; the first request opens a job, which all further ones share. Leaving
+    completes it: what was not spent comes back. A program that was killed goes on with its job when it runs
+    again.
+    """
+
+    def __init__(
+        self,
+        *,
+        deposit: Amount | None = None,
+        model: str | None = None,
+        max_price: Amount | None = None,
+        max_per_day: Amount | None = None,
+        host: str | None = None,
+        idle: float = IDLE,
+        config: PayerConfig | None = None,
+    ) -> None:
+        """What may be spent, and on what.
+
+        `deposit`: in escrow at a time, like "2 USDC"; by default PAYER_DEPOSIT of the dollar.
+        `model`: by default the first that the host names.
+        `max_price`: the most per million tokens, prompt or generated, in the same asset.
+        `max_per_day`: the most on a day of the chain's clock (UTC); by default one deposit.
+        `host`: its URL, by default HOST_URL.
+        `idle`: seconds without a request until a job is completed.
+        `config`: in the place of the environment's settings.
+        """
+        self._deposit = typed(deposit)
+        self._model = model
+        self._prices = [] if max_price is None else [str(typed(max_price))]
+        self._per_day = typed(max_per_day)
+        self._host = host
+        self._idle = idle
+        self._config = config
+        self._listeners: list[tuple[type[Told], Callable[[Any], object]]] = []
+        self._parts = AsyncExitStack()
+        self._spender: Spender | None = None
+        self._gateway: Gateway | None = None
+        self._reply: Reply | None = None
+
+    async def __aenter__(self) -> Self:
+        """ConfigError for settings or amounts that make no sense, ChainError if the chain does not answer."""
+        async with AsyncExitStack() as parts:
+            purse = await parts.enter_async_context(wallet.opened(self._config))
+            asset = purse.asset(_symbol(self._deposit))
+            caps = purse.caps(self._deposit, self._per_day, self._prices, asset)
+            host_url = purse.host_url(self._host)
+            spender = Spender(purse, caps, host_url, asset=asset, idle=self._idle, hear=self._heard)
+            self._spender = await parts.enter_async_context(spender)
+            self._gateway = Gateway(spender, max_tokens=purse.config.max_tokens)
+            self._parts = parts.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._parts.aclose()
+
+    @property
+    def gateway(self) -> Gateway:
+        """OpenAI's API over this session's jobs. SessionError outside of `with`."""
+        if self._gateway is None:
+            raise SessionError("the session was not entered: `with Session(…) as session`")
+        return self._gateway
+
+    @property
+    def reply(self) -> Reply | None:
+        """What became of the last reply that ended, and what it cost."""
+        return self._reply
+
+    def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
+        """Calls `listener` with each event of that kind: a Signed for `checkpoint`, a Settled, BalanceLow, or
+        Completion. Amounts in them are base units.
+        """
+        self._listeners.append((_KINDS[kind], listener))
+
+    async def models(self) -> list[str]:
+        """What the host sells within the caps. SessionError if it does not answer."""
+        async with self.gateway.answer("GET", "/v1/models", b"") as answer:
+            assert isinstance(answer.body, bytes)
+            told = orjson.loads(answer.body)
+        if answer.status != 200:
+            raise SessionError(told["error"]["message"])
+        return [model["id"] for model in told["data"]]
+
+    async def chat(
+        self, prompt: Messages, *, max_tokens: int | None = None, **sampling: Any
+    ) -> AsyncGenerator[str, None]:
+        """Asks, and yields the text of the reply as it comes; then `reply` tells what it cost.
+
+        `sampling` is passed on: temperature, seed, stop, … Leaving the iteration early ends the reply; what
+        came is paid for. Raises Refusal where the caps do not allow it, HostRefused where the host does not
+        serve it, ReceiptError where the host's counts cannot be signed for, SessionError and ChainError where
+        host or chain do not answer.
+        """
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        asked = {"messages": messages, "model": self._model, "max_tokens": max_tokens, **sampling}
+        body = orjson.dumps({name: member for name, member in asked.items() if member is not None})
+        async with self.gateway.paid("/v1/chat/completions", parse_chat(body)) as paid:
+            reason = ""
+            async with aclosing(paid.parts()) as reads:
+                async for parts in reads:
+                    for part in parts:
+                        reason = (part.tally and part.tally.reason) or reason
+                    if text := "".join([part.content for part in parts]):
+                        yield text
+            self._reply = _reply(paid, reason)
+
+    def openai(self, **options: Any) -> openai.AsyncOpenAI:
+        """OpenAI's own client, paying from this session. `options` go to it; close it as any other."""
+        from tallystick import transport
+
+        return transport.async_client(self.gateway, **options)
+
+    def _heard(self, job_id: JobId, event: Event | Completion) -> None:
+        for kind, listener in self._listeners:
+            if isinstance(event, kind):
+                listener(event)
+
+
+def _reply(paid: Paid, reason: str) -> Reply:
+    told = paid.tally()
+    return Reply(paid.totals, Decimal(told["cost"]), told["asset"], reason, paid.job)
+
+
+def typed(amount: Amount | None) -> str | None:
+    """An amount as it is typed. ConfigError for a float: it may not be the number that it looks like."""
+    if amount is None or isinstance(amount, str):
+        return amount
+    if isinstance(amount, bool) or not isinstance(amount, Decimal | int):
+        raise ConfigError(f'{amount!r} is no exact amount: write it in quotes, like "0.60"')
+    return format(amount, "f") if isinstance(amount, Decimal) else str(amount)
+
+
+def _symbol(amount: str | None) -> str | None:
+    """The asset that an amount names."""
+    return (amount or "").strip().partition(" ")[2].strip() or None

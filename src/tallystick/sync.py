@@ -1,0 +1,150 @@
+"""The session of `client.py` for programs without an event loop: a face that has no logic of its own.
+
+    with Session(deposit="2 USDC", model="llama-3.1-8b", max_price="0.60") as session:
+        for text in session.chat("Why was the stick split?"):
+            print(text, end="")
+
+All runs in one thread of its own. What comes is handed over through a queue, so that no token waits for a
+switch of threads and back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from tallystick.client import Amount, AsyncSession, Kind, Messages, Reply
+from tallystick.config import PayerConfig
+from tallystick.spending import IDLE
+
+if TYPE_CHECKING:
+    import openai
+
+T = TypeVar("T")
+
+
+class _Ended:
+    """Nothing more comes; `error` says why, if it is not the end."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class Session:
+    """Pays one host for what is asked of its models, within a deposit. `with` it.
+
+    Takes what AsyncSession takes, and raises what that raises. Its methods may be called from any thread, and
+    side by side; listeners are called in a thread of the session's.
+    """
+
+    __slots__ = ("_loop", "_session", "_thread")
+
+    def __init__(
+        self,
+        *,
+        deposit: Amount | None = None,
+        model: str | None = None,
+        max_price: Amount | None = None,
+        max_per_day: Amount | None = None,
+        host: str | None = None,
+        idle: float = IDLE,
+        config: PayerConfig | None = None,
+    ) -> None:
+        self._session = AsyncSession(
+            deposit=deposit,
+            model=model,
+            max_price=max_price,
+            max_per_day=max_per_day,
+            host=host,
+            idle=idle,
+            config=config,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    __init__.__doc__ = AsyncSession.__init__.__doc__
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tallystick", daemon=True)
+        self._thread.start()
+        try:
+            self._wait(self._session.__aenter__())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._wait(self._session.__aexit__(kind, error, trace))
+        finally:
+            self._stop()
+
+    @property
+    def reply(self) -> Reply | None:
+        """What became of the last reply that ended, and what it cost."""
+        return self._session.reply
+
+    def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
+        """As AsyncSession.on."""
+        self._session.on(kind, listener)
+
+    def models(self) -> list[str]:
+        """As AsyncSession.models."""
+        return self._wait(self._session.models())
+
+    def chat(self, prompt: Messages, *, max_tokens: int | None = None, **sampling: Any) -> Iterator[str]:
+        """Asks, and yields the text of the reply as it comes. As AsyncSession.chat."""
+        return self._each(self._session.chat(prompt, max_tokens=max_tokens, **sampling))
+
+    def openai(self, **options: Any) -> openai.OpenAI:
+        """OpenAI's own client, paying from this session. `options` go to it; close it as any other."""
+        from tallystick import transport
+
+        return transport.client(self._session.gateway, self._wait, self._each, **options)
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """What an asynchronous iteration brings, in this thread; leaving it ends the other."""
+        assert self._loop is not None
+        handed: SimpleQueue[T | _Ended] = SimpleQueue()
+        handing = asyncio.run_coroutine_threadsafe(_hand(items, handed), self._loop)
+        item: T | _Ended | None = None
+        try:
+            while not isinstance(item := handed.get(), _Ended):
+                yield item
+        finally:
+            handing.cancel()
+            while not isinstance(item, _Ended):
+                item = handed.get()
+        if item.error is not None:
+            raise item.error
+
+    def _stop(self) -> None:
+        assert self._loop is not None
+        assert self._thread is not None
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _hand(items: AsyncGenerator[T, None], handed: SimpleQueue[T | _Ended]) -> None:
+    error: BaseException | None = None
+    try:
+        async for item in items:
+            handed.put(item)
+    except Exception as raised:  # noqa: BLE001 - raised in the thread that iterates
+        error = raised
+    finally:
+        await items.aclose()
+        handed.put(_Ended(error))

@@ -1,0 +1,157 @@
+"""The SDK, against a real node: two lines, exact amounts, events, an `openai` client that pays."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import tallystick
+from tallystick import pricing
+from tallystick.chain import Chain
+from tallystick.client import AsyncSession, typed
+from tallystick.config import PayerConfig, Secret
+from tallystick.devnet import Devnet
+from tallystick.errors import ConfigError, Refusal, SessionError
+from tallystick.session import BalanceLow, Settled, Signed
+from tallystick.testing.engine import Hang, Script, say
+from tallystick.types import Completion, JobId
+from tests.buying import MESSAGES, Bench
+from tests.paying import register
+
+
+@pytest.fixture
+async def bench(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[Bench]:
+    await register(devnet, chain)
+    async with AsyncExitStack() as parts:
+        yield Bench(devnet, chain, tmp_path, parts)
+
+
+def config(bench: Bench) -> PayerConfig:
+    """The devnet's payer, with a store of the test's."""
+    key = Secret(bench.devnet.accounts.payer.private_key)
+    directory = bench.directory / "payer"
+    return PayerConfig(payer_private_key=key, rpc_url=bench.devnet.rpc_url, data_dir=directory)
+
+
+async def test_two_lines_are_enough(bench: Bench) -> None:
+    """A reply comes as it is made, its cost is told exactly, and leaving brings the rest back."""
+    url = await bench.serve(Script(say(*["word "] * 230)))
+    before, _ = await bench.money()
+    session = AsyncSession(
+        deposit="0.5 tUSD", model="scripted", max_price="0.90", host=url, config=config(bench)
+    )
+    async with session:
+        text = "".join([each async for each in session.chat("Why?", max_tokens=300)])
+        told = session.reply
+    assert text == "word " * 230
+    assert told is not None
+    assert (told.totals.tokens, told.asset, told.reason) == (230, "tUSD", "stop")
+    job = await bench.chain.job(told.job_id)
+    assert job is not None
+    assert told.cost == Decimal(pricing.value(job.settled, job.prices)).scaleb(-12)
+    assert before - (await bench.money())[0] == job.owed
+
+
+async def test_events_tell_what_happens_to_the_money(bench: Bench) -> None:
+    """Receipts, settlements, a low deposit and the end, each as it comes."""
+    url = await bench.serve(Script(say(*["a "] * 300)))
+    heard: list[Any] = []
+    async with AsyncSession(deposit="0.00033", host=url, config=config(bench)) as session:
+        for kind in ("checkpoint", "settled", "balance_low", "completed"):
+            session.on(kind, heard.append)  # type: ignore[arg-type]
+        async for _ in session.chat("Why?", max_tokens=300):
+            pass
+    kinds = [type(event) for event in heard]
+    assert set(kinds) == {Signed, Settled, BalanceLow, Completion}
+    assert kinds[-1] is Completion
+    assert heard[-1].owed == sum(event.host + event.treasury for event in heard if isinstance(event, Settled))
+
+
+async def test_leaving_a_reply_ends_it(bench: Bench) -> None:
+    """What came until then is paid for; the session goes on."""
+    url = await bench.serve(Script((*say(*["a "] * 30), Hang())), Script(say("b")))
+    async with AsyncSession(host=url, config=config(bench)) as session:
+        reply = session.chat("Why?")
+        text = ""
+        while len(text) < 60:
+            text += await anext(reply)
+        await reply.aclose()
+        assert [each async for each in session.chat("Why?")] == ["b"]
+    job = await bench.chain.job(JobId(1))
+    assert job is not None
+    assert job.settled.tokens == 31
+
+
+async def test_the_clients_own_library_pays(bench: Bench) -> None:
+    """`session.openai()` is OpenAI's client, streamed and not, side by side, with its own errors."""
+    url = await bench.serve(Script(say(*["word "] * 150)))
+    async with AsyncSession(host=url, config=config(bench)) as session, session.openai() as client:
+        how: Any = {"model": "scripted", "messages": MESSAGES, "max_tokens": 200}
+        whole, stream = await asyncio.gather(
+            client.chat.completions.create(**how), client.chat.completions.create(**how, stream=True)
+        )
+        pieces = [chunk.choices[0].delta.content async for chunk in stream if chunk.choices]
+        assert whole.choices[0].message.content == "".join(filter(None, pieces)) == "word " * 150
+        assert [model.id async for model in client.models.list()] == await session.models() == ["scripted"]
+        with pytest.raises(openai.NotFoundError) as refused:
+            await client.chat.completions.create(**{**how, "model": "another"})
+        assert refused.value.code == "model_unknown"
+
+
+async def test_what_the_caps_forbid_is_raised(bench: Bench) -> None:
+    """Before anything is asked of a host, and with the cap that is in the way."""
+    url = await bench.serve(Script(say("a")))
+    async with AsyncSession(deposit="0.0001", host=url, config=config(bench)) as session:
+        with pytest.raises(Refusal, match="--deposit"):
+            await anext(session.chat("Why?"))
+    async with AsyncSession(max_price="0.89", host=url, config=config(bench)) as session:
+        with pytest.raises(Refusal) as refused:
+            await anext(session.chat("Why?"))
+    assert refused.value.code == "price_above_cap"
+
+
+async def test_a_session_is_entered_first() -> None:
+    """Whoever forgets `with` is told."""
+    with pytest.raises(SessionError, match="with Session"):
+        await anext(AsyncSession().chat("Why?"))
+
+
+@pytest.mark.parametrize(
+    ("amount", "as_typed"),
+    [("2 USDC", "2 USDC"), ("0.001 ETH", "0.001 ETH"), (2, "2"), (Decimal("1E-6"), "0.000001"), (None, None)],
+)
+def test_amounts_are_what_people_type(amount: Any, as_typed: str | None) -> None:
+    """A text, a Decimal or a whole number, exactly."""
+    assert typed(amount) == as_typed
+
+
+@pytest.mark.parametrize("amount", [0.6, 2.0, True, [2]])
+def test_an_amount_is_never_a_float(amount: Any) -> None:
+    """0.1 is not a tenth: whoever writes one is told how to write it."""
+    with pytest.raises(ConfigError, match="in quotes"):
+        typed(amount)
+
+
+@pytest.mark.parametrize("deposit", ["2 GBP", "2 tUSD EUR", "-2", "1e3", "0", "0.0000001", "two"])
+async def test_amounts_that_make_no_sense_are_refused(bench: Bench, deposit: str) -> None:
+    """Unknown assets, more decimals than there are, nothing: said before anything is opened."""
+    with pytest.raises(ConfigError):
+        async with AsyncSession(deposit=deposit, config=config(bench)):
+            pass
+
+
+def test_sessions_are_found_where_they_are_looked_for() -> None:
+    """`from tallystick import Session`, and the same with `async`: both take the same, and say what it is."""
+    options = inspect.signature(tallystick.AsyncSession).parameters
+    assert inspect.signature(tallystick.Session).parameters == options
+    doc = inspect.getdoc(tallystick.Session.__init__)
+    assert doc is not None
+    assert all(f"`{name}`:" in doc for name in options)

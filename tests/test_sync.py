@@ -1,0 +1,95 @@
+"""The SDK without an event loop, against a real node in another thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tallystick import Session
+from tallystick.chain import Chain
+from tallystick.devnet import Devnet
+from tallystick.errors import Refusal
+from tallystick.testing.engine import Hang, Script, say
+from tallystick.types import JobId
+from tests.buying import MESSAGES, Bench
+from tests.paying import register
+from tests.test_client import config
+
+
+@pytest.fixture
+async def bench(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[Bench]:
+    await register(devnet, chain)
+    async with AsyncExitStack() as parts:
+        yield Bench(devnet, chain, tmp_path, parts)
+
+
+async def test_two_lines_are_enough(bench: Bench) -> None:
+    """The text comes as it is made, events too, and leaving brings the rest back."""
+    url = await bench.serve(Script(say(*["word "] * 230)))
+    before, _ = await bench.money()
+    heard: list[Any] = []
+
+    def talk() -> str:
+        with Session(
+            deposit="0.5 tUSD", model="scripted", max_price="0.90", host=url, config=config(bench)
+        ) as session:
+            session.on("completed", heard.append)
+            return "".join(session.chat("Why?", max_tokens=300))
+
+    assert await asyncio.to_thread(talk) == "word " * 230
+    assert before - (await bench.money())[0] == heard[0].owed
+
+
+async def test_leaving_a_reply_ends_it(bench: Bench) -> None:
+    """A `break` is enough: the reply is cancelled at the host, and what came is paid for."""
+    url = await bench.serve(Script((*say(*["a "] * 30), Hang())), Script(say("b")))
+
+    def talk() -> list[str]:
+        with Session(host=url, config=config(bench)) as session:
+            text = ""
+            for piece in session.chat("Why?"):
+                text += piece
+                if len(text) == 60:
+                    break
+            return list(session.chat("Why?"))
+
+    assert await asyncio.to_thread(talk) == ["b"]
+    job = await bench.chain.job(JobId(1))
+    assert job is not None
+    assert job.settled.tokens == 31
+
+
+async def test_errors_are_raised_where_the_reply_is_read(bench: Bench) -> None:
+    """What another thread met is raised in this one, and the session goes on."""
+    url = await bench.serve(Script(say("a")))
+
+    def talk() -> str:
+        with Session(deposit="0.001", host=url, config=config(bench)) as session:
+            with pytest.raises(Refusal, match="--deposit"):
+                list(session.chat("Why?", max_tokens=100_000))
+            return "".join(session.chat("Why?", max_tokens=10))
+
+    assert await asyncio.to_thread(talk) == "a"
+
+
+async def test_the_clients_own_library_pays(bench: Bench) -> None:
+    """`session.openai()` is OpenAI's synchronous client, streamed and not."""
+    url = await bench.serve(Script(say(*["word "] * 150)))
+
+    def talk() -> tuple[str | None, str]:
+        with Session(host=url, config=config(bench)) as session, session.openai(max_retries=0) as client:
+            how: Any = {"model": "scripted", "messages": MESSAGES, "max_tokens": 200}
+            whole = client.chat.completions.create(**how)
+            stream = client.chat.completions.create(**how, stream=True)
+            pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices]
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(**{**how, "model": "another"})
+            return whole.choices[0].message.content, "".join(filter(None, pieces))
+
+    assert await asyncio.to_thread(talk) == ("word " * 150, "word " * 150)
