@@ -17,7 +17,7 @@ from tallystick.devnet import Devnet
 from tallystick.node import Node
 from tallystick.server import running
 from tallystick.testing.engine import Script, ScriptedEngine, say
-from tests.paying import Signer, open_job
+from tests.paying import Signer, open_job, until
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -107,3 +107,12 @@ class Hosting:
 
     async def signer(self, **changed: Any) -> Signer:
         return await open_job(self.devnet, self.chain, **changed)
+
+
+async def started(engine: ScriptedEngine) -> None:
+    """Waits until the engine is asked for something."""
+
+    async def asked() -> bool:
+        return bool(engine.asked)
+
+    await until(asked)

@@ -107,6 +107,12 @@ class Hosting:
         self.parts.push_async_callback(socket.close)
         return Talk(socket, signer)
 
+    async def talk_again(self, talk: Talk) -> Talk:
+        """Another socket for the job of one."""
+        socket = await self.http.ws_connect("/v1/session", headers=talk.signer.headers())
+        self.parts.push_async_callback(socket.close)
+        return Talk(socket, talk.signer)
+
 
 @pytest.fixture
 async def hosting(
@@ -173,6 +179,53 @@ async def test_leaving_cancels(hosting: Hosting) -> None:
     assert hosting.engine.asked[0].cancelled
 
 
+async def test_coming_back(hosting: Hosting) -> None:
+    """A reply whose socket broke is resumed on another: the frames that did not come, paid once."""
+    node = await hosting.serve(*say(*"abc"), Hang())
+    talk = await hosting.talk()
+    request = await talk.infer()
+    first = await talk.until("token", text="a")
+    await talk.socket.close()
+    await asyncio.wait_for(hosting.engine.asked[0].over.wait(), 10)
+    again = await hosting.talk_again(talk)
+    await again.send("resume", request=request, after=len(first))
+    rest = await again.until("done")
+    tokens = [frame["text"] for frame in [*first, *rest] if frame["type"] == "token"]
+    assert "".join(tokens) in ("a", "ab", "abc")
+    assert rest[-1]["reason"] == "cancelled"
+    await again.settle_up()
+    view = await node.desk.view(talk.signer.job.id, talk.signer.access())
+    assert view["counted"] == view["acknowledged"] == rest[-1]["tally"]["job"]
+    assert len(hosting.engine.asked) == 1
+
+
+async def test_coming_back_in_time(hosting: Hosting) -> None:
+    """A reply that is followed on a second socket goes on there when the first one breaks."""
+    go_on = asyncio.Event()
+    await hosting.serve(*say("a"), go_on, *say("b"))
+    talk = await hosting.talk()
+    request = await talk.infer()
+    first = await talk.until("token")
+    again = await hosting.talk_again(talk)
+    await again.send("resume", request=request)
+    assert [await again.next() for _ in first] == first
+    await talk.socket.close()
+    go_on.set()
+    rest = await again.until("done")
+    assert (rest[-1]["reason"], rest[-1]["tally"]["tokens"]) == ("stop", 2)
+
+
+async def test_nothing_to_come_back_to(hosting: Hosting) -> None:
+    """What was never begun, or is another job's, is not there to be resumed."""
+    await hosting.serve()
+    talk, stranger = await hosting.talk(), await hosting.talk()
+    request = await talk.infer()
+    await talk.until("done")
+    await stranger.send("resume", request=request)
+    frame = await stranger.next()
+    assert (frame["type"], frame["request"], frame["problem"]["code"]) == ("error", request, "reply_gone")
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -183,6 +236,7 @@ async def test_leaving_cancels(hosting: Hosting) -> None:
         '{"type": "inference"}',
         '{"type": "inference", "request": {"prompt": 7}}',
         '{"type": "receipt", "receipt": {}}',
+        '{"type": "resume", "request": "one"}',
         '{"type": "cancel"}',
         '{"type": "session_end", "job_id": 1}',
         *(f'{{"type": "session_end", "job_id": {job_id}, "end": "{END}"}}' for job_id in NO_JOBS),

@@ -326,6 +326,18 @@ REFUSALS: dict[str, Row] = {
         "payer",
         "Sign `End(jobId)` with the session key of this job.",
     ),
+    "idempotency_mismatch": Row(
+        422,
+        "The `Idempotency-Key` was used for another request.",
+        "payer",
+        "Send a new key with a new request.",
+    ),
+    "reply_gone": Row(
+        410,
+        "What was sent of the reply is not kept any more, or never was.",
+        "payer",
+        "Ask anew; what was delivered and never signed for is written off.",
+    ),
     "context_exceeded": Row(
         400,
         "Prompt and `max_tokens` do not fit the model's context.",

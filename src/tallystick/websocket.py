@@ -8,7 +8,8 @@ Knows frames, and decides nothing.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from tallystick.node import Node, Payout
 from tallystick.peer import PeerGone, access_of, bearer_of
 from tallystick.proof import MAX_JOB_ID
 from tallystick.relay import Uplinks, was_passed_on
+from tallystick.replay import Replays, Tape
 from tallystick.stream import CANCELLED, Chunk, End, Stream
 from tallystick.types import JobId, RequestId
 
@@ -37,8 +39,9 @@ log = structlog.get_logger(__name__)
 class Sessions:
     """`GET /v1/session`, as an ASGI application."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, replays: Replays) -> None:
         self._node = node
+        self._replays = replays
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         access = access_of(scope, self._node.config.trusted_proxies)
@@ -51,7 +54,8 @@ class Sessions:
             await refuse_upgrade(send, refusal.row.status, PROBLEM, body)
             return
         await send({"type": "websocket.accept"})
-        connection = Connection(self._node, access, receive, send, passed_on=was_passed_on(scope))
+        passed_on = was_passed_on(scope)
+        connection = Connection(self._node, self._replays, access, receive, send, passed_on=passed_on)
         await connection.run(job_id)
 
 
@@ -61,14 +65,78 @@ async def refuse_upgrade(send: Send, status: int, headers: list[tuple[bytes, byt
     await send({"type": "websocket.http.response.body", "body": body})
 
 
+def _frames_of(request: RequestId) -> str:
+    """What the frames of a reply are kept under."""
+    return f"frames {request}"
+
+
+class Reply:
+    """One reply on its way over a socket, and onto its tape."""
+
+    def __init__(self, stream: Stream, tape: Tape | None, say: Callable[[str], Awaitable[None]]) -> None:
+        self.stream = stream
+        self._tape = tape
+        self._say = say
+
+    async def deliver(self) -> None:
+        """Until its end. PeerGone once its client has left, and has not come back for it elsewhere."""
+        async for chunks in self.stream:
+            for chunk in chunks:
+                await self._send_chunk(chunk)
+        assert self.stream.end is not None
+        await self._send_end(self.stream.end)
+
+    def leave(self) -> None:
+        """The socket is gone: so is the reply, unless its client follows it on another one."""
+        if self._tape is None:
+            self.stream.cut(CANCELLED)
+        else:
+            self._tape.leave(lambda: self.stream.cut(CANCELLED))
+
+    async def _send_chunk(self, chunk: Chunk) -> None:
+        tally = chunk.tally
+        # A count without a choice is told with `done`, and a role alone says nothing.
+        if chunk.piece is not None and chunk.piece.choices and (chunk.piece.tokens or chunk.piece.text):
+            await self._tell("token", **_token(chunk.piece), tally=tally)
+        if tally.get("due"):
+            await self._tell("checkpoint", tally=tally)
+        if tally.get("low"):
+            await self._tell("balance_low", tally=tally)
+
+    async def _send_end(self, end: End) -> None:
+        if end.failure is not None:
+            await self._tell("error", problem=end.failure.problem(), tally=end.tally)
+            return
+        members = {"finish_reason": end.finish_reason, "reason": end.reason, "usage": end.usage}
+        await self._tell("done", **members, tally=end.tally)
+
+    async def _tell(self, kind: str, **members: Any) -> None:
+        frame = wire.frame(kind, request=self.stream.order.request, **members)
+        if self._tape is not None:
+            self._tape.add(frame.encode())
+        try:
+            await self._say(frame)
+        except PeerGone:
+            if self._tape is None or not self._tape.followed:
+                raise
+
+
 class Connection:
     """One WebSocket that was accepted."""
 
     def __init__(
-        self, node: Node, access: Access, receive: Receive, send: Send, *, passed_on: bool = False
+        self,
+        node: Node,
+        replays: Replays,
+        access: Access,
+        receive: Receive,
+        send: Send,
+        *,
+        passed_on: bool = False,
     ) -> None:
         """`passed_on`: another process of the host is at the other end, so frames go no further."""
         self._node = node
+        self._replays = replays
         self._access = access
         """Of the upgrade."""
         self._accesses: dict[JobId, Access] = {}
@@ -76,7 +144,10 @@ class Connection:
         self._receive = receive
         self._send = send
         self._sending = asyncio.Lock()
-        self._streams: dict[RequestId, Stream] = {}
+        self._replies: dict[RequestId, Reply] = {}
+        """Those under way."""
+        self._following: set[asyncio.Task[None]] = set()
+        """Replies that began on another socket."""
         self._watching = AsyncExitStack()
         self._passed_on = passed_on
         self._uplinks = Uplinks(
@@ -109,6 +180,8 @@ class Connection:
                 self._tasks.create_task(self._infer(frame))
             case "receipt":
                 await self._receipt(frame)
+            case "resume":
+                self._follow(frame)
             case "cancel":
                 await self._cancel(frame)
             case "session_end":
@@ -129,8 +202,9 @@ class Connection:
             access = replace(self._access, authorization=bearer_of(bearer)) if bearer else self._access
             stream = await self._node.desk.admit(asked, access)
             self._join(stream.account.job.id, access)
-            async with stream:
-                await self._deliver(stream)
+            await self._deliver(stream)
+        except PeerGone:
+            pass  # nobody reads why
         except TallystickError as error:
             if stream is None:
                 await self._pass_on_or_refuse(error, frame, request)
@@ -139,38 +213,41 @@ class Connection:
 
     async def _deliver(self, stream: Stream) -> None:
         request = stream.order.request
-        self._streams[request] = stream
+        name = (stream.account.job.id, _frames_of(request))
+        with self._replays.recording(name, b"") as tape:
+            reply = self._replies[request] = Reply(stream, tape, self._say)
+            try:
+                async with stream:
+                    await reply.deliver()
+            finally:
+                del self._replies[request]
+
+    # Replies that began on another socket
+
+    def _follow(self, frame: dict[str, Any]) -> None:
+        task = self._tasks.create_task(self._resume(frame))
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    async def _resume(self, frame: dict[str, Any]) -> None:
+        """Sends the frames of a reply past those that its client has, to the job's own key alone."""
+        request: RequestId | None = None
         try:
-            async for chunks in stream:
-                for chunk in chunks:
-                    await self._send_chunk(request, chunk)
-            assert stream.end is not None
-            await self._send_end(request, stream.end)
-        finally:
-            del self._streams[request]
-
-    async def _send_chunk(self, request: RequestId, chunk: Chunk) -> None:
-        tally = chunk.tally
-        # A count without a choice is told with `done`, and a role alone says nothing.
-        if chunk.piece is not None and chunk.piece.choices and (chunk.piece.tokens or chunk.piece.text):
-            await self._tell("token", request=request, **_token(chunk.piece), tally=tally)
-        if tally.get("due"):
-            await self._tell("checkpoint", request=request, tally=tally)
-        if tally.get("low"):
-            await self._tell("balance_low", request=request, tally=tally)
-
-    async def _send_end(self, request: RequestId, end: End) -> None:
-        if end.failure is not None:
-            await self._tell("error", request=request, problem=end.failure.problem(), tally=end.tally)
-            return
-        await self._tell(
-            "done",
-            request=request,
-            finish_reason=end.finish_reason,
-            reason=end.reason,
-            usage=end.usage,
-            tally=end.tally,
-        )
+            request, after, bearer = wire.resume_in(frame)
+            access = replace(self._access, authorization=bearer_of(bearer)) if bearer else self._access
+            job_id = await self._node.desk.identify(access)
+            tape = self._replays.find((job_id, _frames_of(request)))
+            if tape is None:
+                raise await self._node.desk.accounts.elsewhere(job_id) or Refusal("reply_gone")
+            self._join(job_id, access)
+            async with aclosing(tape.follow(after)) as reads:
+                async for frames in reads:
+                    for told in frames:
+                        await self._say(told.decode())
+        except PeerGone:
+            pass  # nobody reads why
+        except TallystickError as error:
+            await self._pass_on_or_refuse(error, frame, request)
 
     async def _cancel(self, frame: dict[str, Any]) -> None:
         """A reply that is over already needs no cancelling, and is no mistake of the payer's."""
@@ -187,9 +264,9 @@ class Connection:
         """A reply to this socket, or over HTTP to a job that it has shown the bearer of."""
         accounts = filter(None, map(self._node.desk.accounts.get, self._accesses))
         others = (stream for account in accounts for stream in account.streams)
-        return self._streams.get(request) or next(
-            (stream for stream in others if stream.order.request == request), None
-        )
+        if (reply := self._replies.get(request)) is not None:
+            return reply.stream
+        return next((stream for stream in others if stream.order.request == request), None)
 
     # Receipts and the end
 
@@ -278,8 +355,10 @@ class Connection:
     def _leave(self) -> None:
         self._gone = True
         self._reading.cancel()
-        for stream in self._streams.values():
-            stream.cut(CANCELLED)
+        for task in self._following:
+            task.cancel()
+        for reply in self._replies.values():
+            reply.leave()
 
 
 def _token(piece: Piece) -> dict[str, Any]:

@@ -421,6 +421,18 @@ def parse_inference(frame_request: Any) -> tuple[ReplyRequest, str | None]:
     return _chat(checked, body, sent=sent, request=form.id), form.access
 
 
+class _Resume(msgspec.Struct):
+    request: _Request
+    after: _Count = 0
+    access: str | None = None
+
+
+def resume_in(frame: Any) -> tuple[RequestId, int, str | None]:
+    """A `resume` frame: the reply, how many of its frames came, the bearer. Refusal `invalid_request`."""
+    form = _read(frame, _Resume)
+    return RequestId(form.request), form.after, form.access
+
+
 def _without(sent: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: member for name, member in sent.items() if name not in names}
 
