@@ -30,6 +30,7 @@ from tallystick.lookout import Lookout
 from tallystick.stream import CANCELLED, JOB_UNCONFIRMED, LEDGER_UNAVAILABLE, NODE_STOPPING, Stream
 from tallystick.tables import JobRow
 from tallystick.types import Ack, Job, JobId, Receipt, Totals
+from tallystick.work import Work
 
 NOTHING = Totals()
 CATCH_UP_EVERY = 1.0
@@ -71,6 +72,7 @@ class Accounts:
         self.stopping = False
         self.stream_left = asyncio.Event()
         """A reply is over."""
+        self.work = Work()
         self._config = config
         self._offer = offer
         self._lookout = lookout
@@ -94,6 +96,17 @@ class Accounts:
     def streams(self) -> int:
         """How many replies are under way."""
         return sum(len(account.streams) for account in self._served.values())
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs this process serves."""
+        return len(self._served)
+
+    @property
+    def tokens(self) -> Totals:
+        """All that this process has counted since it started."""
+        streams = (stream for account in self._served.values() for stream in account.streams)
+        return sum((stream.sent for stream in streams), self.work.tokens)
 
     def payer_exposed(self, account: Account) -> bool:
         """True if one more reply on a job could take its payer's jobs beyond what one payer is lent."""
@@ -191,6 +204,7 @@ class Accounts:
         return Answer(self._ack(receipt))
 
     def _tell_receipted(self, receipt: Receipt, *, due: bool) -> None:
+        self.work.receipts += 1
         tell = log.info if due else log.debug
         tell(
             "checkpoint.receipted",
@@ -303,6 +317,7 @@ class Accounts:
         if stream.end is None or stream.end.reason == CANCELLED:
             account.gone(request)
         self.stream_left.set()
+        self.work.reply(stream)
         if account.meter.attested:
             self._in_background(self._note_last_count(account))
         elif account.open_of(request) != NOTHING:

@@ -119,6 +119,9 @@ class Desk:
         self._admitting += 1
         try:
             return await self._admit(asked, access)
+        except TallystickError as error:
+            self.accounts.work.refuse(error)
+            raise
         finally:
             self._admitting -= 1
             self.accounts.stream_left.set()

@@ -99,6 +99,8 @@ class Node:
         self.url = config.public_url or "http://{}:{}".format(*config.listen)
         """Where payers reach it; without a setting, whoever serves it says where it listens."""
         self._engine = engine
+        self.sender: Sender | None = None
+        """What settles; None: nothing is settled."""
         self._settlement: Settlement | None = None
         self._watchers: defaultdict[JobId, set[Watcher]] = defaultdict(set)
         self._events: defaultdict[tuple[JobId, str], list[Settled | Completion]] = defaultdict(list)
@@ -237,7 +239,7 @@ class Node:
         """Without a key nothing is settled: the payers get everything back."""
         if self.config.host_private_key is None:
             return
-        sender = Sender(self.chain, self.ledger, self.config.host_private_key.reveal())
+        sender = self.sender = Sender(self.chain, self.ledger, self.config.host_private_key.reveal())
         thrift = thrift_of(self.config, self.chain.deployment)
         self._settlement = Settlement(
             self.ledger, self.chain, sender, drain=self.desk.accounts.drain, thrift=thrift

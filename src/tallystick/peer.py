@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
@@ -17,6 +17,8 @@ from tallystick.errors import Refusal, TallystickError
 from tallystick.wire import MAX_BODY
 
 BODY = "tallystick.body"
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""Headers by which proxies say that they ask for somebody else."""
 BODY_LIMIT = 30.0
 """Seconds in which a request's body has to arrive."""
 
@@ -55,12 +57,24 @@ def secure(scheme: str, peer: str | None, forwarded: str | None, trusted: Sequen
     forwarded_securely = forwarded is not None and all(
         step.strip() in ("https", "wss") for step in forwarded.split(",")
     )
-    address = ip_address(peer)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
+    address = _address(peer)
     if address.is_loopback:
         return forwarded is None or forwarded_securely
     return forwarded_securely and any(address in ip_network(network) for network in trusted)
+
+
+def _address(peer: str) -> IPv4Address | IPv6Address:
+    address = ip_address(peer)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def from_here(scope: Scope) -> bool:
+    """True for a request of this machine's own, which no proxy passes on for somebody else."""
+    headers, client = Headers(scope=scope), scope.get("client")
+    if any(name in headers for name in FORWARDED):
+        return False
+    return client is None or _address(client[0]).is_loopback
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:

@@ -178,6 +178,11 @@ class Stream:
             return chunks
         raise StopAsyncIteration
 
+    @property
+    def sent(self) -> Totals:
+        """What was delivered, and counted before."""
+        return self._sent
+
     def cut(self, reason: str) -> None:
         """Ends the stream before its reply is over; the first reason stands."""
         self._cut = self._cut or reason
