@@ -4,18 +4,15 @@
     POST /v1/completions          GET /v1/models/{model}     POST /v1/jobs/{id}/receipts     GET /readyz
     GET  /v1/session (WebSocket)  GET /v1/host               POST /v1/jobs/{id}/complete
 
-Replies go out as plain ASGI messages, since they are the path of every token; all else is Starlette's. Knows
-how things look on the wire, and decides nothing.
+Replies are completions.py's and websocket.py's; all else is here, in one piece. Decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
@@ -32,6 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tallystick import wire
+from tallystick.completions import Completions
 from tallystick.desk import refusal_of
 from tallystick.errors import Elsewhere, Refusal, TallystickError
 from tallystick.metrics import CONTENT_TYPE, Metrics
@@ -39,8 +37,7 @@ from tallystick.node import STOP_STREAMS, Node
 from tallystick.peer import BODY, PeerGone, access_of, from_here, read_body
 from tallystick.proof import MAX_JOB_ID
 from tallystick.relay import Relay, was_passed_on
-from tallystick.reply import TEXT
-from tallystick.stream import CANCELLED, Chunk, End, Order, Stream
+from tallystick.replay import Replays
 from tallystick.types import JobId
 from tallystick.websocket import Sessions, refuse_upgrade
 
@@ -50,11 +47,6 @@ SEND_LIMIT = 30.0
 """Seconds for which a connection may be full before it counts as broken."""
 CLOSE_CONNECTIONS = 5
 """Seconds that connections have to close in when the server stops, after the replies have ended."""
-EVENTS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 _JOB_ID = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 
@@ -64,11 +56,12 @@ log = structlog.get_logger(__name__)
 def app(node: Node) -> Starlette:
     """The routes over a node, which has to be started before the first request."""
     routes = Routes(node)
+    replays = Replays(node.config.grace)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", Completions(node, wire.parse_chat), methods=["POST"]),
-            Route("/v1/completions", Completions(node, wire.parse_text), methods=["POST"]),
-            WebSocketRoute("/v1/session", Sessions(node)),
+            Route("/v1/chat/completions", Completions(node, replays, wire.parse_chat), methods=["POST"]),
+            Route("/v1/completions", Completions(node, replays, wire.parse_text), methods=["POST"]),
+            WebSocketRoute("/v1/session", Sessions(node, replays)),
             Route("/v1/models", routes.models),
             Route("/v1/models/{model:path}", routes.model),
             Route("/v1/host", routes.host),
@@ -179,136 +172,6 @@ class NoSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = _problem(scope["path"], Refusal("not_found"))
         await refuse_upgrade(send, refused.status_code, refused.raw_headers, bytes(refused.body))
-
-
-# Replies
-
-
-class Completions:
-    """`POST /v1/chat/completions` or `/v1/completions`, by what reads its body, as an ASGI application."""
-
-    def __init__(self, node: Node, parse: Callable[[bytes], wire.ReplyRequest]) -> None:
-        self._node = node
-        self._parse = parse
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        access = access_of(scope, self._node.config.trusted_proxies)
-        asked = self._parse(await read_body(scope, receive))
-        stream = await self._node.desk.admit(asked, access)
-        async with stream, _leaving_cuts(receive, stream):
-            if asked.stream:
-                await self._send_events(stream, send)
-            else:
-                await self._send_whole(stream, send)
-
-    async def _send_events(self, stream: Stream, send: Send) -> None:
-        """Nothing is sent before the first chunk, so that what fails until then has a status of its own."""
-        chunks = await anext(stream, None)
-        if chunks is None:
-            _raise_failure(stream)
-        events = Events(stream.order)
-        await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
-        try:
-            while chunks is not None:
-                body = events.chunks(chunks)
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-                chunks = await anext(stream, None)
-            assert stream.end is not None
-            last = events.end(stream.end)
-        except TallystickError as error:
-            last = events.failure(refusal_of(error))
-        await send({"type": "http.response.body", "body": last})
-
-    async def _send_whole(self, stream: Stream, send: Send) -> None:
-        pieces = [
-            chunk.piece async for chunks in stream for chunk in chunks if chunk.piece and chunk.piece.choices
-        ]
-        _raise_failure(stream)
-        assert stream.end is not None
-        body = _open(pieces[-1].raw, stream.order)
-        response = _json({**body, "usage": stream.end.usage, "tally": stream.end.tally})
-        headers = response.raw_headers
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
-
-
-@asynccontextmanager
-async def _leaving_cuts(receive: Receive, stream: Stream) -> AsyncIterator[None]:
-    """Cuts the stream when the client disconnects."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        stream.cut(CANCELLED)
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watching.cancel()
-
-
-def _raise_failure(stream: Stream) -> None:
-    if stream.end is not None and stream.end.failure is not None:
-        raise stream.end.failure
-
-
-class Events:
-    """One streamed reply as server-sent events."""
-
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._nulls: dict[str, Any] = {"usage": None} if order.include_usage else {}
-        """What clients that wait for a usage expect of every chunk before it."""
-        self._chunk: dict[str, Any] = {
-            "id": order.form.id + secrets.token_hex(12),
-            "object": order.form.chunk,
-            "created": int(time.time()),
-            "model": order.model,
-        }
-        """What every chunk has; the engine's own once it has sent one."""
-
-    def chunks(self, chunks: Iterable[Chunk]) -> bytes:
-        """What is sent in one write."""
-        return b"".join([wire.sse(self._event(chunk)) for chunk in chunks])
-
-    def end(self, end: End) -> bytes:
-        """What a reply ends with, after its last piece."""
-        if end.failure is not None:
-            return self.failure(end.failure, end.tally)
-        last = b""
-        if end.untold:
-            how = {**self._order.form.blank, "finish_reason": end.finish_reason}
-            cut = [{"index": choice, **how} for choice in end.untold]
-            last += wire.sse({**self._chunk, "choices": cut, **self._nulls, "tally": end.tally})
-        if self._order.include_usage:
-            last += wire.sse({**self._chunk, "choices": [], "usage": end.usage, "tally": end.tally})
-        return last + wire.SSE_DONE
-
-    def failure(self, refusal: Refusal, tally: dict[str, Any] | None = None) -> bytes:
-        """What a reply ends with that cannot go on."""
-        error = wire.openai_error(refusal)
-        return wire.sse({**error, "tally": tally} if tally else error) + wire.SSE_DONE
-
-    def _event(self, chunk: Chunk) -> dict[str, Any]:
-        if chunk.piece is None:
-            return {**self._chunk, "choices": [], **self._nulls, "tally": chunk.tally}
-        event = _open(chunk.piece.raw, self._order)
-        self._chunk = {name: event[name] for name in self._chunk if name in event}
-        for choice in chunk.piece.choices:
-            choice.setdefault("finish_reason", None)
-            if self._order.form is TEXT:
-                choice.setdefault("logprobs", None)
-        event.update(self._nulls)
-        event["tally"] = chunk.tally
-        return event
-
-
-def _open(raw: dict[str, Any], order: Order) -> dict[str, Any]:
-    """A chunk of the engine's as the client gets it: without the counts that only the host had asked for."""
-    event = {name: member for name, member in raw.items() if name not in ("usage", "timings")}
-    event["model"] = order.model
-    return event
 
 
 # Answers
