@@ -67,9 +67,13 @@ class Caps:
         """What may still be staked on `day`; below 0 if caps were higher when the stakes were made."""
         return self.per_day - sum(stake.at_most for stake in stakes if stake.day == day)
 
+    def addable(self, rest: int, room: int) -> int:
+        """What a job may be given that has `rest` unspent; below 0 if caps were higher before."""
+        return min(self.deposit - rest, room)
+
     def first_deposit(self, cost: int, room: int) -> int:
         """What a job is opened with that is to pay for `cost` at once. Refusal `cap_reached`."""
-        deposit = min(self.deposit, room)
+        deposit = self.addable(0, room)
         self._check(cost, deposit, room)
         return deposit
 
@@ -80,13 +84,13 @@ class Caps:
         """
         if purse.free >= cost:
             return 0
-        more = max(0, min(self.deposit - purse.rest, room))
+        more = max(0, self.addable(purse.rest, room))
         self._check(cost, purse.free + more, room)
         return more
 
     def check_top_up(self, purse: Purse, units: int, room: int) -> None:
         """Refusal `cap_reached` for more than a job may have unspent, or than the day leaves."""
-        self._check(units, min(self.deposit - purse.rest, room), room)
+        self._check(units, self.addable(purse.rest, room), room)
 
     def _check(self, cost: int, payable: int, room: int) -> None:
         if cost <= payable:

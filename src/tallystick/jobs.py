@@ -16,7 +16,7 @@ from tallystick.contracts import CompletionRequested, ToppedUp
 from tallystick.errors import ConfigError, SessionError
 from tallystick.session import Session
 from tallystick.store import StoredJob
-from tallystick.types import Completion, Job, JobId, JobStatus, Totals
+from tallystick.types import Completion, Job, JobId, JobStatus, Settlement, Totals
 from tallystick.wallet import Say, Wallet
 
 HOUR = 3600
@@ -54,11 +54,8 @@ async def show(number: int) -> dict[str, Any]:
         completion = await purse.chain.completion(job_id)
         return {
             **facts(job),
-            "settlements": [
-                {**totals(each.totals), "host": each.host_amount, "treasury": each.fee, "tx": each.tx}
-                for each in settlements
-            ],
-            "completion": completion and _completed(completion),
+            "settlements": [settlement(each) for each in settlements],
+            "completion": completion and completed(completion),
             "host_view": await _host_view(purse, job),
         }
 
@@ -87,7 +84,7 @@ async def complete(number: int, say: Say) -> dict[str, Any]:
         completion = await purse.chain.completion(session.job.id)
         if completion is not None:
             await asyncio.to_thread(purse.store.end, session.job.signer)
-        return _completed(completion or await _ended(session, say))
+        return completed(completion or await _ended(session, say))
 
 
 async def _ended(session: Session, say: Say) -> Completion:
@@ -115,7 +112,7 @@ async def complete_on_chain(number: int) -> dict[str, Any]:
 async def reclaim(number: int) -> dict[str, Any]:
     """Takes the rest of a job back. Raises what `Wallet.reclaim` raises."""
     async with wallet.opened() as purse:
-        return _completed(await purse.reclaim(await purse.job(JobId(number))))
+        return completed(await purse.reclaim(await purse.job(JobId(number))))
 
 
 async def token(number: int, hours: float | None) -> str:
@@ -156,7 +153,13 @@ def totals(of: Totals) -> dict[str, int]:
     return {"prompt_tokens": of.prompt_tokens, "tokens": of.tokens}
 
 
-def _completed(completion: Completion) -> dict[str, Any]:
+def settlement(of: Settlement) -> dict[str, Any]:
+    """What one settlement paid, and where."""
+    return {**totals(of.totals), "host": of.host_amount, "treasury": of.fee, "tx": of.tx}
+
+
+def completed(completion: Completion) -> dict[str, Any]:
+    """How a job was closed."""
     return {
         "job_id": completion.job_id,
         "owed": completion.owed,

@@ -27,11 +27,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tallystick import wallet
+from tallystick import page, wallet
 from tallystick.caps import Caps
 from tallystick.config import PayerConfig, Secret, address_and_port
 from tallystick.errors import ConfigError, Refusal, TallystickError
 from tallystick.gateway import Answer, Gateway, refused
+from tallystick.page import Page
 from tallystick.peer import PeerGone, bearer_of, read_body
 from tallystick.spending import IDLE, Spender
 from tallystick.types import Address
@@ -73,16 +74,16 @@ class Door:
         self._check_page(headers)
         if method == "POST" and _media_type(headers) != "application/json":
             raise Refusal("json_required")
-        if self.api_key is not None and path != "/healthz":
+        if self.api_key is not None and path != "/healthz" and not page.is_open(path):
             shown = bearer_of(headers.get("authorization")) or ""
             if not hmac.compare_digest(shown.encode(), self.api_key.reveal().encode()):
                 raise Refusal("key_refused")
 
     def _check_page(self, headers: Headers) -> None:
         """A page can have a browser ask here, and have a name of its own lead here; the headers tell."""
-        names = self.names
         host = headers.get("host", "")
-        if names and host not in names:
+        names = self.names or [host]
+        if host not in names:
             raise Refusal("page_refused", f"The proxy does not go by the name of {host!r}.")
         origin = headers.get("origin")
         if origin is not None and origin not in [f"http://{name}" for name in names]:
@@ -198,7 +199,7 @@ class Routes:
         return Response(orjson.dumps({"jobs": told}), media_type="application/json")
 
 
-def app(spender: Spender, gateway: Gateway, door: Callable[[], Door]) -> Starlette:
+def app(spender: Spender, gateway: Gateway, shown: Page, door: Callable[[], Door]) -> Starlette:
     """The routes over a payer's jobs, behind the door."""
     routes = Routes(spender)
     methods = ["GET", "POST", "DELETE", "PUT", "PATCH"]
@@ -207,6 +208,7 @@ def app(spender: Spender, gateway: Gateway, door: Callable[[], Door]) -> Starlet
             Route("/v1/{path:path}", Api(gateway), methods=methods),
             Route("/tally/jobs", routes.jobs),
             Route("/healthz", routes.healthz),
+            *shown.routes,
         ],
         middleware=[Middleware(Guard, door=door)],
         exception_handlers={404: _no_route, 405: _no_route},
@@ -237,8 +239,9 @@ async def listening(
     Door(address, port, api_key)  # before anything is listened on
     with closing(socket.create_server((address, port), family=family)) as listener:
         door = Door(address, listener.getsockname()[1], api_key)
+        shown = Page(spender)
         config = uvicorn.Config(
-            app(spender, gateway, lambda: door),
+            app(spender, gateway, shown, lambda: door),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -251,6 +254,7 @@ async def listening(
         try:
             yield f"http://{f'[{address}]' if ':' in address else address}:{door.port}/v1"
         finally:
+            shown.close()
             server.should_exit = True
             await serving
 

@@ -1,0 +1,167 @@
+"""How a payer's money stands, job by job, and what may be done about it: what the page shows.
+
+Amounts are digits of whole units of their asset, exactly: "1.998976"; times are seconds of the chain's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tallystick import jobs, pricing, proof, wire
+from tallystick.errors import SessionError, TallystickError
+from tallystick.gateway import problem_of
+from tallystick.spending import InUse, Spender
+from tallystick.store import StoredJob
+from tallystick.types import Job, JobId, JobStatus, Prices
+from tallystick.wallet import Wallet, asset_at
+
+CLOSED_SHOWN = 20
+"""Closed jobs that are shown, the newest."""
+
+Told = dict[str, Any]
+
+
+def actions(job: Job, now: int, *, payable: bool) -> list[str]:
+    """What the payer can do about a job at the time `now`; `payable`: the caps are in its asset."""
+    if job.status is JobStatus.CLOSED:
+        return []
+    if now >= job.closes_at:
+        return ["reclaim"]
+    if job.status is JobStatus.COMPLETING:
+        return ["complete"]
+    adding = payable and job.receipted and now < job.expires_at
+    return ["top_up", "complete"] if adding else ["complete"]
+
+
+class Overview:
+    """One payer's, read from its store, the jobs in use and the chain."""
+
+    def __init__(self, spender: Spender) -> None:
+        self._spender = spender
+        self._wallet: Wallet = spender.wallet
+        self.payer = proof.address(spender.wallet.key())
+
+    async def whole(self) -> Told:
+        """All of it. ChainError if the chain cannot be asked."""
+        spender, chain = self._spender, self._wallet.chain
+        now = (await chain.block()).timestamp
+        known = asset_at(chain, spender.asset)
+        day = await spender.today()
+        room = max(0, await spender.room(day))
+        return {
+            "host_url": spender.host_url,
+            "payer": self.payer,
+            "asset": {"symbol": known.symbol, "decimals": known.decimals},
+            "now": now,
+            "day": day,
+            "cap_deposit": self._whole_units(spender.caps.deposit),
+            "cap_day": self._whole_units(spender.caps.per_day),
+            "room": self._whole_units(room),
+            "opening_most": self._whole_units(max(0, spender.caps.addable(0, room))),
+            "wallet": self._whole_units(await chain.token_balance(spender.asset, self.payer)),
+            "gas": pricing.from_units(await chain.eth_balance(self.payer), 18),
+            "kept": self._whole_units(await chain.refunds(self.payer, spender.asset)),
+            **await self._models(),
+            "jobs": await self._jobs(now, room),
+        }
+
+    async def _models(self) -> Told:
+        """What the host sells that the caps allow; or why that is not known."""
+        spender = self._spender
+        try:
+            quote = await spender.quote()
+        except TallystickError as error:
+            return {"models": [], "host_problem": problem_of(error)}
+        priced = {name: quote.models[name].get(spender.asset) for name in quote.models}
+        return {
+            "models": [
+                {"name": name, **self._priced(prices)}
+                for name, prices in priced.items()
+                if prices is not None and spender.caps.allows(name, prices)
+            ]
+        }
+
+    def _priced(self, prices: Prices) -> Told:
+        return {
+            "price": self._whole_units(prices.per_million),
+            "prompt_price": self._whole_units(prices.prompt_per_million),
+        }
+
+    async def _jobs(self, now: int, room: int) -> list[Told]:
+        """Newest first; of the closed ones the latest."""
+        wallet, place = self._wallet, self._wallet.deployment
+        kept = await asyncio.to_thread(wallet.store.jobs, place.chain_id, place.marketplace, ended=True)
+        ended = [stored.signer for stored in kept if stored.ended]
+        dropped = set(ended[:-CLOSED_SHOWN])
+        told = [await self._job(stored, now, room) for stored in kept if stored.signer not in dropped]
+        return [each for each in reversed(told) if each is not None]
+
+    async def _job(self, stored: StoredJob, now: int, room: int) -> Told | None:
+        """None for a job of a chain that is gone."""
+        assert stored.job_id is not None
+        job = await self._wallet.chain.job(stored.job_id)
+        if job is None or job.signer != stored.signer:
+            return None
+        used = next((used for used in self._spender.jobs if used.session.job.id == job.id), None)
+        return {**self._facts(stored, job), **self._standing(job, used, now, room)}
+
+    def _facts(self, stored: StoredJob, job: Job) -> Told:
+        known = asset_at(self._wallet.chain, job.asset)
+        return {
+            "job_id": job.id,
+            "model": stored.model,
+            "host_url": stored.host_url,
+            "host": job.host,
+            "symbol": known.symbol,
+            "price": pricing.from_units(job.prices.per_million, known.decimals),
+            "prompt_price": pricing.from_units(job.prices.prompt_per_million, known.decimals),
+            "expires_at": job.expires_at,
+            "closes_at": job.closes_at,
+            "settled_tokens": job.settled.tokens,
+            "settled_prompt_tokens": job.settled.prompt_tokens,
+        }
+
+    def _standing(self, job: Job, used: InUse | None, now: int, room: int) -> Told:
+        decimals = asset_at(self._wallet.chain, job.asset).decimals
+        left = self._left(job, used)
+        return {
+            "status": job.status.name.lower(),
+            "requests": used.requests if used else 0,
+            "deposit": pricing.from_units(job.deposit, decimals),
+            "spent": pricing.from_units(job.deposit - left, decimals),
+            "refundable": pricing.from_units(left, decimals),
+            "settled": pricing.from_units(job.owed, decimals),
+            "top_up_most": pricing.from_units(max(0, self._spender.caps.addable(left, room)), decimals),
+            "actions": actions(job, now, payable=job.asset == self._spender.asset),
+        }
+
+    def _left(self, job: Job, used: InUse | None) -> int:
+        """What comes back, or came back: of an open job less all that came, signed or not."""
+        if job.status is JobStatus.CLOSED:
+            return job.deposit - job.owed
+        left = self._wallet.left(job)
+        return left if used is None else min(left, job.deposit - used.session.owed)
+
+    async def evidence(self, job_id: JobId) -> Told:
+        """A job with the last receipt, what acknowledged it, and what was paid. SessionError if not ours."""
+        chain, stored = self._wallet.chain, self._wallet.stored(job_id)
+        if stored is None:
+            raise SessionError(f"job {job_id} is not in the store of this payer")
+        job = await self._wallet.job(job_id)
+        last = await asyncio.to_thread(self._wallet.store.last, stored.signer)
+        completion = await chain.completion(job_id)
+        return {
+            "chain_id": stored.chain_id,
+            "contract": stored.contract,
+            "job": jobs.facts(job),
+            "model": stored.model,
+            "host_url": stored.host_url,
+            "receipt": last and wire.receipt_out(last.receipt),
+            "ack": last and last.ack and wire.ack_out(last.ack),
+            "settlements": [jobs.settlement(each) for each in await chain.settlements(job_id)],
+            "completion": completion and jobs.completed(completion),
+        }
+
+    def _whole_units(self, units: int) -> str:
+        return pricing.from_units(units, asset_at(self._wallet.chain, self._spender.asset).decimals)

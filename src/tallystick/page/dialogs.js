@@ -1,0 +1,119 @@
+// What the payer does about its money: a dialog for each action that wants an answer.
+
+import { shown } from "./amounts.js";
+import { act, ask, onLocked, useKey } from "./proxy.js";
+import { announce, fillProblem, put, when } from "./show.js";
+
+const dialogs = Object.fromEntries(
+  [...document.querySelectorAll("dialog")].map((dialog) => [dialog.id, dialog]),
+);
+
+/** Shows a dialog, and does what it asks for; it stays, and says why, as long as that fails. */
+function show(dialog, submit) {
+  const form = dialog.querySelector("form");
+  const problem = dialog.querySelector(".problem");
+  fillProblem(problem, null);
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    const button = form.querySelector("[type=submit]");
+    if (button.getAttribute("aria-disabled") === "true") return;
+    button.setAttribute("aria-disabled", "true");
+    try {
+      announce(await submit(new FormData(form)));
+      dialog.close();
+    } catch (error) {
+      fillProblem(problem, error);
+    }
+    button.removeAttribute("aria-disabled");
+  };
+  dialog.showModal();
+}
+
+/** Opens a job with a deposit that is typed. */
+export function open(now, then) {
+  const dialog = dialogs.opening;
+  const { asset } = now;
+  dialog.querySelector("select").replaceChildren(...now.models.map((each) => new Option(each.name, each.name)));
+  dialog.querySelector("input").value = now.opening_most;
+  put(dialog, ".symbol", asset.symbol);
+  put(dialog, "#opening-most", `At most ${shown(now.opening_most, asset)}: --deposit and --max-per-day leave no more.`);
+  show(dialog, async (form) => {
+    const job = await act("/page/jobs", { model: form.get("model"), deposit: form.get("amount").trim() });
+    await then();
+    return `Job ${job.job_id} is open.`;
+  });
+}
+
+function topUp(job, now, then) {
+  const dialog = dialogs.topping;
+  put(dialog, ".number", job.job_id);
+  put(dialog, ".symbol", job.symbol);
+  put(dialog, "#topping-most", `At most ${shown(job.top_up_most, now.asset)}: --deposit and --max-per-day leave no more.`);
+  dialog.querySelector("input").value = "";
+  show(dialog, async (form) => {
+    await act(`/page/jobs/${job.job_id}/top-up`, { amount: form.get("amount").trim() });
+    await then();
+    return `Job ${job.job_id} is topped up.`;
+  });
+}
+
+function complete(job, now, then) {
+  const dialog = dialogs.completing;
+  put(dialog, ".number", job.job_id);
+  put(dialog, ".rest", shown(job.refundable, { ...now.asset, symbol: job.symbol }));
+  dialog.querySelector("input").checked = false;
+  show(dialog, async (form) => {
+    const past = form.get("on_chain") !== null;
+    const done = await act(`/page/jobs/${job.job_id}/complete`, { on_chain: past });
+    await then();
+    return past ? `Asked on chain. Reclaim job ${job.job_id} from ${when(done.closes_at)}.` : came(done, now);
+  });
+}
+
+function came(done, now) {
+  return `Job ${done.job_id} is closed: ${shown(done.refund, now.asset)} came back.`;
+}
+
+async function reclaim(job, now, then) {
+  const done = await act(`/page/jobs/${job.job_id}/reclaim`);
+  await then();
+  announce(came(done, now));
+}
+
+async function receipt(job) {
+  const told = await ask(`/page/jobs/${job.job_id}/receipt`);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(told, null, 2)], { type: "application/json" }));
+  link.download = `job-${job.job_id}-receipt.json`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+  announce(`The receipt of job ${job.job_id} is downloaded.`);
+}
+
+const ACTIONS = { top_up: topUp, complete, reclaim, receipt };
+
+/** Does what the payer wants of a job; `then` looks again how things stand. */
+export function doWith(action, job, now, then) {
+  return ACTIONS[action](job, now, then);
+}
+
+/** Pays out what the contract keeps for the payer. */
+export async function withdraw(then) {
+  await act("/page/withdraw");
+  await then();
+  announce("It is in your wallet.");
+}
+
+onLocked((refused) => new Promise((resolve) => {
+  show(dialogs.unlocking, async (form) => {
+    useKey(form.get("key"));
+    resolve();
+    return "";
+  });
+  if (refused) fillProblem(dialogs.unlocking.querySelector(".problem"), { message: "That is not its key." });
+}));
+
+dialogs.unlocking.addEventListener("cancel", (event) => event.preventDefault());
+for (const button of document.querySelectorAll("dialog .cancel")) {
+  button.addEventListener("click", () => button.closest("dialog").close());
+}
