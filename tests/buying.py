@@ -39,17 +39,18 @@ class Bench:
         self,
         *scripts: Script,
         models: tuple[str, ...] = ("scripted",),
+        engine: ScriptedEngine | None = None,
         parts: AsyncExitStack | None = None,
         **settings: Any,
     ) -> str:
-        """A node with an engine that follows these scripts: its URL. It ends with `parts`."""
+        """A node with that engine, or one that follows these scripts: its URL. It ends with `parts`."""
         config = HostConfig(
             host_private_key=Secret(self.devnet.accounts.host.private_key),
             rpc_url=self.devnet.rpc_url,
             data_dir=self.directory / "host",
             **{"receipt_timeout": 5, **settings},
         )
-        node = Node(config, engine=ScriptedEngine(*scripts, models=models))
+        node = Node(config, engine=engine or ScriptedEngine(*scripts, models=models))
         return await (parts or self.parts).enter_async_context(running(node))
 
     def wallet(self) -> Wallet:

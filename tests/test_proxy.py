@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -24,6 +26,7 @@ from tallystick.errors import ConfigError, Refusal
 from tallystick.proxy import Door, alone
 from tallystick.testing.engine import Hang, Script, say
 from tallystick.types import JobStatus
+from tests import test_clients
 from tests.buying import DEPOSIT, MESSAGES, Bench
 from tests.conftest import missing
 from tests.paying import register
@@ -147,9 +150,7 @@ async def test_refusals_have_the_reference_apis_shape(
     """The host's refusals and the proxy's own reach the client with status, code and mend."""
     proxy = await bench.proxy(await bench.serve(Script(say("a"))))
     with pytest.raises(openai.APIStatusError) as refused:
-        await proxy.client.chat.completions.create(
-            **{"model": "scripted", "messages": MESSAGES, **asked}
-        )
+        await proxy.client.chat.completions.create(**{"model": "scripted", "messages": MESSAGES, **asked})
     assert (refused.value.status_code, refused.value.code) == (status, code)
     assert isinstance(refused.value.body, dict)
     assert refused.value.body["mend"]
@@ -279,6 +280,40 @@ async def test_a_preflight_is_not_answered(bench: Bench) -> None:
     ):
         assert answer.status == 403
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+class Anybody:
+    """What a proxy without a key asks of its clients."""
+
+    def bearer(self) -> str:
+        return "-"
+
+
+async def anybody() -> Any:
+    return Anybody()
+
+
+async def test_the_python_client_needs_no_signature_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    """Each method does on a receipted job what it does on a host-attested one: served, or refused alike."""
+    proxy = await bench.proxy(await bench.serve(engine=test_clients.engine()))
+    file = tmp_path / "halves.txt"
+    file.write_text("2")
+    expected = test_clients.table("python")[0]
+    host: Any = SimpleNamespace(url=proxy.url.removesuffix("/v1"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the client's own, of methods that it keeps
+        outcomes = await test_clients.PythonRun(host, anybody, file).outcomes(expected)
+    assert outcomes == expected
+
+
+async def test_the_javascript_client_needs_no_signature_of_its_own(
+    bench: Bench,
+) -> None:
+    """The same, method by method, for the official JavaScript client."""
+    proxy = await bench.proxy(await bench.serve(engine=test_clients.engine()))
+    expected = test_clients.table("javascript")[0]
+    host: Any = SimpleNamespace(url=proxy.url.removesuffix("/v1"))
+    assert await test_clients.javascript(host, dict.fromkeys(expected, "-")) == expected
 
 
 async def test_curl_is_a_client(bench: Bench) -> None:
