@@ -2,7 +2,7 @@
 
     POST /v1/chat/completions     GET /v1/models             GET  /v1/jobs/{id}              GET /healthz
     POST /v1/completions          GET /v1/models/{model}     POST /v1/jobs/{id}/receipts     GET /readyz
-    GET  /v1/session (WebSocket)  GET /v1/host               POST /v1/jobs/{id}/complete
+    GET  /v1/session (WebSocket)  GET /v1/host               POST /v1/jobs/{id}/complete     GET /metrics
 
 Replies are completions.py's and websocket.py's; all else is here, in one piece. Decides nothing.
 """
