@@ -28,14 +28,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick import page, wallet
-from tallystick.caps import Caps
 from tallystick.config import PayerConfig, Secret, address_and_port
 from tallystick.errors import ConfigError, Refusal, TallystickError
-from tallystick.gateway import Answer, Gateway, refused
+from tallystick.gateway import ROUTES, Answer, Gateway, refused
 from tallystick.page import Page
 from tallystick.peer import PeerGone, bearer_of, read_body
 from tallystick.spending import IDLE, Spender
-from tallystick.types import Address
 from tallystick.wallet import Wallet
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -72,7 +70,7 @@ class Door:
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Refusal `page_refused`, `json_required` or `key_refused`."""
         self._check_page(headers)
-        if method == "POST" and _media_type(headers) != "application/json":
+        if method == "POST" and _media_type(headers) != "application/json" and not _is_unknown(path):
             raise Refusal("json_required")
         if self.api_key is not None and path != "/healthz" and not page.is_open(path):
             shown = bearer_of(headers.get("authorization")) or ""
@@ -91,6 +89,11 @@ class Door:
         site = headers.get("sec-fetch-site")
         if site not in (None, "same-origin", "none"):
             raise Refusal("page_refused", f"A web page asks, and it is {site}.")
+
+
+def _is_unknown(path: str) -> bool:
+    """A route of OpenAI's that is not served here: what takes uploads is told that, not how to send them."""
+    return path.startswith("/v1/") and path not in ROUTES
 
 
 def _is_loopback(address: str) -> bool:
@@ -119,7 +122,10 @@ class Guard:
         except Refusal as refusal:
             await _send(refused(refusal), send)
             return
-        await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await _refuse_upgrade(refused(Refusal("not_found")), send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class Api:
@@ -151,6 +157,14 @@ class Api:
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
         async with self._gateway.answer(scope["method"], scope["path"], body) as answer:
             await _send(answer, send)
+
+
+async def _refuse_upgrade(answer: Answer, send: Send) -> None:
+    """Says no as a request is told no: no route of the proxy is a WebSocket's."""
+    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    start = {"type": "websocket.http.response.start", "status": answer.status, "headers": headers}
+    await send(start)
+    await send({"type": "websocket.http.response.body", "body": answer.body})
 
 
 async def _gone(receive: Receive) -> None:
@@ -286,17 +300,6 @@ class Wanted:
     idle: float = IDLE
 
 
-def caps_of(purse: Wallet, wanted: Wanted, asset: Address) -> Caps:
-    """The caps that were asked for; a day's is one deposit where none is named. ConfigError."""
-    deposit = purse.units(wanted.deposit or purse.config.deposit, asset, "--deposit or PAYER_DEPOSIT")
-    per_day = purse.units(wanted.per_day, asset, "--max-per-day") if wanted.per_day else deposit
-    prices = {}
-    for entry in wanted.prices:
-        model, _, price = entry.rpartition("=")
-        prices[model] = purse.units(price, asset, "--max-price")
-    return Caps(min(deposit, per_day), per_day, prices.pop("", None), prices)
-
-
 def listen_of(config: PayerConfig, named: str | None) -> tuple[str, int]:
     """Where to listen. ConfigError."""
     try:
@@ -317,7 +320,7 @@ async def running(wanted: Wanted) -> AsyncIterator[tuple[str, str]]:
             address, port = listen_of(purse.config, wanted.listen)
             key = Secret(wanted.api_key) if wanted.api_key else purse.config.proxy_api_key
             asset, host_url = purse.asset(), purse.host_url(wanted.host)
-            caps = caps_of(purse, wanted, asset)
+            caps = purse.caps(wanted.deposit, wanted.per_day, wanted.prices, asset)
             async with Spender(purse, caps, host_url, asset=asset, idle=wanted.idle) as spender:
                 gateway = Gateway(spender, max_tokens=purse.config.max_tokens)
                 try:
