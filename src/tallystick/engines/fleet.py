@@ -32,7 +32,7 @@ class Member:
         self.failure: EngineError | None = None
         """Why it is set aside; None: it is not."""
         self.asked = 0
-        """When it was asked last, as a number that grows."""
+        """When it was asked for a reply last, as a number that grows."""
         self.pause = FIRST_PAUSE
         self.mended_at = float("-inf")
         self.mending: asyncio.Task[None] | None = None
@@ -124,9 +124,20 @@ class Fleet(Engine):
         self, body: Mapping[str, Any], max_tokens: int
     ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
         async with AsyncExitStack() as stack:
-            begun = await self._first(body, lambda member: _begin(stack, member, body, max_tokens))
+            begun = await self._first(body, lambda member: self._begin(stack, member, body, max_tokens))
             async with aclosing(self._watched(begun)) as pieces:
                 yield pieces
+
+    async def _begin(
+        self, stack: AsyncExitStack, member: Member, body: Mapping[str, Any], max_tokens: int
+    ) -> Begun:
+        """A reply up to its first read: what fails until then has cost nothing, so another engine may try."""
+        self._asked = member.asked = self._asked + 1
+        async with AsyncExitStack() as attempt:
+            reads = await attempt.enter_async_context(member.engine.stream(body, max_tokens))
+            first: list[Piece] = await anext(reads, [])
+            stack.push_async_exit(attempt.pop_all())
+        return Begun(member, first, reads)
 
     async def _watched(self, begun: Begun) -> AsyncGenerator[list[Piece], None]:
         yield begun.first
@@ -143,7 +154,6 @@ class Fleet(Engine):
         """The answer of the first engine that gives one; those that fail are set aside."""
         failure: EngineError = EngineUnavailable("No engine serves the model.")
         for member in self._ranked(body.get("model")):
-            self._asked = member.asked = self._asked + 1
             try:
                 answer = await ask(member)
             except (EngineRefused, EngineUncounted):
@@ -201,12 +211,3 @@ class Fleet(Engine):
             log.info("engine.back", url=member.engine.url)
             member.failure = None
             member.mended_at = asyncio.get_running_loop().time()
-
-
-async def _begin(stack: AsyncExitStack, member: Member, body: Mapping[str, Any], max_tokens: int) -> Begun:
-    """A reply up to its first read: what fails until then has cost nothing, so another engine may make it."""
-    async with AsyncExitStack() as attempt:
-        reads = await attempt.enter_async_context(member.engine.stream(body, max_tokens))
-        first: list[Piece] = await anext(reads, [])
-        stack.push_async_exit(attempt.pop_all())
-    return Begun(member, first, reads)
