@@ -100,12 +100,20 @@ class JobMeter:
     @property
     def left(self) -> int:
         """Base units of the deposit that nothing counted has used."""
-        return max(0, self.deposit - owed(self.counted, self.prices))
+        return self.left_of(self.counted)
+
+    def left_of(self, counted: Totals) -> int:
+        """The same, were that counted."""
+        return max(0, self.deposit - owed(counted, self.prices))
 
     @property
     def low(self) -> bool:
         """True once a fifth of the deposit or less is left."""
-        return self.left * LOW_DIVISOR <= self.deposit
+        return self.is_low(self.left)
+
+    def is_low(self, left: int) -> bool:
+        """True if so many base units are a fifth of the deposit or less."""
+        return left * LOW_DIVISOR <= self.deposit
 
     @property
     def lends(self) -> bool:

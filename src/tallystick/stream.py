@@ -24,7 +24,7 @@ from tallystick import choices, reply, wire
 from tallystick.account import Account
 from tallystick.engine import Engine, Piece
 from tallystick.errors import EngineEmpty, EngineError, EngineRefused, Refusal
-from tallystick.meter import Stop
+from tallystick.meter import Stop, quarter
 from tallystick.transcript import Delivery
 from tallystick.types import RequestId, Totals
 
@@ -230,29 +230,39 @@ class Stream:
         if not self.order.streamed:
             self._assemble()
         chunks: list[Chunk] = []
-        room = self.account.room()
+        meter = self.account.meter
+        counted, room = meter.counted, self.account.room()
         while self._held and (tokens := self._tokens(self._held[0])) <= room:
+            if chunks and self._held[0].beyond:
+                break  # how much of it is signed for is known once those before it are counted
+            piece = self._held.popleft()
+            brings = Totals(self._prompt_tokens(piece), tokens)
             room -= tokens
-            if chunk := self._deliver(self._held.popleft(), tokens):
+            counted += brings
+            if chunk := self._deliver(piece, brings, counted):
                 chunks.append(chunk)
+        # Once for all that goes out in one write, and before it does.
+        if (brought := counted - meter.counted) != Totals():
+            self.account.count(brought.prompt_tokens, brought.tokens)
         if chunks:
             self._deadline = None
         self._space.set()
         return chunks
 
-    def _deliver(self, piece: Piece, tokens: int) -> Chunk | None:
-        """Counts one piece, which fits; None if it says nothing new."""
-        prompt_tokens = self._prompt_tokens(piece)
+    def _deliver(self, piece: Piece, brings: Totals, counted: Totals) -> Chunk | None:
+        """One piece, which fits, with what it brings and what is then counted of the job; None if it says
+        nothing new.
+        """
         self._usage = piece.usage or self._usage
-        if not (tokens or prompt_tokens or piece.choices):
+        if brings == Totals() and not piece.choices:
             return None
-        due = self.account.count(prompt_tokens, tokens) if tokens or prompt_tokens else False
-        self.reserved -= prompt_tokens
-        self._sent += Totals(prompt_tokens, tokens)
+        self.reserved -= brings.prompt_tokens
+        self._sent += brings
         self.delivery.add(self._sent.prompt_tokens, self._sent.tokens, piece.text)
         if piece.finish_reason:
             self._note_finished(piece)
-        return Chunk(self._tally(due=due or self._finish_reason is not None), piece)
+        due = quarter(counted.tokens - brings.tokens, counted.tokens, self.account.job.interval)
+        return Chunk(self._tally(counted, due=due or self._finish_reason is not None), piece)
 
     def _note_finished(self, piece: Piece) -> None:
         for choice in piece.choices:
@@ -284,15 +294,17 @@ class Stream:
             self._held = deque([reply.assemble(self._held, self.order.form)])
             self._assembled = True
 
-    def _tally(self, *, due: bool, waiting: bool = False) -> dict[str, Any]:
+    def _tally(self, counted: Totals, *, due: bool, waiting: bool = False) -> dict[str, Any]:
+        """`counted`: what is counted of the job with it."""
         meter = self.account.meter
-        low = meter.low and not self._low_said
+        left = meter.left_of(counted)
+        low = not self._low_said and meter.is_low(left)
         self._low_said = self._low_said or low
         return wire.tally(
             self.order.request,
             self._sent,
-            meter.counted,
-            meter.left,
+            counted,
+            left,
             due=due and not meter.attested,
             waiting=waiting,
             low=low,
@@ -312,7 +324,11 @@ class Stream:
             self._deadline = now + (DEPTH_PATIENCE if lack is Stop.DEPTH else self._timeout)
             if lack is Stop.CREDIT:
                 await self._desk.forgive(self.account)
-            return None if self.account.meter.attested else Chunk(self._tally(due=True, waiting=True))
+            return (
+                None
+                if self.account.meter.attested
+                else Chunk(self._tally(self.account.meter.counted, due=True, waiting=True))
+            )
         # A payer that signs, if not enough yet, is not one that has left.
         self._deadline = max(self._deadline, self.account.receipted_at + self._timeout)
         left = self._deadline - now
@@ -389,7 +405,7 @@ class Stream:
             reason=reason,
             finish_reason=self._finish_reason or "length",
             untold=tuple(sorted(self._open)),
-            tally={**self._tally(due=True), "reason": reason},
+            tally={**self._tally(self.account.meter.counted, due=True), "reason": reason},
             usage={**self._usage, **_usage(self._sent)},
             failure=failure,
         )
