@@ -64,7 +64,7 @@ contract Laws is Players {
         law_TermsNeverChange(told, known);
         law_TotalsOnlyGrow(told, known);
         law_AReceiptedJobPaysForNoMoreThanWasSigned(told, receipt);
-        law_AnAttestedJobIsHeldToItsRate(told);
+        law_AnAttestedJobIsHeldToItsRate(told, known);
         law_PaidAndRefundableAreTheDeposit(told, known);
     }
 
@@ -103,8 +103,11 @@ contract Laws is Players {
         require(covered || told.maxTokensPerSecond != 0, "a receipted job pays for no more than was signed");
     }
 
-    function law_AnAttestedJobIsHeldToItsRate(IJobMarketplace.Job memory told) private view {
-        require(told.promptTokens + told.tokens <= _possible(told), "an attested job is held to its rate");
+    function law_AnAttestedJobIsHeldToItsRate(IJobMarketplace.Job memory told, IJobMarketplace.Job memory known)
+        private
+        view
+    {
+        require(told.promptTokens + told.tokens <= _possible(known), "an attested job is held to its rate");
     }
 
     /// @dev That what the record says was paid has been paid, fee and host's part, are laws below; that what it leaves is
