@@ -14,6 +14,7 @@ from tallystick import wire
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
 from tallystick.devnet import Devnet
+from tallystick.engine import Engine
 from tallystick.node import Node
 from tallystick.server import running
 from tallystick.testing.engine import Script, ScriptedEngine, say
@@ -90,7 +91,7 @@ class Hosting:
         self.data_dir = data_dir
         self.parts = AsyncExitStack()
 
-    async def serve(self, engine: ScriptedEngine | None = None, **settings: Any) -> Host:
+    async def serve(self, engine: Engine | None = None, **settings: Any) -> Host:
         config = HostConfig(
             **{
                 "host_private_key": Secret(self.devnet.accounts.host.private_key),

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 import tallystick
 from tallystick.config import HostConfig
 from tallystick.engines.configured import engine_of, models_of
 from tallystick.engines.llama import LlamaEngine
 from tallystick.errors import ConfigError
-from tallystick.testing.engine import ScriptedEngine, oai_server
+from tallystick.testing.engine import Script, ScriptedEngine, oai_server, say
 from tests.asking import BODY, read
+from tests.hosting import Hosting
 
 DEMO = Path(tallystick.__file__).parent / "models" / "tally-demo.gguf"
 
@@ -53,6 +55,46 @@ async def test_models_are_named_without_loading_them() -> None:
     assert await models_of(HostConfig(model_path=Path("/nowhere/x.gguf"), model_name="y")) == ["y"]
     async with oai_server(ScriptedEngine(models=["a", "b"])) as url:
         assert await models_of(HostConfig(engine_urls=(url,))) == ["a", "b"]
+
+
+async def test_an_engine_with_a_final_usage_is_paid(hosting: Hosting) -> None:
+    """Behind an engine that counts at the end alone, a payer is served, signs, and is billed what it saw."""
+    scripted = ScriptedEngine(Script(say(*"x" * 60), unseen=1))
+    url = await hosting.parts.enter_async_context(oai_server(scripted, form="final usage"))
+    host = await hosting.serve(engine_of(HostConfig(engine_urls=(url,))))
+    signer = await hosting.signer()
+    *_, last, done = await host.ask(signer)
+    assert done == {"done": True}
+    assert last["tally"]["tokens"] == 60
+    assert 0 < last["tally"]["prompt_tokens"] <= await ScriptedEngine().count_prompt(signer.body(1))
+    await host.sign(signer)
+    view = await host.node.desk.view(signer.job.id, signer.access())
+    assert view["receipted"] == view["counted"]
+
+
+async def test_an_engine_without_counts_serves_no_paid_job(hosting: Hosting) -> None:
+    """The node runs and says so: at start, by /readyz, and to whoever asks for a reply."""
+    url = await hosting.parts.enter_async_context(oai_server(ScriptedEngine(), form="no usage"))
+    with capture_logs() as lines:
+        host = await hosting.serve(engine_of(HostConfig(engine_urls=(url,))))
+    assert [line["event"] for line in lines if line["event"].startswith("engine.")] == ["engine.uncounted"]
+    async with host.http.get("/readyz") as answer:
+        assert (answer.status, (await answer.json())["engines"]) == (
+            503,
+            [{"streams": 0, "why": "engine_uncounted"}],
+        )
+    status, error = await host.error(await hosting.signer())
+    assert (status, error["code"]) == (403, "engine_uncounted")
+
+
+async def test_a_tokenizer_makes_it_serve(hosting: Hosting) -> None:
+    """With a tokenizer the same engine serves a paid job, and is billed by the text."""
+    scripted = ScriptedEngine(Script(say(*["The tally stick. "] * 20)))
+    url = await hosting.parts.enter_async_context(oai_server(scripted, form="no usage"))
+    engine = engine_of(HostConfig(engine_urls=(url,), engine_tokenizer=DEMO))
+    host = await hosting.serve(engine)
+    *_, last, _ = await host.ask(await hosting.signer())
+    assert last["tally"]["tokens"] > 20
 
 
 def test_without_an_engine_there_is_nothing_to_sell() -> None:
