@@ -146,7 +146,7 @@ def test_help_is_there_at_once_and_names_every_command() -> None:
     for group, commands in {
         (): ("demo", "devnet", "host", "chat", "job", "withdraw", "doctor", "reconcile", "contracts"),
         ("host",): ("register", "unregister", "payout", "run", "jobs", "pending"),
-        ("contracts",): ("deploy", "check", "source"),
+        ("contracts",): ("deploy", "check", "books", "source"),
         ("job",): ("open", "list", "show", "top-up", "complete", "reclaim", "token"),
     }.items():
         told = CliRunner().invoke(app, [*group, "--help"]).stdout
@@ -204,6 +204,8 @@ def test_a_host_sees_what_it_is_owed_and_that_all_agrees(tally: Tally) -> None:
     assert asset["confirmed"]["amount"] == asset["to_withdraw"] == asset["served"]["amount"]
     assert "nothing is owed" in tally("host", "pending").stdout
     assert "tUSD to withdraw: tally withdraw --asset tUSD" in tally("host", "jobs").stdout
+    books = tally("contracts", "books").stdout
+    assert re.search(r"pass  tUSD held +\S+ tUSD are held, \S+ tUSD owed\n", books)
     assert tally("reconcile").stdout.endswith("chain, ledger and meter agree, to the unit\n")
     with closing(sqlite3.connect(tally.directory / "host" / "ledger.db")) as ledger, ledger:
         ledger.execute("UPDATE jobs SET confirmed_tokens = 100")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.commands.output import AsJson, echo_json, echo_note, judge, show
+from tallystick.commands.output import AsJson, echo_json, echo_note, judge, keep_logs, show
 from tallystick.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +57,18 @@ def contracts_check(rpc_url: RpcUrl = None, as_json: AsJson = False) -> None:
     from tallystick.inspection import inspect
 
     judge(asyncio.run(inspect(_deployer(rpc_url).rpc_url)), as_json)
+
+
+@group.command("books")
+def contracts_books(rpc_url: RpcUrl = None, as_json: AsJson = False) -> None:
+    """Add up what the marketplace owes to everybody, against what it holds. Status 1 if it does not balance.
+
+    Every job that was ever opened is read: it takes a while where there are many.
+    """
+    from tallystick import solvency
+
+    keep_logs(level="warning")
+    judge(solvency.judge(asyncio.run(solvency.audit(_deployer(rpc_url).rpc_url))), as_json)
 
 
 @group.command("source")
