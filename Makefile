@@ -10,7 +10,7 @@ MODEL   := .venv-model/.made
 PROOF   := .venv-proof/.made
 
 .PHONY: help demo test test-contracts contracts-deep test-python lint format abi model lock \
-	faults slither halmos mutate coverage gas clean forge
+	faults crash slither halmos mutate coverage gas clean forge
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -54,6 +54,9 @@ format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can
 
 faults: $(DEV) $(NODE) ## the fault storm, 1 056 seeds: benchmarks/faults.json, docs/faults.md; ARGS="--seed 123" tells one
 	.venv/bin/python -m tests.faults $(ARGS)
+
+crash: $(DEV) $(NODE) ## the crash sweep, 10 000 points: benchmarks/crash.json, docs/crash.md; ARGS="--points 500" for fewer
+	.venv/bin/python -m tests.crash $(ARGS)
 
 abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
 	.venv/bin/python scripts/abi.py

@@ -152,7 +152,9 @@ class Oracle:
     def _at_once(self, calls: Iterable[Any]) -> list[Any]:
         """Many answers in one request. The calls are made in here: outside, web3 would ask each at once."""
         with self._w3.batch_requests() as batch:
-            asked = [batch.add(call) for call in calls]
+            asked = list(calls)
+            for call in asked:
+                batch.add(call)
             return batch.execute() if asked else []
 
     def _credited(self) -> Pair:
