@@ -2,6 +2,7 @@
 
     python -m benchmarks.outage [--jobs 10000]
 
+Writes benchmarks/outage.json and its table in docs/faults.md.
 What settles is a process of its own, whose memory is told: anvil, the endpoint that is down, and the check of
 what became of every job are in this one.
 """
@@ -11,23 +12,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from platform import python_version
 from tempfile import TemporaryDirectory
 
 import structlog
 from eth_utils.conversions import to_hex
 from web3.types import RPCEndpoint
 
+from benchmarks.gas import shown
 from tallystick import gas, proof
 from tallystick.chain import Chain, TxResult, deployment_at
 from tallystick.claims import samples
-from tallystick.devnet import Devnet, account
+from tallystick.devnet import Devnet, account, find_anvil
 from tallystick.endpoint import Asked, Endpoint
 from tallystick.fees import GWEI
 from tallystick.keccak import keccak
@@ -38,6 +43,9 @@ from tallystick.settlement import Settlement
 from tallystick.testing.geth import Upstream
 from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import ZERO_HASH, Job, JobId, Prices, Receipt, Terms, Totals
+
+RECORD = Path(__file__).with_name("outage.json")
+PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 
 HOST, PAYER = account(1), account(2)
 HOUR = 3_600
@@ -255,8 +263,45 @@ async def check(chain: Chain, jobs: int) -> list[TxResult]:
     return [each for each in sent if each is not None]
 
 
+# On paper
+
+
+def record(found: Outage) -> None:
+    """The record, and the table of it."""
+    recorded = {
+        "measured": {
+            "date": datetime.now(UTC).date().isoformat(),
+            "commit": _said("git", "rev-parse", "HEAD"),
+            "python": python_version(),
+            "anvil": _said(find_anvil(), "--version").splitlines()[0],
+        },
+        **asdict(found),
+    }
+    RECORD.write_text(json.dumps(recorded, indent=2) + "\n")
+    PAGE.write_text(shown(PAGE.read_text(), "outage", drawn(found)))
+
+
+def drawn(found: Outage) -> str:
+    """A table of what it took."""
+    rows = {
+        "jobs": f"{found.jobs:,}",
+        "transactions": f"{found.transactions}, of which so many are needed at least: {found.least}",
+        "gas": f"{found.gas:,}",
+        "seconds from the endpoint's return to the last confirmation": f"{found.seconds:.1f}",
+        "requests to the endpoint in that time": f"{found.requests:,}",
+        "memory at most, before the endpoint came back": f"{found.memory_before:.1f} MB",
+        "memory at most, until the end": f"{found.memory_peak:.1f} MB",
+    }
+    return "\n".join(["| | |", "|---|--:|", *(f"| {what} | {value} |" for what, value in rows.items())])
+
+
+def _said(*command: str) -> str:
+    where = Path(__file__).parents[1]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=where).stdout.strip()
+
+
 def main() -> None:
-    """Measures, and prints what it took."""
+    """Measures, and writes what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--gas-cap", type=int, default=networks()[BASE].gas_cap)
@@ -266,7 +311,9 @@ def main() -> None:
         url, directory, gas_cap = asked.settle
         asyncio.run(settle(url, Path(directory), int(gas_cap)))
     else:
-        print(json.dumps(asdict(asyncio.run(measure(asked.jobs, asked.gas_cap))), indent=2))
+        found = asyncio.run(measure(asked.jobs, asked.gas_cap))
+        record(found)
+        print(drawn(found))
 
 
 if __name__ == "__main__":
