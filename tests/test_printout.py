@@ -62,7 +62,7 @@ def looked(*entries: Entry) -> Survey:
         "127.0.0.1:1", head, jobs, frozenset(), 10**18 + 1, earnings, HOST, Gas(10**12, 10**11)
     )
     ledger = LedgerFacts("ledger.db", "", entries, running=True)
-    return Survey(HostConfig(host_address=HOST), HOST, DEPLOYMENT, ledger, chain, NOW, 0.0)
+    return Survey(HostConfig(host_address=HOST), HOST, DEPLOYMENT, ledger, chain, NOW, 0.0, None)
 
 
 def told(survey: Survey, *, ended: bool = False) -> str:

@@ -124,7 +124,7 @@ async def test_a_reorganisation_deeper_than_n_is_named(host: Host) -> None:
         ({"confirmed_tokens": 50}, Kind.UNCONFIRMED),
         ({"settled_tokens": 60, "confirmed_tokens": 100}, Kind.ORDER),
         ({"gross_tokens": 90}, Kind.COUNTS),
-        ({"written_off_tokens": 1}, Kind.WRITTEN_OFF),
+        ({"written_off_tokens": 1, "owner": None}, Kind.WRITTEN_OFF),
         ({"acknowledged_tokens": 99, "gross_tokens": 100}, Kind.POSITIONS),
         ({"receipted_tokens": 99}, Kind.RECEIPT),
         ({"receipt_id": None}, Kind.RECEIPT),

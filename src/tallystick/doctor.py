@@ -369,7 +369,7 @@ def settled(facts: Facts) -> Check:
         job = owing[0]
         seen = f"job {job.id}: {job.due.tokens} tokens are due, {job.confirmed.tokens} are confirmed"
         mend = (
-            "keep the node running; if it stays so, mend gas and RPC_URL: its log says what it waits for"
+            "keep the node running, with gas and RPC_URL; what it waits for says: tally host pending"
             if facts.config.host_private_key is not None
             else "set HOST_PRIVATE_KEY, and restart the node: without it nothing is submitted"
         )

@@ -123,16 +123,13 @@ class Survey:
     """The chain's time; this machine's while the chain is away."""
     clock: float
     """This machine's time, by which the sender notes when an endpoint took something."""
+    thrift: Thrift | None
+    """When the economic policy settles; None: each whole interval is settled."""
 
     @property
     def has_key(self) -> bool:
         """Whether this host can settle at all."""
         return self.config.host_private_key is not None
-
-    @property
-    def thrift(self) -> Thrift | None:
-        """When the economic policy settles; None: each whole interval is settled."""
-        return thrift_of(self.config, self.deployment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +177,14 @@ def _host(config: HostConfig) -> Address:
 async def _survey(config: HostConfig, host: Address, chain: Chain, *, proofs: bool = False) -> Survey:
     head, genesis = await chain.block(), await chain.block(0)
     deployment = chain.deployment
-    whole = thrift_of(config, deployment) is not None
+    thrift = thrift_of(config, deployment)
+    whole = thrift is not None
     ledger = await asyncio.to_thread(read_ledger, config, head.timestamp, whole=whole, proofs=proofs)
     here = deployment.identity(genesis.hash)
     if ledger.identity not in (None, here):
         raise LedgerError(f"the ledger in {ledger.place} is for {ledger.identity}, and RPC_URL is on {here}")
     told = await _ask_chain(chain, host, ledger)
-    return Survey(config, host, deployment, ledger, told, told.head.timestamp, time.time())
+    return Survey(config, host, deployment, ledger, told, told.head.timestamp, time.time(), thrift)
 
 
 async def _without_chain(config: HostConfig, host: Address, error: ChainError) -> Survey:
@@ -196,7 +194,8 @@ async def _without_chain(config: HostConfig, host: Address, error: ChainError) -
     if ledger.identity is None:
         raise error
     deployment = as_deep(config, networks.deployment(int(ledger.identity.partition(":")[0])))
-    return Survey(config, host, deployment, ledger, error, int(now), now)
+    thrift = thrift_of(config, deployment)
+    return Survey(config, host, deployment, ledger, error, int(now), now, thrift)
 
 
 # The ledger
