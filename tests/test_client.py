@@ -66,7 +66,7 @@ async def test_events_tell_what_happens_to_the_money(bench: Bench) -> None:
     heard: list[Any] = []
     async with AsyncSession(deposit="0.00033", host=url, config=config(bench)) as session:
         for kind in ("checkpoint", "settled", "balance_low", "completed"):
-            session.on(kind, heard.append)  # type: ignore[arg-type]
+            session.on(kind, heard.append)
         async for _ in session.chat("Why?", max_tokens=300):
             pass
     kinds = [type(event) for event in heard]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from tallystick.commands import contracts, devnet, host, job
+from tallystick.commands import contracts, devnet, host, job, key
 from tallystick.commands.job import JOB_MAX, Deposit, Host, ModelName
 from tallystick.commands.output import AsJson, echo_json, echo_note, interrupt, judge, keep_logs
 from tallystick.errors import TallystickError
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(host.group, name="host")
 app.add_typer(job.group, name="job")
+app.add_typer(key.group, name="key")
 app.add_typer(contracts.group, name="contracts")
 app.command()(devnet.devnet)
 
@@ -165,6 +167,27 @@ async def _proxy(wanted: Wanted) -> None:
         sys.stdout.flush()
         await asked_to_end.wait()
         echo_note("completing the jobs, so that what was not spent comes back")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="Evidence of a job: `tally job evidence` writes it.")],
+    rpc_url: Annotated[str | None, typer.Option(help="Also hold it against this chain.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check what a session left behind: seal, signatures, transcripts, amounts. Status 1 if anything fails.
+
+    Needs no network and trusts nobody; that its transactions are on the chain is only seen with --rpc-url.
+    """
+    from tallystick import archive
+
+    evidence = archive.read(file)
+    checks = evidence.checks()
+    if rpc_url is not None:
+        checks += asyncio.run(archive.confirmed(evidence, rpc_url))
+    if not as_json:
+        typer.echo(evidence.proves())
+    judge(checks, as_json)
 
 
 Party = Literal["host", "payer", "treasury"]

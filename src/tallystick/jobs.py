@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from tallystick import proof, wallet
+from tallystick import archive, proof, wallet
 from tallystick.config import BEARER_MAX
 from tallystick.contracts import CompletionRequested, ToppedUp
 from tallystick.errors import ConfigError, SessionError
@@ -113,6 +113,15 @@ async def reclaim(number: int) -> dict[str, Any]:
     """Takes the rest of a job back. Raises what `Wallet.reclaim` raises."""
     async with wallet.opened() as purse:
         return completed(await purse.reclaim(await purse.job(JobId(number))))
+
+
+async def evidence(number: int) -> bytes:
+    """What `tally verify` checks: a job of the store with all that was signed and settled."""
+    async with wallet.opened() as purse:
+        stored = purse.stored(JobId(number))
+        if stored is None:
+            raise SessionError(f"the session key of job {number} is not in {purse.store.path}")
+        return await archive.gather(purse.chain, purse.store, stored)
 
 
 async def token(number: int, hours: float | None) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from tallystick import frames, opening, pricing, proof, wire
+from tallystick import archive, frames, opening, pricing, proof, wire
 from tallystick.chain import Chain
 from tallystick.config import BEARER
 from tallystick.countersign import Countersigner, Overcount
@@ -448,6 +448,7 @@ class Session:
                 f"ask on chain: tally job complete {self.job.id} --on-chain"
             ) from None
         await asyncio.to_thread(self._store.end, self._stored.signer)
+        await archive.keep(self._chain, self._store, self._stored)
         return completion
 
     async def _end(self) -> None:

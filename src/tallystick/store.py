@@ -187,6 +187,21 @@ class Store:
         found = self._read(query)
         return _stored_receipt(found[0]) if found else None
 
+    def receipts(self, signer: Address) -> list[StoredReceipt]:
+        """All receipts of a job, in the order in which they were signed."""
+        query = receipts.select().where(receipts.c.signer == signer).order_by(receipts.c.number)
+        return [_stored_receipt(row) for row in self._read(query)]
+
+    def keep(self, name: str, content: bytes) -> Path:
+        """Keeps a file beside the store, whole or not at all: where it is."""
+        path = self.path.parent / "evidence" / name
+        with told(path):
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            unfinished = path.with_suffix(".part")
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+        return path
+
     def acknowledged(self, signer: Address, transcript: bytes) -> Totals | None:
         """What the receipt with this transcript acknowledged; None if it was not signed from this store."""
         query = receipts.select().where(receipts.c.signer == signer).order_by(receipts.c.number.desc())

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from getpass import getpass
 
-from tallystick import opening, pricing, proof
+from tallystick import archive, opening, pricing, proof
 from tallystick.caps import Caps
 from tallystick.chain import Chain, TxResult, deployment_at
 from tallystick.config import PayerConfig, Secret, http_url
@@ -171,6 +171,7 @@ class Wallet:
         result = await self.transact(self.chain.reclaim(job.id))
         if (stored := self.stored(job.id)) is not None:
             await asyncio.to_thread(self.store.end, stored.signer)
+            await archive.keep(self.chain, self.store, stored)
         return next(event for event in result.events if isinstance(event, Completion))
 
     async def jobs(self, *, ended: bool = False) -> list[tuple[StoredJob, Job | None]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tallystick.commands.output import AsJson, echo_json, echo_note, show
+from tallystick.errors import ConfigError
 
 group = typer.Typer(no_args_is_help=True, help="A payer's jobs: open, look, add to, complete, reclaim.")
 
@@ -117,6 +119,27 @@ def job_reclaim(job_id: JobNumber, as_json: AsJson = False) -> None:
     from tallystick import jobs
 
     show(asyncio.run(jobs.reclaim(job_id)), as_json)
+
+
+@group.command("evidence")
+def job_evidence(
+    job_id: JobNumber,
+    file: Annotated[Path | None, typer.Argument(help="Where to write it; by default it is printed.")] = None,
+) -> None:
+    """Write what was signed, acknowledged, settled and refunded, for `tally verify`.
+
+    A job that is complete has left its evidence in PAYER_DATA_DIR already.
+    """
+    from tallystick import jobs
+
+    content = asyncio.run(jobs.evidence(job_id))
+    if file is None:
+        typer.echo(content.decode(), nl=False)
+        return
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
 
 
 @group.command("token")
