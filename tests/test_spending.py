@@ -295,8 +295,9 @@ async def test_a_job_completed_by_hand_takes_no_more_requests(bench: Bench) -> N
         completion = await spends.complete(job.id)
         assert completion.refund == pricing.refund(DEPOSIT, total, job.prices)
         assert spends.jobs == []
-        with pytest.raises(SessionError, match="is closed"):
+        with pytest.raises(Refusal) as refused:
             await spends.complete(job.id)
+        assert refused.value.code == "job_closed"
 
 
 async def test_a_job_of_the_command_line_is_added_to_and_completed_by_hand(bench: Bench) -> None:

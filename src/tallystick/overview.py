@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from tallystick import jobs, pricing, proof, wire
-from tallystick.errors import SessionError, TallystickError
+from tallystick.errors import Refusal, TallystickError
 from tallystick.gateway import problem_of
 from tallystick.spending import InUse, Spender
 from tallystick.store import StoredJob
@@ -144,10 +144,10 @@ class Overview:
         return left if used is None else min(left, job.deposit - used.session.owed)
 
     async def evidence(self, job_id: JobId) -> Told:
-        """A job with the last receipt, what acknowledged it, and what was paid. SessionError if not ours."""
+        """A job with the last receipt, what acknowledged it, and what was paid. Refusal `job_unknown`."""
         chain, stored = self._wallet.chain, self._wallet.stored(job_id)
         if stored is None:
-            raise SessionError(f"job {job_id} is not in the store of this payer")
+            raise Refusal("job_unknown", f"Job {job_id} is not in the store of this payer.")
         job = await self._wallet.job(job_id)
         last = await asyncio.to_thread(self._wallet.store.last, stored.signer)
         completion = await chain.completion(job_id)

@@ -24,7 +24,7 @@ from tallystick import caps as rules
 from tallystick import opening, proof
 from tallystick.caps import Caps, Purse, Stake
 from tallystick.contracts import CompletionRequested
-from tallystick.errors import Refusal, SessionError, TallystickError
+from tallystick.errors import Refusal, TallystickError
 from tallystick.opening import Quote
 from tallystick.session import Event, Session, Stopped
 from tallystick.store import StoredJob
@@ -336,7 +336,7 @@ class Spender:
             return (await self._open(model, deposit, deposit)).session.job
 
     async def top_up(self, job_id: JobId, units: int) -> Job:
-        """Adds `units` base units to a job. Refusal `cap_reached`; SessionError if it takes none."""
+        """Adds `units` base units to a job. Refusal `cap_reached`, or `asset_not_accepted`."""
         async with self._at_hand(job_id) as used, self._money:
             day = await self.today()
             await self._hold(used, day)
@@ -374,14 +374,16 @@ class Spender:
     async def _at_hand(self, job_id: JobId) -> AsyncIterator[InUse]:
         """A job in use, or else one of the store, and nobody else sees to it meanwhile.
 
-        SessionError for a closed one, or none of this payer's.
+        Refusal `job_closed`, or `job_unknown` for none of this store.
         """
         stored = self.wallet.stored(job_id)
-        async with self._turns[stored.model if stored else ""]:
+        if stored is None:
+            raise Refusal("job_unknown", f"Job {job_id} is not in the store of this payer.")
+        async with self._turns[stored.model]:
             used = next((used for used in self.jobs if used.session.job.id == job_id), None)
             used = used or InUse(await self.wallet.resume(job_id), 0.0)
             if used.session.job.status is JobStatus.CLOSED:
-                raise SessionError(f"job {job_id} is closed: what was not spent has come back")
+                raise Refusal("job_closed")
             try:
                 yield used
             finally:
@@ -392,7 +394,7 @@ class Spender:
         """Has a job staked that may not be yet: its deposit counts from now on."""
         job, stored = used.session.job, self.wallet.stored(used.session.job.id)
         if job.asset != self.asset:
-            raise SessionError(f"job {job.id} is paid in {job.asset}, and the caps are not in that")
+            raise Refusal("asset_not_accepted", f"Job {job.id} is paid in {job.asset}; the caps are not.")
         if stored is None or not await self._adopt(stored, job):
             raise Refusal("cap_reached", f"What is in job {job.id} is more than --max-per-day leaves.")
 

@@ -36,6 +36,11 @@ export function shown(digits, asset) {
   return `${aligned(digits, asset.decimals)} ${asset.symbol}`;
 }
 
+/** An amount in a sentence: "2 tUSD". */
+export function plain(digits, asset) {
+  return `${digits} ${asset.symbol}`;
+}
+
 /** The sum of amounts of one asset. */
 export function sum(all, decimals) {
   return digits(all.reduce((total, each) => total + units(each, decimals), 0n), decimals);

@@ -1,6 +1,6 @@
 // The conversation: what was asked, what comes, what it costs and how far it is signed for.
 
-import { cost, shown } from "./amounts.js";
+import { cost, plain, shown } from "./amounts.js";
 import { chat } from "./proxy.js";
 import { announce, fillProblem, put, stamp } from "./show.js";
 
@@ -114,16 +114,14 @@ export function standing(now) {
 }
 
 function promise(now) {
-  return `The first message opens a job: at most ${shown(now.cap_deposit, now.asset)} wait in escrow, `
-    + "both sides count, and what was not spent comes back.";
+  return `At most ${plain(now.cap_deposit, now.asset)} in escrow, at most ${plain(now.cap_day, now.asset)} a day.`;
 }
 
 function price() {
   const model = overview?.models.find((each) => each.name === view.model.value);
   if (!model) return;
   const { asset } = overview;
-  put(document, "#price", `${shown(model.price, asset)} a million tokens, `
-    + `${shown(model.prompt_price, asset)} a million prompt tokens.`);
+  put(document, "#price", `A million tokens: ${plain(model.price, asset)}, of the prompt ${plain(model.prompt_price, asset)}`);
 }
 
 /** Something happened to a job. */

@@ -1,6 +1,6 @@
 // What the payer does about its money: a dialog for each action that wants an answer.
 
-import { shown } from "./amounts.js";
+import { plain, shown } from "./amounts.js";
 import { act, ask, onLocked, useKey } from "./proxy.js";
 import { announce, fillProblem, put, when } from "./show.js";
 
@@ -36,7 +36,7 @@ export function open(now, then) {
   dialog.querySelector("select").replaceChildren(...now.models.map((each) => new Option(each.name, each.name)));
   dialog.querySelector("input").value = now.opening_most;
   put(dialog, ".symbol", asset.symbol);
-  put(dialog, "#opening-most", `At most ${shown(now.opening_most, asset)}: --deposit and --max-per-day leave no more.`);
+  put(dialog, "#opening-most", most(now.opening_most, asset));
   show(dialog, async (form) => {
     const job = await act("/page/jobs", { model: form.get("model"), deposit: form.get("amount").trim() });
     await then();
@@ -44,11 +44,18 @@ export function open(now, then) {
   });
 }
 
+/** What the caps leave. */
+function most(digits, asset) {
+  return digits === "0"
+    ? "The proxy's caps leave nothing more: start it with a higher --deposit or --max-per-day."
+    : `At most ${plain(digits, asset)}, as the proxy's --deposit and --max-per-day are.`;
+}
+
 function topUp(job, now, then) {
   const dialog = dialogs.topping;
   put(dialog, ".number", job.job_id);
   put(dialog, ".symbol", job.symbol);
-  put(dialog, "#topping-most", `At most ${shown(job.top_up_most, now.asset)}: --deposit and --max-per-day leave no more.`);
+  put(dialog, "#topping-most", most(job.top_up_most, now.asset));
   dialog.querySelector("input").value = "";
   show(dialog, async (form) => {
     await act(`/page/jobs/${job.job_id}/top-up`, { amount: form.get("amount").trim() });

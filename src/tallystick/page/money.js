@@ -13,6 +13,7 @@ const view = {
   trouble: document.querySelector("#trouble"),
   happened: document.querySelector("#happened"),
   nothing: document.querySelector("#nothing"),
+  later: document.querySelector("#later"),
 };
 
 /** Shows how things stand. `act(action, job)` is called for what the payer wants of a job. */
@@ -23,6 +24,7 @@ export function standing(now, act) {
   fillProblem(view.trouble, trouble(now));
   view.open.disabled = now.models.length === 0;
   view.none.hidden = open.length > 0;
+  view.later.hidden = false;
   rows(view.jobs, open, now, act);
   rows(view.closed, closed, now, act);
   put(document, "#closed-count", closed.length ? `(${closed.length})` : "(none)");
@@ -35,8 +37,8 @@ function sums(now, open) {
   put(document, "#wallet", shown(now.wallet, asset));
   put(document, "#escrow", shown(escrow, asset));
   put(document, "#refundable", shown(sum(open.map((job) => job.refundable), asset.decimals), asset));
-  put(document, "#staked", shown(less(now.cap_day, now.room, asset.decimals), asset));
   put(document, "#cap-day", shown(now.cap_day, asset));
+  put(document, "#room", shown(now.room, asset));
   view.kept.hidden = now.kept === "0";
   put(view.kept, "span", `${shown(now.kept, asset)} came back and wait in the contract.`);
 }

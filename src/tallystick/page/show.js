@@ -2,7 +2,7 @@
 
 const MOVES = { payer: "Your move", host: "The host's move", nobody: "Nobody's move" };
 const status = document.querySelector("#status");
-const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const DATE = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
 /** A copy of what a template holds. */
