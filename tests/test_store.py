@@ -4,10 +4,16 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
+from tallystick import wire
+from tallystick.caps import Stake
 from tallystick.errors import LedgerError
-from tallystick.store import Store, StoredJob
+from tallystick.store import REVISION, Store, StoredJob, jobs, metadata, receipts
 from tallystick.types import Ack, Address, JobId, Position, Receipt, RequestId, Totals
 
 CONTRACT = Address("0x" + "22" * 20)
@@ -85,3 +91,71 @@ def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:
     (tmp_path / "payer.db").write_bytes(b"this is no database, and long enough to be looked at as one" * 20)
     with pytest.raises(LedgerError, match="PAYER_DATA_DIR"):
         Store(tmp_path)
+
+
+def test_the_migrations_build_the_tables(tmp_path: Path) -> None:
+    """The tables in the code and those that the migrations leave behind are the same."""
+    Store(tmp_path).close()
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'payer.db'}")
+    options = {"compare_type": True, "compare_server_default": True}
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts=options)
+        assert context.get_current_revision() == REVISION
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_a_store_from_before_there_were_revisions_goes_on(tmp_path: Path) -> None:
+    """What an earlier program wrote is there, keys and receipts alike."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'payer.db'}")
+    metadata.create_all(engine, [jobs, receipts])
+    engine.dispose()
+    _write_a_job(tmp_path)
+    store = Store(tmp_path)
+    last = store.last(SIGNER)
+    assert last is not None
+    assert last.receipt == receipt(25)
+    assert store.stakes(31337, CONTRACT) == []
+
+
+def _write_a_job(directory: Path) -> None:
+    """As the program did that knew no revisions: rows as they are today."""
+    row = {column.name: getattr(OPENING, column.name) for column in jobs.columns}
+    signed = orjson.dumps(wire.receipt_out(receipt(25)))
+    engine = sa.create_engine(f"sqlite:///{directory / 'payer.db'}")
+    with engine.begin() as connection:
+        connection.execute(jobs.insert().values(**row))
+        connection.execute(
+            receipts.insert().values(
+                signer=SIGNER,
+                number=1,
+                body=signed,
+                acknowledged_prompt_tokens=12,
+                acknowledged_tokens=25,
+            )
+        )
+    engine.dispose()
+
+
+def test_a_store_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    """Rather than write what it does not understand, the program says so."""
+    Store(tmp_path).close()
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'payer.db'}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(LedgerError, match="another version"):
+        Store(tmp_path)
+
+
+def test_what_a_job_may_cost_is_written_with_its_key(tmp_path: Path) -> None:
+    """A stake is there with the key, changes, goes where the opening failed; amounts beyond 2^63 are kept."""
+    store = Store(tmp_path)
+    stake = Stake(SIGNER, CONTRACT, "2027-01-15", 0, 2**95)
+    store.opening(OPENING, stake)
+    assert store.stakes(31337, CONTRACT) == [stake]
+    assert store.stakes(8453, CONTRACT) == []
+    store.stake(replace(stake, began=5, most=2**96 - 1))
+    assert store.stakes(31337, CONTRACT) == [replace(stake, began=5, most=2**96 - 1)]
+    store.unstake(SIGNER)
+    assert store.stakes(31337, CONTRACT) == []

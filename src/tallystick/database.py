@@ -126,6 +126,24 @@ def lock(directory: Path) -> int:
     return file
 
 
+def migrate(connection: Connection, scripts: Path, revision: str, name: str) -> None:
+    """Brings a database up to a revision of those scripts.
+
+    LedgerError, with its `name`, if it is at one that this program does not know.
+    """
+    # Imported here: it takes longer than all the rest of opening.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        raise LedgerError(f"{name} was written by another version of this program: {error}") from error
+
+
 def begin_migrating(connection: Connection) -> None:
     """Has other processes that start now wait until this transaction is over, however long that takes."""
     if connection.dialect.name == "postgresql":

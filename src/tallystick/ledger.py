@@ -434,14 +434,4 @@ class Ledger:
 
 def migrate(connection: Connection, revision: str = "head") -> None:
     """Brings the tables up to a revision. LedgerError if they are of one that this program does not know."""
-    # Imported here: it takes longer than all the rest of opening.
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util import CommandError
-
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    try:
-        command.upgrade(config, revision)
-    except CommandError as error:
-        raise LedgerError(f"the ledger was written by another version of this program: {error}") from error
+    database.migrate(connection, _MIGRATIONS, revision, "the ledger")

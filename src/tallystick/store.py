@@ -19,10 +19,14 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from tallystick import wire
+from tallystick import database, wire
 from tallystick.caps import Stake
 from tallystick.errors import LedgerError
 from tallystick.types import Ack, Address, JobId, Receipt, Totals
+
+MIGRATIONS = Path(__file__).parent / "migrations" / "payer"
+REVISION = "0002"
+"""The newest of them: what a store is brought to when it is opened."""
 
 metadata = sa.MetaData()
 
@@ -99,7 +103,10 @@ class Store:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             self._engine = sa.create_engine(f"sqlite:///{self.path}")
             sa.event.listen(self._engine, "connect", _durable)
-            metadata.create_all(self._engine)
+            with self._engine.begin() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                if _revision(connection) != REVISION:
+                    database.migrate(connection, MIGRATIONS, "head", f"the payer's store {self.path}")
 
     def close(self) -> None:
         """Closes the file."""
@@ -231,6 +238,14 @@ def told(path: Path) -> Iterator[None]:
         raise LedgerError(
             f"the payer's store {path} cannot be used: {cause}; check PAYER_DATA_DIR"
         ) from error
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    """What a store is at; None: it is new, or from before there were revisions."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return found
 
 
 def _durable(connection: Any, _record: Any) -> None:
