@@ -155,12 +155,12 @@ def test_a_report_says_what_differs_and_whose_move_it_is() -> None:
     assert fits(text)
     assert text.index("receipt_unusable") < text.index("under way") < text.index("claimable")
     assert "your move: look for it" in text
-    assert "  is not 0.00008 tUSD in the contract" in text
+    assert "   !=   0.00008 tUSD  in the contract" in text
     assert text.endswith("2 differences")
     agreeing = replace(report, differences=differences[:1], balances=(Balance(DOLLAR, 90, 9, 81),))
     text = "\n".join(printout.report(agreeing))
     assert text.endswith("chain, ledger and meter agree, but for 1 under way")
-    assert "  = 0.000081 tUSD in the contract" in text
+    assert "    =  0.000081 tUSD  in the contract" in text
     out = json.loads(json.dumps(printout.report_out(report)))
     assert (out["agrees"], [each["kind"] for each in out["differences"]]) == (
         False,

@@ -326,13 +326,13 @@ def _difference(each: Difference) -> Iterator[str]:
 
 
 def _balance(survey: Survey, balance: Balance) -> Iterator[str]:
-    def told(units: int) -> str:
-        return prospects.amount(survey, balance.asset, units)
-
-    equal = "=" if balance.paid - balance.withdrawn == balance.held else "is not"
-    yield f"{told(balance.paid)} paid by jobs"
-    yield f"  - {told(balance.withdrawn)} withdrawn"
-    yield f"  {equal} {told(balance.held)} in the contract"
+    amounts = (balance.paid, balance.withdrawn, balance.held)
+    told = [prospects.amount(survey, balance.asset, units) for units in amounts]
+    width = max(map(len, told))
+    signs = ("", "-", "=" if balance.paid - balance.withdrawn == balance.held else "!=")
+    meanings = ("paid by jobs", "withdrawn", "in the contract")
+    for sign, amount, meaning in zip(signs, told, meanings, strict=True):
+        yield f"{sign:>5}  {amount:>{width}}  {meaning}"
 
 
 def _verdict(found: Report) -> str:
