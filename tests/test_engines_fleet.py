@@ -79,9 +79,13 @@ async def test_the_least_busy_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "failure", [EngineUnavailable("loading"), EngineFalseStart("crash")], ids=["down", "false start"]
+    ("failure", "code"),
+    [
+        (EngineUnavailable("loading"), "engine_unavailable"),
+        (EngineFalseStart("crash"), "engine_false_start"),
+    ],
 )
-async def test_a_false_start_goes_to_another(failure: EngineError) -> None:
+async def test_a_false_start_goes_to_another(failure: EngineError, code: str) -> None:
     """A request whose engine fails before its first token is made by another, and nobody notices."""
     engines = [Breaking(), Breaking()]
     async with together(*engines, pause=60) as fleet:
@@ -90,7 +94,17 @@ async def test_a_false_start_goes_to_another(failure: EngineError) -> None:
         engines[1].failure = None
         assert [text(await read(fleet)) for _ in range(3)] == ["fine"] * 3
         assert (served(engines[0]), served(engines[1])) == (1, 3)
-        assert [each.why for each in fleet.health()] == ["engine_unavailable", None]
+        assert [each.why for each in fleet.health()] == [code, None]
+
+
+async def test_a_request_that_fails_keeps_no_engine_from_others() -> None:
+    """A failure that a request may have brought about is looked into at once: who works is back."""
+    poison = Script((EngineFalseStart("such a grammar"),))
+    engines = [ScriptedEngine(PROBE, poison, PROBE) for _ in range(2)]
+    async with together(*engines, pause=60) as fleet:
+        with pytest.raises(EngineFalseStart):
+            await read(fleet)
+        await until(lambda: fleet.health() == [Health(0, None)] * 2)
 
 
 async def test_an_engine_is_tried_again() -> None:
@@ -115,9 +129,9 @@ async def test_a_single_engine_is_asked_though_it_failed() -> None:
     engine = Breaking()
     async with together(engine, pause=60) as fleet:
         engine.failure = EngineFalseStart("crash")
-        with pytest.raises(EngineUnavailable):
+        with pytest.raises(EngineFalseStart):
             await read(fleet)
-        assert fleet.health() == [Health(0, "engine_unavailable")]
+        assert fleet.health() == [Health(0, "engine_false_start")]
         engine.failure = None
         assert text(await read(fleet)) == "fine"
         assert fleet.health() == [Health(0, None)]

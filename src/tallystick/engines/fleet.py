@@ -13,7 +13,14 @@ import structlog
 from tallystick.engine import Engine, Health, Piece
 from tallystick.engines.http import HttpEngine
 from tallystick.engines.tokenizer import Tokenizer
-from tallystick.errors import EngineError, EngineRefused, EngineUnavailable, EngineUncounted
+from tallystick.errors import (
+    EngineEmpty,
+    EngineError,
+    EngineFalseStart,
+    EngineRefused,
+    EngineUnavailable,
+    EngineUncounted,
+)
 
 FIRST_PAUSE = 1.0
 """Seconds until an engine that failed is tried again; twice as long each time that it fails anew."""
@@ -188,21 +195,25 @@ class Fleet(Engine):
         member.failure = error
         if member.mending is not None and not member.mending.done():
             return
-        now = asyncio.get_running_loop().time()
-        member.pause = member.pause * 2 if now - member.mended_at < LAST_PAUSE else self._pause
+        member.pause = self._pause_after(member, error)
         log.warning("engine.set_aside", url=member.engine.url, code=error.code, error=str(error))
         member.mending = asyncio.create_task(self._mend(member), name="trying an engine again")
+
+    def _pause_after(self, member: Member, error: EngineError) -> float:
+        if _is_the_request_s(error):
+            return 0
+        now = asyncio.get_running_loop().time()
+        return max(member.pause * 2, self._pause) if now - member.mended_at < LAST_PAUSE else self._pause
 
     async def _mend(self, member: Member) -> None:
         """Tries an engine until it works again."""
         while member.failure is not None:
-            member.pause = min(member.pause, LAST_PAUSE)
-            await asyncio.sleep(member.pause)
+            await asyncio.sleep(min(member.pause, LAST_PAUSE))
             try:
                 await member.engine.start()
             except EngineError as error:
                 log.debug("engine.still_failing", url=member.engine.url, error=str(error))
-                member.pause *= 2
+                member.pause = min(max(member.pause * 2, self._pause), LAST_PAUSE)
             else:
                 self._take_back(member)
 
@@ -211,3 +222,8 @@ class Fleet(Engine):
             log.info("engine.back", url=member.engine.url)
             member.failure = None
             member.mended_at = asyncio.get_running_loop().time()
+
+
+def _is_the_request_s(error: EngineError) -> bool:
+    """True for what a request may have brought about: no payer is to keep an engine from the others."""
+    return isinstance(error, (EngineFalseStart, EngineEmpty)) or type(error) is EngineError

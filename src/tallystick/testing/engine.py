@@ -24,7 +24,7 @@ from aiohttp import web
 from tallystick.engine import Engine, Piece
 from tallystick.engines.dialect import LlamaCpp, is_chat
 from tallystick.engines.reading import Reading
-from tallystick.errors import EngineError, EngineRefused
+from tallystick.errors import EngineError, EngineFalseStart, EngineRefused
 from tallystick.transcript import prompt_hash
 from tallystick.wire import MAX_BODY, SSE_DONE, sse
 
@@ -308,8 +308,9 @@ async def oai_server(
 
     It always streams. An HttpEngine that starts there has a few tokens made, and so takes the first script.
 
-    Errors of the script become what they are on a wire: EngineRefused a 400, any other first one a 503, and a
-    later one a connection that breaks. With `api_key`, who does not bring it gets a 401.
+    Errors of the script become what they are on a wire: EngineRefused a 400, EngineFalseStart a 500, any
+    other first one a 503, a later one a connection that breaks. With `api_key`, who does not bring it gets a
+    401.
     """
     server = _Server(engine, form, api_key)
     app = web.Application(client_max_size=MAX_BODY, middlewares=[server.guard])
@@ -361,7 +362,7 @@ class _Server:
         except EngineRefused as error:
             return _error(400, error.detail)
         except EngineError as error:
-            return _error(503, str(error))
+            return _error(500 if isinstance(error, EngineFalseStart) else 503, str(error))
 
     async def models(self, request: web.Request) -> web.Response:
         # `max_model_len` is vLLM's; llama.cpp tells its context in `/props`, Ollama nowhere.
