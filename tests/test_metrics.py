@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tallystick.engine import Health
 from tallystick.errors import EngineError
+from tallystick.peer import from_here
 from tallystick.policy import Policy
 from tallystick.testing.engine import Script, ScriptedEngine, say
 from tests.hosting import Host, Hosting
@@ -83,6 +85,25 @@ async def test_a_stranger_gets_nothing(hosting: Hosting) -> None:
     host = await hosting.serve()
     async with host.http.get("/metrics", headers={"X-Forwarded-For": "203.0.113.7"}) as answer:
         assert answer.status == 404
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "here"),
+    [
+        ("127.0.0.1", [], True),
+        ("::ffff:127.0.0.1", [], True),
+        ("::1", [], True),
+        (None, [], True),
+        ("10.0.0.7", [], False),
+        ("::ffff:10.0.0.7", [], False),
+        ("127.0.0.1", [(b"x-real-ip", b"127.0.0.1")], False),
+        ("127.0.0.1", [(b"forwarded", b"for=127.0.0.1")], False),
+    ],
+)
+def test_who_is_of_this_machine(peer: str | None, headers: list[tuple[bytes, bytes]], here: bool) -> None:
+    """A connection of loopback, or of a local socket, that no proxy has made for somebody else."""
+    client = (peer, 50_000) if peer is not None else None
+    assert from_here({"type": "http", "client": client, "headers": headers}) == here
 
 
 async def test_the_page_of_the_docs_has_them_all(hosting: Hosting) -> None:
