@@ -660,6 +660,14 @@ def test_a_fault_in_the_log_shows_no_key(capsys: pytest.CaptureFixture[str], as_
     assert not shows_a_key(told)
 
 
+def test_what_is_logged_leaves_the_output_alone(tally: Tally) -> None:
+    """An endpoint that is set aside is told on standard error; what is printed for programs stays JSON."""
+    away = f"http://127.0.0.1:9,{tally.devnet.rpc_url}"
+    done = tally("host", "register", "--json", settings={"RPC_URL": away})
+    assert json.loads(done.stdout)["host"] == HOST.address
+    assert "endpoint.set_aside" in done.stderr
+
+
 def test_a_host_names_a_payout_address_and_leaves(tally: Tally) -> None:
     """It is shown, changed when it is agreed to, from then on by the new one alone; leaving ends no job."""
     tally("host", "register")

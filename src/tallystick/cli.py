@@ -28,7 +28,8 @@ class Commands(TyperGroup):
     """Commands whose expected errors are told in a line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command that was named."""
+        """Runs the command that was named. What is logged leaves its output alone."""
+        keep_logs(level="warning")
         try:
             return super().invoke(ctx)
         except TallystickError as error:
@@ -167,6 +168,28 @@ async def _proxy(wanted: Wanted) -> None:
         sys.stdout.flush()
         await asked_to_end.wait()
         echo_note("completing the jobs, so that what was not spent comes back")
+
+
+@app.command()
+def hosts(
+    model: Annotated[str | None, typer.Option(help="Only who sells this model.")] = None,
+    asset: Annotated[str | None, typer.Option(help="Symbol or address; by default the dollar.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the registered hosts with what they sell, cheapest first; and who cannot be used, and why."""
+    from tallystick import jobs
+
+    found = asyncio.run(jobs.hosts(model, asset))
+    if as_json:
+        echo_json(found)
+        return
+    for each in found["offers"]:
+        prices = f"{each['price']} generated, {each['prompt_price']} prompt, a million"
+        typer.echo(f"{each['model']:<24}  {prices}  {each['endpoint']}  {each['host']}")
+    for each in found["unusable"]:
+        typer.echo(f"{each['host']}  {each['endpoint']}  unusable: {each['trouble']}", err=True)
+    if found["offers"]:
+        typer.echo("talk to one: tally proxy --host URL")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.commands.output import AsJson, echo_json, echo_note, judge, keep_logs, show
+from tallystick.commands.output import AsJson, echo_json, echo_note, judge, show
 from tallystick.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def contracts_books(rpc_url: RpcUrl = None, as_json: AsJson = False) -> None:
     """
     from tallystick import solvency
 
-    keep_logs(level="warning")
     judge(solvency.judge(asyncio.run(solvency.audit(_deployer(rpc_url).rpc_url))), as_json)
 
 

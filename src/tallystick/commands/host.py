@@ -34,7 +34,6 @@ def register(
     """
     from tallystick import registration
 
-    keep_logs(level="warning")
     done = asyncio.run(registration.register(endpoint, model))
     if as_json:
         echo_json(done.told())
@@ -49,7 +48,6 @@ def unregister(as_json: AsJson = False) -> None:
     """Take the host off the registry: no new job can be opened with it. Those that there are go on."""
     from tallystick import registration
 
-    keep_logs(level="warning")
     host, tx = asyncio.run(registration.unregister())
     if as_json:
         echo_json({"host": host, "tx": tx})
@@ -78,7 +76,6 @@ def payout(
         if not yes:
             typer.confirm("Change it?", abort=True, err=as_json)
 
-    keep_logs(level="warning")
     told = asyncio.run(registration.payout(to, host, agree))
     if as_json:
         echo_json(told.told())
