@@ -31,6 +31,7 @@ from tallystick.contracts import (
     Created,
     Event,
     Registered,
+    Unregistered,
     Updated,
     decode_revert,
     job_state,
@@ -265,6 +266,18 @@ class Chain(Contracts):
         if not told:
             raise self._lagging(f"host {host} but not its metadata")
         return told[-1]
+
+    async def hosts(self) -> dict[Address, str]:
+        """The hosts that are registered, longest known first, each with how it describes itself."""
+        topics = [[topic("NodeRegistered"), topic("NodeUpdated"), topic("NodeUnregistered")]]
+        first, last = self.deployment.from_block, await self.block_number()
+        told: dict[Address, str] = {}
+        for event in await self._events(self.deployment.registry, topics, first, last):
+            if isinstance(event, Registered | Updated):
+                told[event.host] = event.metadata
+            elif isinstance(event, Unregistered):
+                told.pop(event.host, None)
+        return told
 
     # Balances, in base units
 

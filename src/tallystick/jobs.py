@@ -10,13 +10,15 @@ from typing import Any
 
 import aiohttp
 
-from tallystick import archive, proof, wallet
-from tallystick.config import BEARER_MAX
+from tallystick import archive, discovery, proof, wallet
+from tallystick.chain import Chain, deployment_at
+from tallystick.config import BEARER_MAX, PayerConfig
 from tallystick.contracts import CompletionRequested, ToppedUp
+from tallystick.discovery import Offer
 from tallystick.errors import ConfigError, SessionError
 from tallystick.session import Session
 from tallystick.store import StoredJob
-from tallystick.types import Completion, Job, JobId, JobStatus, Settlement, Totals
+from tallystick.types import Address, Completion, Job, JobId, JobStatus, Settlement, Totals
 from tallystick.wallet import Say, Wallet
 
 HOUR = 3600
@@ -54,8 +56,8 @@ async def show(number: int) -> dict[str, Any]:
         completion = await purse.chain.completion(job_id)
         return {
             **facts(job),
-            "settlements": [settlement(each) for each in settlements],
-            "completion": completion and completed(completion),
+            "settlements": [_settlement(each) for each in settlements],
+            "completion": completion and _completed(completion),
             "host_view": await _host_view(purse, job),
         }
 
@@ -84,7 +86,7 @@ async def complete(number: int, say: Say) -> dict[str, Any]:
         completion = await purse.chain.completion(session.job.id)
         if completion is not None:
             await asyncio.to_thread(purse.store.end, session.job.signer)
-        return completed(completion or await _ended(session, say))
+        return _completed(completion or await _ended(session, say))
 
 
 async def _ended(session: Session, say: Say) -> Completion:
@@ -112,7 +114,33 @@ async def complete_on_chain(number: int) -> dict[str, Any]:
 async def reclaim(number: int) -> dict[str, Any]:
     """Takes the rest of a job back. Raises what `Wallet.reclaim` raises."""
     async with wallet.opened() as purse:
-        return completed(await purse.reclaim(await purse.job(JobId(number))))
+        return _completed(await purse.reclaim(await purse.job(JobId(number))))
+
+
+async def hosts(model: str | None, asset: str | None) -> dict[str, Any]:
+    """What registered hosts sell in an asset, cheapest first; and who cannot be used, and why."""
+    config = PayerConfig.from_env()
+    async with Chain(config.rpc_url, await deployment_at(config.rpc_url)) as chain:
+        paid_in = wallet.named_asset(chain, asset) if asset else config.asset or wallet.dollar(chain)
+        found = await discovery.listings(chain)
+        return {
+            "offers": [_offered(chain, offer, paid_in) for offer in discovery.offers(found, paid_in, model)],
+            "unusable": [
+                {"host": each.host, "endpoint": each.endpoint, "trouble": each.trouble}
+                for each in found
+                if each.quote is None
+            ],
+        }
+
+
+def _offered(chain: Chain, offer: Offer, asset: Address) -> dict[str, Any]:
+    return {
+        "model": offer.model,
+        "price": wallet.money(chain, asset, offer.prices.per_million),
+        "prompt_price": wallet.money(chain, asset, offer.prices.prompt_per_million),
+        "endpoint": offer.listing.endpoint,
+        "host": offer.listing.host,
+    }
 
 
 async def evidence(number: int) -> bytes:
@@ -162,12 +190,12 @@ def totals(of: Totals) -> dict[str, int]:
     return {"prompt_tokens": of.prompt_tokens, "tokens": of.tokens}
 
 
-def settlement(of: Settlement) -> dict[str, Any]:
+def _settlement(of: Settlement) -> dict[str, Any]:
     """What one settlement paid, and where."""
     return {**totals(of.totals), "host": of.host_amount, "treasury": of.fee, "tx": of.tx}
 
 
-def completed(completion: Completion) -> dict[str, Any]:
+def _completed(completion: Completion) -> dict[str, Any]:
     """How a job was closed."""
     return {
         "job_id": completion.job_id,

@@ -1,0 +1,201 @@
+"""Which hosts there are: found in the registry, asked for their signed quotes, ordered by price.
+
+The registry holds what strangers wrote. So what is fetched is https from a public address, small, soon there,
+and led nowhere else; a quote counts only if the registered host signed it, and it is good now. On a devnet,
+and there alone, a host may be on this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from tallystick import proof, quote
+from tallystick.chain import Chain
+from tallystick.config import http_url
+from tallystick.errors import ReceiptError, SessionError
+from tallystick.networks import DEVNET, Deployment
+from tallystick.opening import Quote, quote_in
+from tallystick.types import Address, Prices
+
+MAX_QUOTE = 4096
+"""Bytes of a quote that are read."""
+PATIENCE = 5.0
+"""Seconds that a host has to answer in, name and connection included."""
+AT_ONCE = 16
+"""Hosts that are asked at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A registered host: with its quote, or with what keeps it from being used."""
+
+    host: Address
+    endpoint: str
+    quote: Quote | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model that a host sells in one asset."""
+
+    listing: Listing
+    model: str
+    prices: Prices
+
+
+async def listings(chain: Chain) -> list[Listing]:
+    """All registered hosts, longest known first. ChainError if the chain cannot be asked."""
+    registered = await chain.hosts()
+    now = (await chain.block()).timestamp
+    turns = asyncio.Semaphore(AT_ONCE)
+    local = chain.deployment.chain_id == DEVNET
+    connector = aiohttp.TCPConnector(resolver=Resolver(local=local), force_close=True)
+    limit = aiohttp.ClientTimeout(total=PATIENCE)
+    async with aiohttp.ClientSession(connector=connector, timeout=limit, trust_env=False) as http:
+
+        async def ask(host: Address, metadata: str) -> Listing:
+            async with turns:
+                return await _asked(http, host, metadata, chain.deployment, now)
+
+        return await asyncio.gather(*(ask(host, metadata) for host, metadata in registered.items()))
+
+
+async def _asked(
+    http: aiohttp.ClientSession, host: Address, metadata: str, deployment: Deployment, now: int
+) -> Listing:
+    endpoint = ""
+    try:
+        endpoint = endpoint_of(metadata, local=deployment.chain_id == DEVNET)
+        async with http.get(f"{endpoint}/v1/host", allow_redirects=False) as answer:
+            raw = await answer.content.read(MAX_QUOTE + 1)
+            while len(raw) <= MAX_QUOTE and (more := await answer.content.read(MAX_QUOTE)):
+                raw += more
+        return Listing(host, endpoint, checked(raw, host, deployment, now))
+    except (SessionError, ReceiptError) as error:
+        return Listing(host, endpoint, trouble=str(error))
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return Listing(host, endpoint, trouble=f"it does not answer: {error!r}")
+
+
+def endpoint_of(metadata: str, *, local: bool) -> str:
+    """Where a host says that it is. SessionError for what is not to be fetched from."""
+    try:
+        told = orjson.loads(metadata)
+        endpoint = http_url(told["endpoint"])
+        parts = urlsplit(endpoint)
+    except (orjson.JSONDecodeError, ValueError, LookupError, TypeError, AttributeError):
+        raise SessionError("its metadata names no endpoint") from None
+    if local and is_loopback(parts.hostname or ""):
+        return endpoint
+    if parts.scheme != "https" or parts.username or parts.password:
+        raise SessionError("its endpoint is not https")
+    if _is_literal(parts.hostname or "") and not is_public(parts.hostname or ""):
+        raise SessionError("its endpoint is no public address")
+    return endpoint
+
+
+def checked(raw: bytes, host: Address, deployment: Deployment, now: int) -> Quote:
+    """A quote that holds. SessionError, or ReceiptError for a signature that is none."""
+    if len(raw) > MAX_QUOTE:
+        raise SessionError(f"its quote is longer than {MAX_QUOTE} bytes")
+    try:
+        body = orjson.loads(raw)
+        read = quote_in(body)
+        _check_signed(body, host)
+        good_until = int(body["valid_until"])
+    except (
+        orjson.JSONDecodeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        AttributeError,
+    ) as error:
+        raise SessionError(f"its quote cannot be read: {error}") from None
+    if (read.chain_id, read.contract) != (deployment.chain_id, deployment.marketplace):
+        raise SessionError(f"it settles at {read.contract} on chain {read.chain_id}")
+    if good_until < now:
+        raise SessionError("its quote has run out")
+    return read
+
+
+def _check_signed(body: Any, host: Address) -> None:
+    if body.get("signature") is None:
+        raise SessionError("it has no key, and signs no quote")
+    signer = proof.recover(quote.digest(body), bytes.fromhex(body["signature"].removeprefix("0x")))
+    if signer != host or body["host"] != host:
+        raise SessionError(f"its quote is signed by {signer}")
+
+
+def offers(found: Iterable[Listing], asset: Address, model: str | None = None) -> list[Offer]:
+    """What is sold in an asset, cheapest generated tokens first; of one model, or of all."""
+    sold = [
+        Offer(listing, name, prices[asset])
+        for listing in found
+        if listing.quote is not None
+        for name, prices in listing.quote.models.items()
+        if asset in prices and model in (None, name)
+    ]
+    return sorted(sold, key=lambda offer: (offer.prices.per_million, offer.prices.prompt_per_million))
+
+
+# Addresses
+
+
+def is_loopback(name: str) -> bool:
+    """True for this machine under its own name or address."""
+    return name == "localhost" or (_is_literal(name) and ip_address(name).is_loopback)
+
+
+def is_public(address: str) -> bool:
+    """True for an address that anybody may be at: not this machine's, not of a private network."""
+    read = ip_address(address)
+    if isinstance(read, IPv6Address):
+        # Addresses of IPv4 in those of IPv6 are as private as they are.
+        inner = read.ipv4_mapped or read.sixtofour or (read.teredo[1] if read.teredo else None)
+        return read.is_global and (inner is None or inner.is_global) and not read.is_multicast
+    return read.is_global and not read.is_multicast
+
+
+def _is_literal(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Resolver(AbstractResolver):
+    """Names as this machine knows them, less the addresses that a stranger's name may not lead to."""
+
+    def __init__(self, *, local: bool) -> None:
+        """`local`: a name of this machine leads to it."""
+        self._local = local
+        self._names = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The public addresses of a name. OSError if it has none."""
+        found = await self._names.resolve(host, port, family)
+        if self._local and is_loopback(host):
+            return found
+        public = [each for each in found if is_public(each["host"])]
+        if not public:
+            raise OSError(f"{host} is at no public address")
+        return public
+
+    async def close(self) -> None:
+        """Nothing is held."""
+        await self._names.close()
