@@ -23,9 +23,9 @@ class Watched(Chain):
     away = False
     asked = 0
 
-    async def job(self, job_id: JobId, depth: int = 0) -> Job | None:
+    async def job(self, job_id: JobId, depth: int = 0, *, latest: int | None = None) -> Job | None:
         self.asked += 1
-        return await super().job(job_id, depth)
+        return await super().job(job_id, depth, latest=latest)
 
     async def block(self, number: int | None = None) -> Block:
         if self.away:

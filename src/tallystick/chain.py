@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 from weakref import WeakValueDictionary
@@ -184,9 +185,10 @@ class Chain(Contracts):
 
     # Jobs
 
-    async def job(self, job_id: JobId, depth: int = 0) -> Job | None:
-        """The job as of `depth` blocks ago, None if there was none."""
-        latest = await self.block_number()
+    async def job(self, job_id: JobId, depth: int = 0, *, latest: int | None = None) -> Job | None:
+        """The job as of `depth` blocks ago, None if there was none. `latest`: the latest block, if known."""
+        if latest is None:
+            latest = await self.block_number()
         return await self._job_at(job_id, latest - depth, latest)
 
     async def latest(self, known: Sequence[Job]) -> dict[JobId, Job | None]:
@@ -654,7 +656,13 @@ class _Parties(NamedTuple):
 
 def _parties(state: Mapping[str, int]) -> _Parties:
     words = (state[name] for name in _Parties._fields)
-    return _Parties(*(Address(AsyncWeb3.to_checksum_address(f"0x{word:040x}")) for word in words))
+    return _Parties(*map(_address, words))
+
+
+# The checksum is most of what reading a job costs, and the parties come back with every reading.
+@lru_cache(maxsize=4096)
+def _address(word: int) -> Address:
+    return Address(AsyncWeb3.to_checksum_address(f"0x{word:040x}"))
 
 
 def _job(parties: _Parties, job_id: JobId, interval: int, model_id: bytes, state: Mapping[str, int]) -> Job:

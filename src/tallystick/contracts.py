@@ -263,9 +263,18 @@ def job_state(data: bytes) -> dict[str, int]:
 
 @cache
 def _job_members() -> list[str]:
-    functions = filter_abi_by_type("function", artifact("JobMarketplace").abi)
-    [output] = next(each["outputs"] for each in functions if each["name"] == "getJob")
+    [output] = _get_job_abi()["outputs"]
     return [str(member["name"]) for member in output["components"]]
+
+
+@cache
+def _get_job_selector() -> bytes:
+    return function_abi_to_4byte_selector(_get_job_abi())
+
+
+def _get_job_abi() -> Any:
+    functions = filter_abi_by_type("function", artifact("JobMarketplace").abi)
+    return next(each for each in functions if each["name"] == "getJob")
 
 
 # Errors
@@ -359,7 +368,8 @@ class Contracts:
 
     def get_job(self, job_id: JobId) -> Call:
         """Reads a job; `job_state` understands the answer."""
-        return _call(self._marketplace, "getJob", job_id)
+        # Put together here, as web3 takes a millisecond for it and every request may need one.
+        return Call(self.deployment.marketplace, _get_job_selector() + job_id.to_bytes(_WORD, "big"))
 
     # Balances
 

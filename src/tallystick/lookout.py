@@ -100,8 +100,9 @@ class Lookout:
         at = asyncio.get_running_loop().time()
         block = await self._chain.block()
         self._see(block)
-        newest = await self._chain.job(job_id)
-        job = await self._chain.job(job_id, depth=self.depth) if self.depth else newest
+        latest = block.number
+        newest = await self._chain.job(job_id, latest=latest)
+        job = await self._chain.job(job_id, self.depth, latest=latest) if self.depth else newest
         sight = Sight(job, newest, block.timestamp, at)
         if job is not None:  # one that is not there now may be in a moment
             self._keep(job_id, sight)
