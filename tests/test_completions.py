@@ -248,7 +248,6 @@ async def test_completed_texts(hosting: Hosting) -> None:
         ({"prompt": [[]]}, "prompt[0]"),
         ({"prompt": [1, "two"]}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"),
-        ({"prompt": ["a"] * 65, "n": 2}, "n"),
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "echo": True}, "echo"),
     ],
@@ -258,6 +257,13 @@ def test_malformed_text(members: dict[str, Any], param: str) -> None:
     with pytest.raises(Refusal) as caught:
         wire.parse_text(orjson.dumps(members))
     assert caught.value.extra == {"param": param}
+
+
+def test_too_many_texts() -> None:
+    """Prompts times `n` is the number of choices, and bounded."""
+    with pytest.raises(Refusal) as caught:
+        wire.parse_text(orjson.dumps({"prompt": ["a"] * 65, "n": 2}))
+    assert caught.value.code == "too_many_choices"
 
 
 # Answers in one piece
@@ -291,7 +297,7 @@ async def test_whole(hosting: Hosting) -> None:
 # Once more
 
 
-def keyed(signer: Signer, key: str = "a key", **headers: str) -> dict[str, str]:
+def keyed(signer: Signer, key: str = "a-key", **headers: str) -> dict[str, str]:
     return {**signer.headers(), "Idempotency-Key": key, **headers}
 
 

@@ -326,7 +326,7 @@ async def test_a_request_id_serves_once(bench: Bench) -> None:
     await bench.ask(signer)
     with pytest.raises(Refusal, match="used before") as caught:
         await bench.admit(signer)
-    assert caught.value.extra == {"param": "tally.request"}
+    assert caught.value.code == "request_used"
 
 
 async def test_refused_reservations_are_given_back(bench: Bench) -> None:
@@ -345,9 +345,10 @@ async def test_reads_text_alone(bench: Bench) -> None:
     text = {"type": "text", "text": "What is this?"}
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     for part in (image, {"text": "no type"}, "bare"):
-        with pytest.raises(Refusal, match="text") as caught:
+        with pytest.raises(Refusal) as caught:
             await bench.admit(signer, messages=[{"role": "user", "content": [text, part]}])
-        assert (caught.value.code, caught.value.extra) == ("invalid_request", {"param": "messages"})
+        assert caught.value.code == "invalid_request"
+        assert caught.value.extra["param"].startswith("messages[0].content[1]")
     assert bench.engine.asked == []
     assert (await bench.ask(signer, 2, messages=[{"role": "user", "content": [text]}])).end is not None
 

@@ -8,6 +8,7 @@ what one read of the engine brought is one write. Knows how replies look on the 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -29,8 +30,6 @@ from tallystick.reply import TEXT
 from tallystick.stream import CANCELLED, Chunk, End, Order, Stream
 from tallystick.wire import ReplyRequest
 
-KEY_LIMIT = 255
-"""Characters of an `Idempotency-Key`."""
 EVENTS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -84,8 +83,8 @@ class Again:
 
     def __init__(self, headers: Headers, access: Access, asked: ReplyRequest) -> None:
         key = headers.get("idempotency-key")
-        if key is not None and not 0 < len(key) <= KEY_LIMIT:
-            raise Refusal("invalid_request", f"`Idempotency-Key` has 1 to {KEY_LIMIT} characters.")
+        if key is not None and re.fullmatch(wire.KEY_PATTERN, key) is None:
+            raise Refusal("invalid_request", "`Idempotency-Key` has 1 to 255 visible characters of ASCII.")
         self.after = _number(headers.get("last-event-id"))
         """The number of the last event that came; none: the reply is asked for from its beginning."""
         self.keyed = key is not None or self.after is not None
@@ -110,7 +109,7 @@ def _name(access: Access, key: str | None, asked: ReplyRequest) -> Name | None:
 def _number(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isascii() or not text.isdecimal() or len(text) > 15:
+    if re.fullmatch(wire.EVENT_PATTERN, text) is None:
         raise Refusal("invalid_request", "`Last-Event-ID` is not the id of an event.", param="Last-Event-ID")
     return int(text)
 

@@ -264,7 +264,7 @@ class Desk:
             self._refuse_while_stopping()
             _refuse_lapsed(account)
             if account.knows(order.request):
-                raise Refusal("invalid_request", "The request id was used before.", param="tally.request")
+                raise Refusal("request_used")
             facts = replace(
                 facts,
                 ended=account.ended,

@@ -326,6 +326,18 @@ REFUSALS: dict[str, Row] = {
         "payer",
         "Sign `End(jobId)` with the session key of this job.",
     ),
+    "request_used": Row(
+        422,
+        "The request id was used before.",
+        "payer",
+        "Send a new one, or `Last-Event-ID` to resume.",
+    ),
+    "too_many_choices": Row(
+        422, "The request asks for more than 128 choices.", "payer", "Ask for fewer prompts, or a lower `n`."
+    ),
+    "upgrade_required": Row(
+        426, "The route is a WebSocket.", "payer", "Ask for an upgrade to `websocket`; see docs/protocol.md."
+    ),
     "idempotency_mismatch": Row(
         422,
         "The `Idempotency-Key` was used for another request.",

@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from tallystick import wire
+from tallystick import openapi, wire
 from tallystick.completions import Completions
 from tallystick.desk import refusal_of
 from tallystick.errors import Elsewhere, Refusal, TallystickError
@@ -41,8 +41,6 @@ from tallystick.replay import Replays
 from tallystick.types import JobId
 from tallystick.websocket import Sessions, refuse_upgrade
 
-OURS = ("/v1/host", "/v1/jobs", "/v1/session")
-"""Routes that OpenAI's API has no counterpart of."""
 SEND_LIMIT = 30.0
 """Seconds for which a connection may be full before it counts as broken."""
 CLOSE_CONNECTIONS = 5
@@ -62,6 +60,7 @@ def app(node: Node) -> Starlette:
             Route("/v1/chat/completions", Completions(node, replays, wire.parse_chat), methods=["POST"]),
             Route("/v1/completions", Completions(node, replays, wire.parse_text), methods=["POST"]),
             WebSocketRoute("/v1/session", Sessions(node, replays)),
+            Route("/v1/session", routes.session),
             Route("/v1/models", routes.models),
             Route("/v1/models/{model:path}", routes.model),
             Route("/v1/host", routes.host),
@@ -71,6 +70,7 @@ def app(node: Node) -> Starlette:
             Route("/healthz", routes.healthz),
             Route("/readyz", routes.readyz),
             Route("/metrics", routes.metrics),
+            Route("/openapi.json", routes.openapi),
             WebSocketRoute("/{path:path}", NoSocket()),
         ],
         exception_handlers={
@@ -137,6 +137,12 @@ class Routes:
         secure = access_of(request.scope, self._node.config.trusted_proxies).secure
         return Relay(error, self._node.ledger, request.scope.get(BODY, b""), refused, secure=secure)
 
+    async def session(self, request: Request) -> Response:
+        raise Refusal("upgrade_required")
+
+    async def openapi(self, request: Request) -> Response:
+        return Response(openapi.document(), media_type="application/json")
+
     async def healthz(self, request: Request) -> Response:
         return _json({"status": "alive"})
 
@@ -190,20 +196,17 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def _problem(path: str, refusal: Refusal) -> Response:
-    if _is_openais(path):
+    if wire.is_openais(path):
         response = _json(wire.openai_error(refusal), refusal.row.status)
     else:
         response = _json(refusal.problem(), refusal.row.status, "application/problem+json")
+    if refusal.row.status == 426:
+        response.headers["upgrade"] = "websocket"
     if refusal.row.status == 401:
         response.headers["www-authenticate"] = "Bearer"
     if "retry_after" in refusal.extra:
         response.headers["retry-after"] = str(refusal.extra["retry_after"])
     return response
-
-
-def _is_openais(path: str) -> bool:
-    """Whatever OpenAI's clients may ask for, served or not; not what only this protocol has."""
-    return path.startswith("/v1/") and not path.startswith(OURS)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import orjson
@@ -25,20 +25,28 @@ MAX_POSITIONS = 256
 """Positions in one receipt."""
 MAX_CHOICES = 128
 """`n`, as OpenAI has it; times the prompts, where there are several."""
+MAX_ID = 2**31 - 1
+"""The highest id of a token."""
 MAX_IDS = 1_000_000
 """Token ids in one prompt: more than any context holds."""
+SIGNATURE = "^0x([0-9a-fA-F]{128}|[0-9a-fA-F]{130})$"
+"""As JSON Schema has it, as are the next two."""
+KEY_PATTERN = "^[!-~]{1,255}$"
+"""An `Idempotency-Key`."""
+EVENT_PATTERN = "^[0-9]{1,15}$"
+"""The id of an event."""
 SSE_DONE = b"data: [DONE]\n\n"
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 _JobId = Annotated[int, msgspec.Meta(ge=1, le=MAX_JOB_ID)]
 _Request = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Hash = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-fA-F]{64}\Z")]
-_Signature = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-fA-F]{128}|[0-9a-fA-F]{130})\Z")]
+_Signature = Annotated[str, msgspec.Meta(pattern=SIGNATURE.replace("$", r"\Z"))]
 _Money = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,28})\Z")]
 # -1, 0 and null ask for the host's default; below -1 there is nothing to mean.
 _Limit = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
-_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 _TokenIds = Annotated[list[_TokenId], msgspec.Meta(min_length=1, max_length=MAX_IDS)]
 _Form = TypeVar("_Form")
 
@@ -59,12 +67,29 @@ def parse(raw: bytes | str) -> dict[str, Any]:
 def _read(body: Any, form: type[_Form]) -> _Form:
     """`body` checked against a form. Refusal `invalid_request`, whose `param` is the member that is wrong."""
     try:
-        return msgspec.convert(body, form)
+        return _converted(body, form)
     except msgspec.ValidationError as error:
         detail, _, path = str(error).partition(" - at `$")
         param = path.rstrip("`").lstrip(".") or None
         where = f"`{param}`: " if param else ""
         raise Refusal("invalid_request", f"{where}{detail}.", param=param) from None
+
+
+def _converted(body: Any, form: type[_Form]) -> _Form:
+    try:
+        return msgspec.convert(body, form)
+    except msgspec.ValidationError:
+        # To JSON, 1.0 and 1e2 are whole numbers; hardly anybody writes them so.
+        return msgspec.convert(_whole(body), form)
+
+
+def _whole(json: Any) -> Any:
+    """The same JSON, with every whole number as an int."""
+    if isinstance(json, dict):
+        return {name: _whole(member) for name, member in json.items()}
+    if isinstance(json, list):
+        return [_whole(item) for item in json]
+    return int(json) if isinstance(json, float) and json.is_integer() else json
 
 
 def _hex(data: bytes) -> str:
@@ -86,7 +111,9 @@ class _Position(msgspec.Struct):
     text_hash: _Hash
 
 
-class _Receipt(msgspec.Struct):
+class ReceiptForm(msgspec.Struct):
+    """A receipt as JSON (protocol §5)."""
+
     job_id: _JobId
     prompt_tokens: _Count
     tokens: _Count
@@ -145,12 +172,12 @@ def receipt_out(receipt: Receipt) -> dict[str, Any]:
 
 def receipt_in(obj: Any) -> Receipt:
     """A receipt; whether it holds is for others to say. Refusal `invalid_request`."""
-    return _receipt(_read(obj, _Receipt))
+    return _receipt(_read(obj, ReceiptForm))
 
 
-def _receipt(form: _Receipt) -> Receipt:
+def _receipt(form: ReceiptForm) -> Receipt:
     if len({position.request for position in form.positions}) < len(form.positions):
-        raise Refusal("invalid_request", "`positions`: a request is named twice.", param="positions")
+        raise Refusal("receipt_mismatch", "A request is named twice in `positions`.")
     return Receipt(
         JobId(form.job_id),
         Totals(form.prompt_tokens, form.tokens),
@@ -184,7 +211,7 @@ def ack_in(obj: Any) -> Ack:
 
 
 class _Ending(msgspec.Struct):
-    receipt: _Receipt | None = None
+    receipt: ReceiptForm | None = None
     end: _Signature | None = None
 
 
@@ -293,8 +320,18 @@ def tally_of(form: TallyForm) -> Tally:
 # Requests
 
 
+class _TextPart(msgspec.Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class _RefusalPart(msgspec.Struct, tag_field="type", tag="refusal"):
+    refusal: str
+
+
 class _Message(msgspec.Struct):
     role: str
+    # Engines refuse what they cannot read in ways that look like a fault of theirs, so it is done here.
+    content: str | list[_TextPart | _RefusalPart] | None = None
 
 
 class _StreamOptions(msgspec.Struct):
@@ -303,7 +340,7 @@ class _StreamOptions(msgspec.Struct):
 
 class _RequestTally(msgspec.Struct):
     request: _Request | None = None
-    receipt: _Receipt | None = None
+    receipt: ReceiptForm | None = None
 
 
 class _Asked(msgspec.Struct, kw_only=True):
@@ -318,14 +355,19 @@ class _Asked(msgspec.Struct, kw_only=True):
     tally: _RequestTally | None = None
 
 
-class _Chat(_Asked, kw_only=True):
+class Chat(_Asked, kw_only=True):
+    """The body of `POST /v1/chat/completions`."""
+
     messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
     max_completion_tokens: _Limit | None = None
 
 
-class _Text(_Asked, kw_only=True):
+class Text(_Asked, kw_only=True):
+    """The body of `POST /v1/completions`."""
+
     prompt: str | Annotated[list[str | _TokenId | _TokenIds], msgspec.Meta(min_length=1, max_length=MAX_IDS)]
-    best_of: _Choices | None = None
+    best_of: Literal[1] | None = None
+    """Each choice that is made is told."""
     echo: bool | None = None
 
 
@@ -383,13 +425,11 @@ def parse_chat(raw: bytes) -> ReplyRequest:
 def parse_text(raw: bytes) -> ReplyRequest:
     """The body of `POST /v1/completions`. Refusal `too_large` or `invalid_request`."""
     sent = parse(raw)
-    form = _read(sent, _Text)
+    form = _read(sent, Text)
     prompts = _prompts(form.prompt)
     n = form.n or 1
     if n * len(prompts) > MAX_CHOICES:
-        raise Refusal("invalid_request", f"`n`: with these prompts that is over {MAX_CHOICES}.", param="n")
-    if form.best_of not in (None, n):
-        raise Refusal("invalid_request", "`best_of`: each choice that is made is told.", param="best_of")
+        raise Refusal("too_many_choices", f"There are {len(prompts)} prompts, and {n} choices of each.")
     if form.echo:
         raise Refusal("invalid_request", "`echo`: this host does not send prompts back.", param="echo")
     request = _request(form, _limit(form.max_tokens), _without(sent, {"job_id", "tally", "prompt"}), sent)
@@ -444,25 +484,10 @@ def _chat(
     sent: dict[str, Any] | None = None,
     request: str | None = None,
 ) -> ReplyRequest:
-    form = _read(checked, _Chat)
-    _refuse_other_than_text(checked["messages"])
-    limit, alias = _limit(form.max_tokens), _limit(form.max_completion_tokens)
-    max_tokens = _same("max_tokens", limit, "max_completion_tokens", alias)
+    form = _read(checked, Chat)
+    limits = _limit(form.max_tokens), _limit(form.max_completion_tokens)
+    max_tokens = min(filter(None, limits), default=None)
     return _request(form, max_tokens, body, checked if sent is None else sent, request)
-
-
-def _refuse_other_than_text(messages: list[dict[str, Any]]) -> None:
-    """Engines refuse what they cannot read in ways that look like a fault of theirs, so it is done here."""
-    for at, message in enumerate(messages):
-        content = message.get("content")
-        parts = content if isinstance(content, list) else []
-        kinds = [part.get("type") if isinstance(part, dict) else part for part in parts]
-        if other := [kind for kind in kinds if kind != "text"]:
-            raise Refusal(
-                "invalid_request",
-                f"`messages[{at}].content`: this host reads parts of type 'text', not {other[0]!r:.40}.",
-                param="messages",
-            )
 
 
 def _request(
@@ -567,6 +592,14 @@ def parse_frame(raw: bytes | str) -> dict[str, Any]:
 
 
 # Refusals
+
+OURS = ("/v1/host", "/v1/jobs", "/v1/session")
+"""Routes that OpenAI's API has no counterpart of."""
+
+
+def is_openais(path: str) -> bool:
+    """Whatever OpenAI's clients may ask for, served or not; not what only this protocol has."""
+    return path.startswith("/v1/") and not path.startswith(OURS)
 
 
 def openai_error(refusal: Refusal) -> dict[str, Any]:
