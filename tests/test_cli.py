@@ -688,3 +688,33 @@ def test_a_host_names_a_payout_address_and_leaves(tally: Tally) -> None:
 
 def as_host(account: Account) -> Mapping[str, str]:
     return {"HOST_PRIVATE_KEY": account.private_key.hex()}
+
+
+def test_a_payer_finds_its_host_and_keeps_the_evidence(tally: Tally, tmp_path: Path) -> None:
+    """Hosts are listed with their prices; a job that is over can be checked, offline and on the chain."""
+    tally("host", "register")
+    assert "unusable" in tally("hosts").stderr
+    with tally.node():
+        [offer] = tally.json("hosts")["offers"]
+        tally("chat", "Why?", "--host", offer["endpoint"], "--complete", "--max-tokens", "20")
+    [kept] = (tmp_path / "payer" / "evidence").iterdir()
+    assert tally.json("verify", str(kept))["sound"]
+    assert tally.json("verify", str(kept), "--rpc-url", tally.devnet.rpc_url)["sound"]
+    assert "20 generated tokens" in tally("verify", str(kept)).stdout
+    again = tmp_path / "again.json"
+    tally("job", "evidence", "1", str(again))
+    assert again.read_bytes() == kept.read_bytes() == tally("job", "evidence", "1").stdout.encode()
+    again.write_bytes(kept.read_bytes().replace(b'"claim_window": 43200', b'"claim_window": 43201'))
+    assert "FAIL  seal" in tally("verify", str(again), status=1).stdout
+    again.write_text("{}")
+    assert "is no evidence" in tally.error("verify", str(again))
+
+
+def test_a_key_is_made_where_there_is_none(tally: Tally, tmp_path: Path) -> None:
+    """Its address is told and the setting that uses it; it is never written over."""
+    file = tmp_path / "payer.key"
+    settings = {"PAYER_KEYSTORE_PASSWORD": "a long password"}
+    told = tally("key", "new", str(file), settings=settings).stdout
+    assert f"PAYER_KEYSTORE={file}" in told
+    assert json.loads(file.read_text())["address"].lower() in told.lower()
+    assert "may hold money" in tally.error("key", "new", str(file), **settings)
