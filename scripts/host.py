@@ -103,7 +103,7 @@ def worthwhile(jobs: int, world: World) -> int:
         claims = [Unsettled(JobId(n), DOLLAR, _hosts(tokens, world)) for n in range(1, jobs + 1)]
         return len(to_settle(claims, world.thrift, costs)) == jobs
 
-    high = next(2**power for power in count() if goes(2**power))
+    high: int = next(1 << power for power in count() if goes(1 << power))
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -133,7 +133,7 @@ class Line:
         return pricing.split(NOTHING, claims.affordable(totals, self.job), self.job.prices).host
 
     def figures(self) -> dict[str, Figure]:
-        """What there is to tell of it, by name: up to "confirmed" the way of a token, then what may get lost."""
+        """What there is to tell of it, by name: the way of a token, then what may get lost."""
         totals = {
             "served": self.served,
             "signed": self.claimable,
