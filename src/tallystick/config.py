@@ -359,7 +359,7 @@ class HostConfig:
     """The bearer that the engines at `ENGINE_URL` want, if they want one."""
     engine_tokenizer: Annotated[Path | None, Variable("ENGINE_TOKENIZER", _path)] = None
     """A GGUF file with the vocabulary and the template of the model at `ENGINE_URL`, to count with what that
-    engine does not count. Its weights are not read."""
+    engine does not count. Its weights are mapped into memory and never computed with."""
     engine_tokenizer_hash: Annotated[str | None, Variable("ENGINE_TOKENIZER_HASH", _sha256)] = None
     """The SHA-256 of that file, if it is to be no other."""
     engine_first_token: Annotated[int, Variable("ENGINE_FIRST_TOKEN", Number(1, HOUR))] = FIRST_TOKEN

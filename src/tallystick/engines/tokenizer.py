@@ -37,7 +37,7 @@ class Tokenizer:
             await asyncio.to_thread(self._check)
         key = secrets.token_urlsafe(32)
         params = self._file.params(key)
-        # Weights stay where they are: in the file, which is mapped, and none of them is touched.
+        # Weights stay in the file, which is mapped: what of it is in memory the system may take back.
         params.warmup = False
         params.no_extra_bufts = True
         self._server = self._file.serve(params)
