@@ -93,8 +93,7 @@ class Order:
     form: reply.Form = reply.CHAT
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """What goes to the client next: a piece of the reply, or (None) a checkpoint alone."""
 
     tally: dict[str, Any]

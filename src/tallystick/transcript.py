@@ -45,8 +45,11 @@ def delta_text(delta: Mapping[str, Any]) -> str:
 
     What is not a string there has no text: the other side wrote the delta, and may have written anything.
     """
+    content = delta.get("content")
+    if len(delta) == 1 and isinstance(content, str):
+        return content  # nearly every chunk of a reply
     # An engine that sends both names of the reasoning sends the same text twice.
-    parts = [delta.get("reasoning_content") or delta.get("reasoning"), delta.get("content")]
+    parts = [delta.get("reasoning_content") or delta.get("reasoning"), content]
     for call in _sequence(delta.get("tool_calls")):
         function = _object(_object(call).get("function"))
         parts += [function.get("name"), function.get("arguments")]
