@@ -29,11 +29,12 @@ class Share:
     first: int
     step: int
     points: int
+    whole: bool
 
 
 @asynccontextmanager
-async def sweeping() -> AsyncIterator[Sweep]:
-    """A sweep, with all that it stands on. ConfigError: there is no strace."""
+async def sweeping(*, whole: bool = False) -> AsyncIterator[Sweep]:
+    """A sweep, with all that it stands on; `whole`: of the whole node. ConfigError: there is no strace."""
     strace = shutil.which("strace")
     if strace is None:
         raise ConfigError("there is no strace")
@@ -41,7 +42,7 @@ async def sweeping() -> AsyncIterator[Sweep]:
         async with Ground(Path(directory)) as ground:
             (Path(directory) / "crash").mkdir()
             with Nursery(Path(directory) / "crash") as nursery:
-                yield Sweep(ground, nursery, strace)
+                yield Sweep(ground, nursery, strace, whole=whole)
 
 
 async def crashes(sweep: Sweep, seeds: Iterable[int], enough: int) -> AsyncIterator[Result]:
@@ -58,9 +59,9 @@ async def crashes(sweep: Sweep, seeds: Iterable[int], enough: int) -> AsyncItera
                 return
 
 
-def campaign(points: int, *, first: int, workers: int) -> list[Result]:
+def campaign(points: int, *, first: int, workers: int, whole: bool) -> list[Result]:
     """The results until so many points have counted."""
-    shares = [Share(first + number, workers, -(-points // workers)) for number in range(workers)]
+    shares = [Share(first + number, workers, -(-points // workers), whole) for number in range(workers)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         return [result for results in pool.map(_take, shares) for result in results]
@@ -73,7 +74,7 @@ def _take(share: Share) -> list[Result]:
 
 async def _sweep(share: Share) -> list[Result]:
     results: list[Result] = []
-    async with sweeping() as sweep:
+    async with sweeping(whole=share.whole) as sweep:
         async for result in crashes(sweep, count(share.first, share.step), share.points):
             results.append(result)
             for wrong in result.wrong:

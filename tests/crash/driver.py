@@ -19,12 +19,12 @@ from tallystick.counter import Counter, Slot
 from tallystick.errors import ChainError, LedgerError
 from tallystick.ledger import Ledger
 from tallystick.networks import Deployment
+from tallystick.node import COUNTER
 from tallystick.sender import Sender
 from tallystick.settlement import Settlement
 from tallystick.types import JobId, Receipt, Totals
 from tests.faults.ground import Opened
 
-COUNTER = "counter"
 STEPS = 16
 TURNS = 4
 """With which it ends: what it has sent is confirmed by then."""
@@ -49,6 +49,19 @@ class Start:
     clock: float = 1_000_000.0
     hasty: bool = False
     """It does wrong: it acknowledges what it has yet to write down."""
+
+    async def work(self, file: int) -> None:
+        """The driver's whole life. Tells at its end that it has come there."""
+        witness = Witness(file)
+        chain = WitnessedChain(self.rpc_url, self.deployment)
+        chain.witness = witness
+        try:
+            with Counter.claim(self.directory / COUNTER) as counter:
+                async with chain, Ledger(self.directory) as ledger:
+                    await Work(self, witness, ledger, counter, chain).run()
+        except LedgerError as error:
+            witness.tell(FAILS, error)
+        witness.tell(ENDS)
 
 
 @dataclass(frozen=True)
@@ -172,17 +185,3 @@ class Work:
         self._now += SECONDS
         await self._settlement.step()
         await self._sender.step()
-
-
-async def work(start: Start, file: int) -> None:
-    """The driver's whole life. Tells at its end that it has come there."""
-    witness = Witness(file)
-    chain = WitnessedChain(start.rpc_url, start.deployment)
-    chain.witness = witness
-    try:
-        with Counter.claim(start.directory / COUNTER) as counter:
-            async with chain, Ledger(start.directory) as ledger:
-                await Work(start, witness, ledger, counter, chain).run()
-    except LedgerError as error:
-        witness.tell(FAILS, error)
-    witness.tell(ENDS)

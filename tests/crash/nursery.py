@@ -11,6 +11,7 @@ import ctypes
 import os
 import pickle
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,8 @@ import alembic.command
 import alembic.config  # noqa: F401
 import structlog
 
-from tests.crash.driver import Start, work
+import tests.crash.node  # noqa: F401
+from tests.crash.driver import Start
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 4
@@ -32,8 +34,9 @@ LENGTH = 4
 PATIENCE = 60.0
 """Seconds in which a driver has to do its work, or die."""
 
-_PR_SET_PTRACER = 0x59616D61  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_PTRACER = 1, 0x59616D61  # linux/prctl.h
 _ANYBODY = -1
+_libc = ctypes.CDLL(None)
 
 
 class Nursery:
@@ -55,6 +58,7 @@ class Nursery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process is not None
+        self._process.terminate()
         self._process.communicate()
 
     def fork(self, start: Start) -> Driver:
@@ -75,10 +79,14 @@ class Driver:
         self._connection = connection
         self.pid = int(self._stream.readline())
 
-    def story(self) -> tuple[list[str], int]:
-        """All that it told until it died, and what it died of, as of `waitpid`."""
+    def line(self) -> str:
+        """The next thing that it told; once it is dead, what it died of."""
+        return self._stream.readline().decode()
+
+    def story(self, before: str = "") -> tuple[list[str], int]:
+        """All that it told until it died, after what was read before, and its status as of `waitpid`."""
         with self._connection, self._stream:
-            *lines, status = self._stream.read().decode().splitlines()
+            *lines, status = (before + self._stream.read().decode()).splitlines()
         return lines, int(status)
 
 
@@ -113,8 +121,9 @@ def _live(start: Start, connection: socket.socket) -> None:
     code = 1
     try:
         structlog.configure(processors=[_drop])
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         _wait_to_be_traced()
-        asyncio.run(work(start, connection.fileno()))
+        asyncio.run(start.work(connection.fileno()))
         code = 0
     finally:
         os._exit(code)
@@ -122,7 +131,7 @@ def _live(start: Start, connection: socket.socket) -> None:
 
 def _wait_to_be_traced() -> None:
     # Where only a parent may trace, it has to be allowed.
-    ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_long(_ANYBODY), 0, 0, 0)
+    _libc.prctl(_PR_SET_PTRACER, ctypes.c_long(_ANYBODY), 0, 0, 0)
     give_up = time.monotonic() + PATIENCE
     while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
         if time.monotonic() > give_up:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from tallystick.counter import Counter
 from tallystick.fees import Pace
 from tallystick.ledger import Ledger
+from tallystick.node import COUNTER
 from tallystick.sender import Sender
 from tallystick.settlement import PATIENCE, Settlement
 from tallystick.testing.pool import Pooled
 from tallystick.types import JobId, Totals
 from tests.crash.driver import (
     ACKNOWLEDGES,
-    COUNTER,
     COUNTS,
     DELIVERS,
     OFFERED,

@@ -1,9 +1,8 @@
-"""What a sweep has shown, in figures: benchmarks/crash.json, and from it the table of docs/crash.md."""
+"""What a sweep has shown, in figures: benchmarks/crash.json, and from it the tables of docs/crash.md."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from benchmarks.gas import shown
 from tests.crash.sweep import FAULTS, KILL, Result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,17 +22,11 @@ MEANINGS = {KILL: "kill -9", "error=EIO": "EIO", "error=ENOSPC": "ENOSPC"}
 
 
 def figures(results: Sequence[Result], wanted: int) -> dict[str, Any]:
-    """What benchmarks/crash.json holds."""
+    """What benchmarks/crash.json holds of one program."""
     hits = [result for result in results if result.hit]
     counted, thrown = _by_kind(hits), _by_kind([result for result in results if not result.hit])
     assert len({result.point for result in hits}) == len(hits)
     return {
-        "measured": {
-            "date": datetime.now(UTC).date().isoformat(),
-            "commit": _said("git", "rev-parse", "HEAD"),
-            "python": python_version(),
-            "strace": _said("strace", "--version").splitlines()[0],
-        },
         "wanted": wanted,
         "points": len(hits),
         "thrown_away": len(results) - len(hits),
@@ -63,10 +57,18 @@ def _said(*command: str) -> str:
 
 
 def write(found: Mapping[str, Any]) -> None:
-    """Both files."""
-    RECORD.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    head, _, tail = re.split("<!-- /?swept -->", PAGE.read_text())
-    PAGE.write_text(f"{head}<!-- swept -->\n{table(found)}\n<!-- /swept -->{tail}")
+    """Both files, of what was found of the driver and of the node."""
+    measured = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _said("git", "rev-parse", "HEAD"),
+        "python": python_version(),
+        "strace": _said("strace", "--version").splitlines()[0],
+    }
+    RECORD.write_text(json.dumps({"measured": measured, **found}, indent=2, ensure_ascii=False) + "\n")
+    page = PAGE.read_text()
+    for of, figures_of in found.items():
+        page = shown(page, of, table(figures_of))
+    PAGE.write_text(page)
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from tests.crash.driver import ENDS, FAILS, Start, Witness
+from tests.crash.node import NodeStart, served
 from tests.crash.nursery import Nursery
 from tests.crash.recovery import Truth, judged, recover
 from tests.faults.ground import Ground
@@ -42,16 +43,33 @@ class Result:
 
     point: Point
     hit: bool
-    """The process died of the signal before it had told that it was done, or it met the error."""
+    """It was met, as `Life` says."""
     failed: int = 0
     """What the program said that it could not do."""
     wrong: list[str] = field(default_factory=list)
 
 
-class Sweep:
-    """Points on one chain. `ground` and `nursery` have been entered."""
+@dataclass(frozen=True)
+class Life:
+    """What a driver told, what it died of, and what strace wrote down."""
 
-    def __init__(self, ground: Ground, nursery: Nursery, strace: str) -> None:
+    lines: list[str]
+    status: int
+    record: str
+
+    def met(self, point: Point) -> bool:
+        """It died of the signal before it had told that it was done; or it met the error."""
+        if point.fault != KILL:
+            return "(INJECTED)" in self.record
+        died = os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) == signal.SIGKILL
+        return died and ENDS not in self.lines
+
+
+class Sweep:
+    """Points on one chain, of the driver or of a whole node. `ground` and `nursery` have been entered."""
+
+    def __init__(self, ground: Ground, nursery: Nursery, strace: str, *, whole: bool = False) -> None:
+        self._kind = NodeStart if whole else Start
         self._ground = ground
         self._nursery = nursery
         self._strace = strace
@@ -60,8 +78,8 @@ class Sweep:
         """All of a seed's: its work is done once without any fault, to count the calls."""
         calls = sorted({call for group in FAULTS.values() for call in group})
         async with self._starting(seed) as start:
-            _, _, record = self._trace(start, f"trace={','.join(calls)}")
-        most = _most(record.splitlines())
+            life = await self._trace(start, Truth(), f"trace={','.join(calls)}")
+        most = _most(life.record.splitlines())
         return [
             Point(seed, call, number, fault)
             for fault, group in FAULTS.items()
@@ -72,11 +90,12 @@ class Sweep:
     async def run(self, point: Point, *, hasty: bool = False) -> Result:
         """Crashes a driver there, starts again, and asks what became of it all."""
         async with self._starting(point.seed, hasty=hasty) as start:
-            oracle = self._oracle()
-            lines, hit = self._crash(start, point)
-            result = Result(point, hit, sum(line.startswith(FAILS) for line in lines))
-            if hit:
-                result.wrong = await self._judge(start, lines, oracle)
+            oracle, truth = self._oracle(), Truth()
+            inject = f"inject={point.call}:{point.fault}:when={point.number}"
+            life = await self._trace(start, truth, f"trace={point.call}", inject)
+            result = Result(point, life.met(point), sum(line.startswith(FAILS) for line in life.lines))
+            if result.hit:
+                result.wrong = await self._judge(start, truth, oracle)
         return result
 
     @asynccontextmanager
@@ -88,7 +107,7 @@ class Sweep:
         key = devnet.accounts.host.private_key
         try:
             jobs = self._ground.jobs[:-1]
-            yield Start(directory, devnet.rpc_url, devnet.deployment, key, jobs, seed, hasty=hasty)
+            yield self._kind(directory, devnet.rpc_url, devnet.deployment, key, jobs, seed, hasty=hasty)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -97,29 +116,20 @@ class Sweep:
         host = devnet.accounts.host.address
         return Oracle(devnet.rpc_url, devnet.deployment.marketplace, devnet.dollar, host)
 
-    def _crash(self, start: Start, point: Point) -> tuple[list[str], bool]:
-        """What the driver told, and whether it met what it was to meet."""
-        inject = f"inject={point.call}:{point.fault}:when={point.number}"
-        lines, status, record = self._trace(start, f"trace={point.call}", inject)
-        if point.fault == KILL:
-            died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            return lines, died and ENDS not in lines
-        return lines, "(INJECTED)" in record
-
-    def _trace(self, start: Start, *expressions: str) -> tuple[list[str], int, str]:
-        """A driver's life: what it told, what it died of, and what strace wrote down."""
+    async def _trace(self, start: Start, truth: Truth, *expressions: str) -> Life:
+        """A driver's life under strace, from its birth to its death."""
         driver = self._nursery.fork(start)
         record = start.directory / "strace"
         command = [self._strace, "-f", "-qq", "-o", str(record), "-p", str(driver.pid)]
         command += [part for expression in expressions for part in ("-e", expression)]
         tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        lines, status = driver.story()
+        before = await served(driver, start, truth) if isinstance(start, NodeStart) else ""
+        lines, status = driver.story(before)
         tracer.wait()
-        return lines, status, record.read_text()
-
-    async def _judge(self, start: Start, lines: list[str], oracle: Oracle) -> list[str]:
-        truth = Truth()
         truth.read(lines)
+        return Life(lines, status, record.read_text())
+
+    async def _judge(self, start: Start, truth: Truth, oracle: Oracle) -> list[str]:
         with (start.directory / "told").open("w+b", buffering=0) as told:
             wrong = await recover(start, truth, Witness(told.fileno()), oracle)
             told.seek(0)
