@@ -31,7 +31,7 @@ contracts-deep: $(DEV) $(NODE) forge ## the contracts' random tests for longer: 
 	.venv/bin/python -m tests.differential
 
 test-python: $(DEV) $(NODE) ## the package's tests; ARGS="-k receipt" chooses
-	.venv/bin/pytest -n 2 --ignore=tests/faults $(ARGS)
+	.venv/bin/pytest -n 2 $(ARGS)
 
 lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, generated files
 	.venv/bin/ruff check
