@@ -55,7 +55,7 @@ format: $(DEV) $(NODE) forge ## rewrite what lint would refuse, where a tool can
 faults: $(DEV) $(NODE) ## the fault storm, 1 056 seeds: benchmarks/faults.json, docs/faults.md; ARGS="--seed 123" tells one
 	.venv/bin/python -m tests.faults $(ARGS)
 
-crash: $(DEV) $(NODE) ## the crash sweep, 10 000 points: benchmarks/crash.json, docs/crash.md; ARGS="--points 500" for fewer
+crash: $(DEV) $(NODE) ## the crash sweep, 10 000 points and 300 of a node: benchmarks/crash.json, docs/crash.md; ARGS="--points 500" for fewer
 	.venv/bin/python -m tests.crash $(ARGS)
 
 abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
