@@ -105,7 +105,7 @@ async def test_a_client_that_leaves(hosting: Hosting) -> None:
 
 async def test_a_client_that_does_not_read(hosting: Hosting, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that takes nothing for the time limit of a send counts as gone: it holds no engine."""
-    monkeypatch.setattr("tallystick.server.SEND_LIMIT", 0.2)
+    monkeypatch.setattr("tallystick.patience.SEND_LIMIT", 0.2)
     engine = ScriptedEngine(Script((Step("x" * 60_000_000), Hang())))
     host = await hosting.serve(engine)
     signer = await hosting.signer()

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from tallystick import config, pricing, proof, wire
+from tallystick import config, peer, pricing, proof, websocket, wire
 from tallystick.config import Amounts, AssetPrice, HostConfig, PayerConfig, Secret, TreasuryConfig
 from tallystick.errors import ConfigError
 from tallystick.keccak import keccak
@@ -82,6 +82,8 @@ def test_the_protocols_defaults_are_the_programs() -> None:
             "what the context holds; a fraction is refused",
         ),
         "request body": ("", f"{wire.MAX_BODY // megabyte} MB"),
+        "body or frame without a good bearer": ("", f"{peer.STRANGERS_BODY // 1000} kB"),
+        "replies under way on a socket": ("", str(websocket.MAX_REPLIES)),
         "WebSocket frame": ("", f"{wire.MAX_BODY // megabyte} MB"),
         "receipt": ("", f"{wire.MAX_POSITIONS} positions"),
     }

@@ -37,7 +37,8 @@ async def test_malformed(hosting: Hosting) -> None:
     assert (status, error["code"], error["param"]) == (400, "invalid_request", "n")
     async with host.http.post(CHAT, data=b"{", headers=signer.headers()) as answer:
         assert (await answer.json())["error"]["code"] == "invalid_request"
-    async with host.http.post(CHAT, data=io.BytesIO(bytes(wire.MAX_BODY + 1))) as answer:
+    body = io.BytesIO(bytes(wire.MAX_BODY + 1))
+    async with host.http.post(CHAT, data=body, headers=signer.headers()) as answer:
         assert answer.status == 413
         assert (await answer.json())["error"]["code"] == "too_large"
 

@@ -51,7 +51,8 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         access = access_of(scope, self._node.config.trusted_proxies)
-        asked = self._parse(await read_body(scope, receive))
+        body = await read_body(scope, receive, lambda: self._node.desk.identify(access))
+        asked = self._parse(body)
         again = Again(Headers(scope=scope), access, asked)
         while again.keyed:
             if await self._replayed(again, access, receive, send):

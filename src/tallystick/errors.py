@@ -335,6 +335,13 @@ REFUSALS: dict[str, Row] = {
     "too_many_choices": Row(
         422, "The request asks for more than 128 choices.", "payer", "Ask for fewer prompts, or a lower `n`."
     ),
+    "too_many_replies": Row(
+        429,
+        "Too many replies are under way on one socket.",
+        "payer",
+        "Ask again when one of them has ended, or on another socket.",
+        retry=True,
+    ),
     "upgrade_required": Row(
         426, "The route is a WebSocket.", "payer", "Ask for an upgrade to `websocket`; see docs/protocol.md."
     ),
@@ -360,7 +367,9 @@ REFUSALS: dict[str, Row] = {
     "not_allowed": Row(
         405, "The route does not take this method.", "payer", "See the routes in docs/protocol.md."
     ),
-    "too_large": Row(413, "The body is larger than 8 MB.", "payer", "Send less."),
+    "too_large": Row(
+        413, "The body is larger than 8 MB, or than 128 kB without a good bearer.", "payer", "Send less."
+    ),
     "host_not_set_up": Row(
         403,
         "This node serves no host, so it takes no paid job.",

@@ -6,7 +6,7 @@ Knows ASGI's scopes and messages, no route and no job.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from starlette.datastructures import Headers
@@ -19,6 +19,8 @@ from tallystick.wire import MAX_BODY
 BODY = "tallystick.body"
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 """Headers by which proxies say that they ask for somebody else."""
+STRANGERS_BODY = 128_000
+"""Bytes of a body, or of a frame, from who has not shown a bearer that holds; any receipt is shorter."""
 BODY_LIMIT = 30.0
 """Seconds in which a request's body has to arrive."""
 
@@ -77,17 +79,21 @@ def from_here(scope: Scope) -> bool:
     return client is None or _address(client[0]).is_loopback
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(
+    scope: Scope, receive: Receive, vouch: Callable[[], Awaitable[object]] | None = None
+) -> bytes:
     """The whole body of a request, kept in its scope for whoever has to pass it on.
 
-    Refusal `too_large`; `invalid_request` for one that does not arrive.
+    `vouch` is asked once it is longer than anybody's may be, and raises where it is a stranger's; without it
+    none is longer. Refusal `too_large`; `invalid_request` for one that does not arrive.
     """
-    scope[BODY] = await _whole(receive)
+    scope[BODY] = await _whole(receive, vouch)
     body: bytes = scope[BODY]
     return body
 
 
-async def _whole(receive: Receive) -> bytes:
+async def _whole(receive: Receive, vouch: Callable[[], Awaitable[object]] | None) -> bytes:
+    limit = STRANGERS_BODY
     parts: list[bytes] = []
     size = 0
     try:
@@ -98,8 +104,11 @@ async def _whole(receive: Receive) -> bytes:
                     raise PeerGone("the client left before its request had arrived")
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > MAX_BODY:
-                    raise Refusal("too_large")
+                if size > limit:
+                    if vouch is None or size > MAX_BODY:
+                        raise Refusal("too_large", f"The body is longer than {limit} bytes.")
+                    await vouch()
+                    limit = MAX_BODY
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:

@@ -25,8 +25,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tallystick import openapi, wire
 from tallystick.completions import Completions
@@ -34,6 +32,7 @@ from tallystick.desk import refusal_of
 from tallystick.errors import Elsewhere, Refusal, TallystickError
 from tallystick.metrics import CONTENT_TYPE, Metrics
 from tallystick.node import STOP_STREAMS, Node
+from tallystick.patience import PatientHttp, PatientWebSocket
 from tallystick.peer import BODY, PeerGone, access_of, from_here, read_body
 from tallystick.proof import MAX_JOB_ID
 from tallystick.relay import Relay, was_passed_on
@@ -41,8 +40,6 @@ from tallystick.replay import Replays
 from tallystick.types import JobId
 from tallystick.websocket import Sessions, refuse_upgrade
 
-SEND_LIMIT = 30.0
-"""Seconds for which a connection may be full before it counts as broken."""
 CLOSE_CONNECTIONS = 5
 """Seconds that connections have to close in when the server stops, after the replies have ended."""
 
@@ -224,41 +221,6 @@ async def _fault(request: Request, error: Exception) -> Response:
 
 
 # Running
-
-
-class Patient(asyncio.Protocol):
-    """Gives a connection up whose other end takes nothing: nobody holds a reply by not reading it."""
-
-    transport: asyncio.Transport
-    _given_up: asyncio.TimerHandle | None = None
-
-    def pause_writing(self) -> None:
-        self._given_up = asyncio.get_running_loop().call_later(SEND_LIMIT, self._give_up)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._keep()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._keep()
-        super().connection_lost(exc)
-
-    def _keep(self) -> None:
-        if self._given_up is not None:
-            self._given_up.cancel()
-
-    def _give_up(self) -> None:
-        log.info("client.not_reading", seconds=SEND_LIMIT)
-        self.transport.abort()
-
-
-class PatientHttp(Patient, HttpToolsProtocol):
-    """uvicorn's HTTP, with an end to its patience."""
-
-
-class PatientWebSocket(Patient, WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, with an end to its patience."""
 
 
 class Server(uvicorn.Server):

@@ -30,6 +30,8 @@ from tallystick.stream import CANCELLED, Chunk, End, Stream
 from tallystick.types import JobId, RequestId
 
 PROBLEM = [(b"content-type", b"application/problem+json")]
+MAX_REPLIES = 256
+"""Requests under way on one socket."""
 TRY_AGAIN = 1013
 """The code that a socket is closed with when the process is gone that served a job of it."""
 
@@ -146,6 +148,8 @@ class Connection:
         self._sending = asyncio.Lock()
         self._replies: dict[RequestId, Reply] = {}
         """Those under way."""
+        self._asking = 0
+        """Requests under way, admitted or not."""
         self._following: set[asyncio.Task[None]] = set()
         """Replies that began on another socket."""
         self._watching = AsyncExitStack()
@@ -177,7 +181,7 @@ class Connection:
     async def _take(self, frame: dict[str, Any]) -> None:
         match frame["type"]:
             case "inference":
-                self._tasks.create_task(self._infer(frame))
+                self._begin(frame)
             case "receipt":
                 await self._receipt(frame)
             case "resume":
@@ -190,6 +194,15 @@ class Connection:
                 raise Refusal("invalid_request", f"No frame to the host is called {other!r}.", param="type")
 
     # Replies
+
+    def _begin(self, frame: dict[str, Any]) -> None:
+        if self._asking >= MAX_REPLIES:
+            raise Refusal("too_many_replies", f"{MAX_REPLIES} replies are under way on this socket.")
+        self._asking += 1
+        self._tasks.create_task(self._infer(frame)).add_done_callback(self._asked)
+
+    def _asked(self, _: asyncio.Task[None]) -> None:
+        self._asking -= 1
 
     async def _infer(self, frame: dict[str, Any]) -> None:
         request: RequestId | None = None
@@ -225,6 +238,8 @@ class Connection:
     # Replies that began on another socket
 
     def _follow(self, frame: dict[str, Any]) -> None:
+        if len(self._following) >= MAX_REPLIES:
+            raise Refusal("too_many_replies", f"{MAX_REPLIES} replies are followed on this socket.")
         task = self._tasks.create_task(self._resume(frame))
         self._following.add(task)
         task.add_done_callback(self._following.discard)
