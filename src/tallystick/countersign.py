@@ -65,8 +65,10 @@ class _Incoming:
     """Chunks since the count moved."""
     ended: bool = False
     prompt_signed: bool = False
-    within: Position | None = None
-    """The newest position that the payer's own count bears out."""
+    within: Totals | None = None
+    """The newest counts that the payer's own count bears out."""
+    chunks: int = 0
+    """After which they came."""
     signed: Totals = field(default_factory=Totals)
 
 
@@ -162,7 +164,7 @@ class Countersigner:
         if not bound.covers(counts):
             return False
         before, self._received = self._received, self._received + counts - self._within(incoming)
-        incoming.within = incoming.delivery.position()
+        incoming.within, incoming.chunks = counts, incoming.delivery.chunks
         if meter.checkpoint(before, self._received, self._interval, self._prices):
             self._marks.append(self._moved())
             return True
@@ -227,7 +229,7 @@ class Countersigner:
             incoming = self._requests[position.request]
             incoming.signed = position.totals
             incoming.delivery.settle(position)
-            if incoming.ended and incoming.within == position:
+            if incoming.ended and incoming.within == position.totals:
                 del self._requests[position.request]
         self.last, self.acknowledged, self._pending = receipt, self._pending_acknowledged, None
 
@@ -289,9 +291,9 @@ class Countersigner:
     def _moved(self) -> list[Position]:
         """The newest position of every request, where it differs from the signed one."""
         return [
-            incoming.within
+            incoming.delivery.position_after(incoming.chunks)
             for incoming in self._requests.values()
-            if incoming.within is not None and incoming.within.totals != incoming.signed
+            if incoming.within is not None and incoming.within != incoming.signed
         ]
 
     def _unsigned(self, positions: list[Position]) -> list[Position]:
@@ -303,7 +305,7 @@ class Countersigner:
 
     @staticmethod
     def _within(incoming: _Incoming) -> Totals:
-        return incoming.within.totals if incoming.within else Totals()
+        return Totals() if incoming.within is None else incoming.within
 
     @staticmethod
     def _bound(incoming: _Incoming) -> Totals:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -59,11 +58,11 @@ class _Event(msgspec.Struct):
 _EVENT = msgspec.json.Decoder(_Event)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+# Not a dataclass: there is one for every token.
+class Part(msgspec.Struct, frozen=True, gc=False):
     """One event of a reply, as the host sent it."""
 
-    raw: bytes = field(repr=False)
+    raw: bytes
     """JSON."""
     tally: wire.Tally | None
     said: bool

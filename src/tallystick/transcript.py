@@ -119,6 +119,8 @@ class Delivery:
         self._ends: list[Totals] = []
         """By chunk, from the settled position on: the running counts with it."""
         self._texts: list[bytes] = []
+        self._passed = 0
+        """Chunks up to the settled position."""
         self._matched: _Found | None = None
 
     def add(self, prompt_tokens: int, tokens: int, text: str) -> None:
@@ -133,6 +135,15 @@ class Delivery:
     def position(self) -> Position:
         """The newest position."""
         return self._position(len(self._ends))
+
+    @property
+    def chunks(self) -> int:
+        """How many there were, kept or not."""
+        return self._passed + len(self._ends)
+
+    def position_after(self, chunks: int) -> Position:
+        """The position after so many chunks, not fewer than are settled."""
+        return self._position(chunks - self._passed)
 
     def position_at(self, tokens: int) -> Position:
         """The position at the last chunk's end with a running count of at most `tokens`.
@@ -155,6 +166,7 @@ class Delivery:
         if found is None:
             raise ReceiptError(f"request {self.request} has no such position at {position.totals}")
         self._settled, self._hash, self._matched = position.totals, found.hash, None
+        self._passed += found.chunks
         del self._ends[: found.chunks], self._texts[: found.chunks]
 
     def _position(self, chunks: int) -> Position:
