@@ -97,7 +97,7 @@ class PatientHttp(Patient, HttpToolsProtocol):
 
 
 class PatientWebSocket(Patient, WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket. Who shows no bearer with the upgrade sends no longer frames than a stranger may."""
+    """uvicorn's WebSocket. Who shows no bearer with the upgrade sends a stranger's frames: short ones."""
 
     def handle_connect(self, event: Request) -> None:
         if "authorization" not in event.headers:
