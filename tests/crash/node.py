@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.crash.nursery import Driver
 
 LISTENS = "listens"
-JSON = {"Content-Type": "application/json"}
+HEADERS = {"Content-Type": "application/json", "Connection": "close"}
 PATIENCE = 60.0
 """Seconds for an answer."""
 STOP = signal.SIGUSR1
@@ -114,7 +114,7 @@ class Payer:
     def _post(self, path: str, body: object) -> HTTPResponse:
         # All that the kernel has of an answer is read, also once the other end is dead.
         connection = HTTPConnection(self._netloc, timeout=PATIENCE)
-        connection.request("POST", path, orjson.dumps(body), {**JSON, **self._signer.headers()})
+        connection.request("POST", path, orjson.dumps(body), {**HEADERS, **self._signer.headers()})
         answer = connection.getresponse()
         if answer.status != HTTPStatus.OK:
             raise ConnectionRefusedError(answer.read().decode())

@@ -10,6 +10,8 @@ from tests.crash.recovery import Truth
 
 POINTS = 50
 """That count, of each of the two halves."""
+WHOLE = 6
+"""Points of the whole node."""
 SEEDS = ([0, 2, 4], [1, 3, 5])
 
 
@@ -21,6 +23,14 @@ async def test_a_crash_at_any_call_loses_nothing_and_doubles_nothing(seeds: list
         results = [result async for result in crashes(sweep, seeds, POINTS)]
     assert [result for result in results if result.wrong] == []
     assert sum(result.hit for result in results) == POINTS
+
+
+@pytest.mark.timeout(600)
+async def test_a_crash_of_the_whole_node_loses_nothing(strace: str) -> None:
+    """Law 7: all that a payer received is counted, and one token more at most; its receipts are there."""
+    async with sweeping(whole=True) as sweep:
+        results = [result async for result in crashes(sweep, [0], WHOLE)]
+    assert [result for result in results if result.wrong] == []
 
 
 @pytest.mark.timeout(600)
