@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,15 +20,17 @@ from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.config import DAY
 from tallystick.devnet import Devnet
+from tallystick.evidence import Evidence
 from tallystick.page import PLACE, TOKEN
 from tallystick.spending import InUse
 from tallystick.testing.engine import Hang, Script, say
-from tallystick.types import JobId, JobStatus
+from tallystick.types import JobId, JobStatus, Prices, Totals
 from tests import browser as browsing
 from tests.browser import DESKTOP, NARROW, PHONE, Visit, visiting
 from tests.buying import DEPOSIT, Bench, Proxy
 from tests.conftest import missing
 from tests.paying import register, until
+from tests.stories.parties import free_port
 
 AXE = Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js"
 WORDS = [f"notch{number} " for number in range(230)]
@@ -222,9 +225,10 @@ async def test_chat_top_up_and_refund_by_keyboard(bench: Bench, browser: Browser
         await visit.press("Enter")
         await visit.tab_to("#completing .main")
         await visit.press("Enter")
-        await visit.until("!document.querySelector('#closed-jobs .job') === false")
+        await visit.until("!document.querySelector('#completing').open")
         closed = await job_of(bench, 1)
         refunded = await visit.page.text_content("#closed-jobs .refundable")
+        assert await visit.page.evaluate("document.activeElement.id") == "open"
         assert visit.complaints == []
     after, _ = await bench.money()
     value = pricing.value(closed.settled, closed.prices)
@@ -335,7 +339,7 @@ async def test_money_comes_back_past_a_host_that_is_gone(bench: Bench, browser: 
 
 
 async def test_receipts_can_be_downloaded(bench: Bench, browser: Browser, tmp_path: Path) -> None:
-    """The file holds the terms, the last receipt and what acknowledged it."""
+    """The file is evidence that holds, of all that was signed for."""
     proxy = await bench.proxy(await bench.serve(Script(say(*WORDS[:120]))))
     await proxy.ask()
     [used] = proxy.spender.jobs
@@ -346,9 +350,35 @@ async def test_receipts_can_be_downloaded(bench: Bench, browser: Browser, tmp_pa
         download = await downloading.value
         await download.save_as(tmp_path / "receipt.json")
         assert download.suggested_filename == f"job-{used.session.job.id}-receipt.json"
-    told = json.loads((tmp_path / "receipt.json").read_text())
-    assert told["receipt"]["tokens"] == 120
-    assert told["receipt"]["transcript"] == told["ack"]["transcript"]
+    evidence = Evidence((tmp_path / "receipt.json").read_bytes())
+    assert [check.name for check in evidence.checks() if not check.passed] == []
+    assert evidence.signed.tokens == 120
+
+
+async def test_a_host_that_is_gone_is_told_with_its_mend(bench: Bench, browser: Browser) -> None:
+    """The page stands, says which host does not answer, and shows what is in the wallet all the same."""
+    proxy = await bench.proxy(f"http://127.0.0.1:{free_port()}")
+    async with visiting(browser, base(proxy), NARROW) as visit:
+        await visit.until("!document.querySelector('#trouble').hidden")
+        assert "no host answers at" in (await visit.text("#trouble")).lower()
+        assert await visit.page.text_content("#wallet") == "1000000.000000 tUSD"
+
+
+async def test_the_page_counts_money_as_the_package_does(bench: Bench, browser: Browser) -> None:
+    """Amounts and costs of any size are the same digits in the page's script and in pricing.py."""
+    proxy = await bench.proxy(await bench.serve(Script(say("a"))))
+    dice = random.Random("amounts")
+    cases = [[dice.getrandbits(dice.randrange(1, 60)) for _ in range(4)] for _ in range(300)]
+    script = """async (cases) => {
+        const { cost, digits } = await import("/page/files/amounts.js");
+        return cases.map(([tokens, prompt_tokens, price, prompt]) => cost({ tokens, prompt_tokens },
+            { price: digits(BigInt(price), 6), prompt_price: digits(BigInt(prompt), 6) }, 6));
+    }"""
+    async with visiting(browser, base(proxy), PHONE) as visit:
+        bounded = [[each % 2**50 for each in case] for case in cases]  # a double's whole numbers, in JSON
+        counted = await visit.page.evaluate(script, bounded)
+    values = [pricing.value(Totals(prompt, tokens), Prices(*rest)) for tokens, prompt, *rest in bounded]
+    assert counted == [pricing.from_units(value, 12) for value in values]
 
 
 async def test_the_page_says_when_the_proxy_is_gone(bench: Bench, browser: Browser) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tallystick import jobs, pricing, proof, wire
+from tallystick import archive, pricing, proof
 from tallystick.errors import Refusal, TallystickError
 from tallystick.gateway import problem_of
 from tallystick.spending import InUse, Spender
@@ -143,25 +143,12 @@ class Overview:
         left = self._wallet.left(job)
         return left if used is None else min(left, job.deposit - used.session.owed)
 
-    async def evidence(self, job_id: JobId) -> Told:
-        """A job with the last receipt, what acknowledged it, and what was paid. Refusal `job_unknown`."""
-        chain, stored = self._wallet.chain, self._wallet.stored(job_id)
+    async def evidence(self, job_id: JobId) -> bytes:
+        """What `archive.gather` makes of a job. Refusal `job_unknown`; raises what `gather` raises."""
+        stored = self._wallet.stored(job_id)
         if stored is None:
             raise Refusal("job_unknown", f"Job {job_id} is not in the store of this payer.")
-        job = await self._wallet.job(job_id)
-        last = await asyncio.to_thread(self._wallet.store.last, stored.signer)
-        completion = await chain.completion(job_id)
-        return {
-            "chain_id": stored.chain_id,
-            "contract": stored.contract,
-            "job": jobs.facts(job),
-            "model": stored.model,
-            "host_url": stored.host_url,
-            "receipt": last and wire.receipt_out(last.receipt),
-            "ack": last and last.ack and wire.ack_out(last.ack),
-            "settlements": [jobs.settlement(each) for each in await chain.settlements(job_id)],
-            "completion": completion and jobs.completed(completion),
-        }
+        return await archive.gather(self._wallet.chain, self._wallet.store, stored)
 
     def _whole_units(self, units: int) -> str:
         return pricing.from_units(units, asset_at(self._wallet.chain, self._spender.asset).decimals)

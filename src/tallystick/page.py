@@ -129,7 +129,8 @@ class Page:
                 told = await action(request)
             except TallystickError as error:
                 return _refused(error)
-            return Response(orjson.dumps(told), media_type="application/json", headers=POLICY)
+            content = told if isinstance(told, bytes) else orjson.dumps(told)
+            return Response(content, media_type="application/json", headers=POLICY)
 
         return answer
 
@@ -153,7 +154,7 @@ class Page:
         return await self._overview.whole()
 
     async def receipt(self, request: Request) -> Any:
-        """What the payer holds of a job in evidence."""
+        """The evidence of a job, sealed: what `tally verify` checks."""
         return await self._overview.evidence(_job_id(request))
 
     # What it may do

@@ -28,8 +28,8 @@ class Exchange {
     this.prices = prices;
     this.tally = { tokens: 0, prompt_tokens: 0 };
     this.before = null;
-    this.signed = 0;
-    this.settled = 0;
+    this.ofJob = { signed: 0, settled: 0 };
+    this.mine = { signed: 0, settled: 0 };
     this.text = "";
     this.leaving = new AbortController();
     this.node = stamp("exchange");
@@ -60,6 +60,8 @@ class Exchange {
     this.tally = tally;
     if (this.before === null && tally.job) this.before = tally.job.tokens - tally.tokens;
     this.draw(tally.cost);
+    this.catchUp("signed");
+    this.catchUp("settled");
   }
 
   draw(told) {
@@ -70,11 +72,18 @@ class Exchange {
     this.width(".received", this.tally.tokens);
   }
 
-  /** Tokens of the job were signed for, or settled: so many of them are this reply's. */
+  /** Tokens of the job were signed for, or settled; that can be heard before the tokens come. */
   reached(tokens, what) {
+    this.ofJob[what] = tokens;
+    this.catchUp(what);
+  }
+
+  /** How many of the job's tokens are this reply's. */
+  catchUp(what) {
+    const tokens = this.ofJob[what];
     const mine = Math.min(Math.max(tokens - (this.before ?? tokens), 0), this.tally.tokens);
-    if (mine <= this[what]) return;
-    this[what] = mine;
+    if (mine <= this.mine[what] || (mine < tokens - this.before && current === this)) return;
+    this.mine[what] = mine;
     put(this.node, `.${what}-tokens`, mine);
     if (what === "signed") this.notch(mine);
   }
@@ -156,6 +165,7 @@ async function ask(asked) {
 async function answer(exchange, body) {
   const reply = await chat(body, exchange.leaving.signal);
   exchange.job = reply.job;
+  exchange.prices = overview.jobs.find((job) => job.job_id === reply.job) ?? exchange.prices;
   announce(`The answer begins. It costs ${reply.atMost} at most.`);
   for await (const chunk of reply.chunks) {
     exchange.take(chunk);
@@ -182,6 +192,8 @@ function end(exchange) {
   view.send.disabled = false;
   if (document.activeElement === view.stop) view.message.focus();
   view.stop.disabled = true;
+  exchange.catchUp("signed");
+  exchange.catchUp("settled");
   const paid = exchange.node.querySelector(".cost").textContent;
   if (exchange.tally.tokens) announce(`The answer has ended: ${exchange.tally.tokens} tokens, ${paid}.`);
 }

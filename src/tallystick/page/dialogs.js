@@ -1,8 +1,8 @@
 // What the payer does about its money: a dialog for each action that wants an answer.
 
 import { plain, shown } from "./amounts.js";
-import { act, ask, onLocked, useKey } from "./proxy.js";
-import { announce, fillProblem, put, when } from "./show.js";
+import { act, download, onLocked, useKey } from "./proxy.js";
+import { announce, fillProblem, keepFocus, put, when } from "./show.js";
 
 const dialogs = Object.fromEntries(
   [...document.querySelectorAll("dialog")].map((dialog) => [dialog.id, dialog]),
@@ -19,8 +19,10 @@ function show(dialog, submit) {
     if (button.getAttribute("aria-disabled") === "true") return;
     button.setAttribute("aria-disabled", "true");
     try {
+      announce("One moment …");
       announce(await submit(new FormData(form)));
       dialog.close();
+      keepFocus();
     } catch (error) {
       fillProblem(problem, error);
     }
@@ -88,13 +90,13 @@ async function reclaim(job, now, then) {
 }
 
 async function receipt(job) {
-  const told = await ask(`/page/jobs/${job.job_id}/receipt`);
+  const file = await download(`/page/jobs/${job.job_id}/receipt`);
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(told, null, 2)], { type: "application/json" }));
+  link.href = URL.createObjectURL(file);
   link.download = `job-${job.job_id}-receipt.json`;
   link.click();
   URL.revokeObjectURL(link.href);
-  announce(`The receipt of job ${job.job_id} is downloaded.`);
+  announce(`The receipt of job ${job.job_id} is downloaded; tally verify checks it.`);
 }
 
 const ACTIONS = { top_up: topUp, complete, reclaim, receipt };

@@ -1,7 +1,7 @@
 // What is where: the wallet, the escrow, each job, and what happened to them.
 
 import { less, share, shown, sum } from "./amounts.js";
-import { announce, clock, fillProblem, put, stamp, when } from "./show.js";
+import { announce, clock, keepFocus, put, stamp, when } from "./show.js";
 
 const TOLD = 100;
 const view = {
@@ -10,7 +10,6 @@ const view = {
   none: document.querySelector("#no-jobs"),
   kept: document.querySelector("#kept"),
   open: document.querySelector("#open"),
-  trouble: document.querySelector("#trouble"),
   happened: document.querySelector("#happened"),
   nothing: document.querySelector("#nothing"),
   later: document.querySelector("#later"),
@@ -18,16 +17,17 @@ const view = {
 
 /** Shows how things stand. `act(action, job)` is called for what the payer wants of a job. */
 export function standing(now, act) {
+  const had = document.activeElement;
   const open = now.jobs.filter((job) => job.status !== "closed");
   const closed = now.jobs.filter((job) => job.status === "closed");
   sums(now, open.filter((job) => job.symbol === now.asset.symbol));
-  fillProblem(view.trouble, trouble(now));
   view.open.disabled = now.models.length === 0;
   view.none.hidden = open.length > 0;
   view.later.hidden = false;
   rows(view.jobs, open, now, act);
   rows(view.closed, closed, now, act);
   put(document, "#closed-count", closed.length ? `(${closed.length})` : "(none)");
+  if (had !== document.body) keepFocus(had);
 }
 
 function sums(now, open) {
@@ -41,11 +41,6 @@ function sums(now, open) {
   put(document, "#room", shown(now.room, asset));
   view.kept.hidden = now.kept === "0";
   put(view.kept, "span", `${shown(now.kept, asset)} came back and wait in the contract.`);
-}
-
-function trouble(now) {
-  const problem = now.host_problem;
-  return problem ? { ...problem, message: problem.detail } : null;
 }
 
 /** One row for each job; a row that is there stays, with what has the focus in it. */

@@ -3,30 +3,28 @@
 import * as chat from "./chat.js";
 import * as dialogs from "./dialogs.js";
 import * as money from "./money.js";
-import { ask, listen } from "./proxy.js";
-import { announce, fillProblem } from "./show.js";
+import { ask, listen, Problem } from "./proxy.js";
+import { fillProblem, keepFocus } from "./show.js";
 
 const SOON = 300;
 const NOW_AND_THEN = 30000;
+const GONE = ["proxy_gone", "page_refused"];
 const outage = document.querySelector("#outage");
 const trouble = document.querySelector("#trouble");
 
 let overview = null;
-let looking = null;
-let again = false;
+const problems = { action: null, standing: null };
+let looking = Promise.resolve();
+let queued = null;
 
-/** Asks how things stand; who asks meanwhile is answered by the next answer. */
-async function look() {
-  if (looking) {
-    again = true;
+/** Asks how things stand, after whoever asks already; resolves once that is shown. */
+function look() {
+  queued ??= looking.then(() => {
+    queued = null;
+    looking = lookOnce();
     return looking;
-  }
-  looking = lookOnce();
-  await looking;
-  looking = null;
-  if (!again) return undefined;
-  again = false;
-  return look();
+  });
+  return queued;
 }
 
 async function lookOnce() {
@@ -34,9 +32,16 @@ async function lookOnce() {
     overview = await ask("/page/overview");
     money.standing(overview, acting);
     chat.standing(overview);
+    wrong("standing", overview.host_problem ? new Problem(overview.host_problem) : null);
   } catch (problem) {
-    if (problem.code !== "proxy_gone") fillProblem(trouble, problem);
+    if (!GONE.includes(problem.code)) wrong("standing", problem);
   }
+}
+
+/** What is wrong with what was done last, or else with how things stand; null: nothing is. */
+function wrong(kind, problem) {
+  problems[kind] = problem;
+  fillProblem(trouble, problems.action ?? problems.standing);
 }
 
 /** Does what a button of a job says; what goes wrong without a dialog is shown above the jobs. */
@@ -45,12 +50,13 @@ async function acting(action, job) {
 }
 
 async function withTrouble(work) {
+  wrong("action", null);
   try {
     await work();
   } catch (problem) {
-    fillProblem(trouble, problem);
-    announce(problem.message);
+    wrong("action", problem);
   }
+  keepFocus();
 }
 
 let soon = null;
@@ -68,8 +74,13 @@ function happened(event) {
 
 function heard(problem) {
   outage.hidden = problem === null;
-  outage.textContent = problem ? `${problem.message} ${problem.mend ?? ""}` : "";
+  outage.textContent = problem ? told(problem) : "";
   if (!problem) look();
+}
+
+function told(problem) {
+  if (problem.code === "page_refused") return "The proxy was started anew: load this page again.";
+  return `${problem.message} ${problem.mend ?? ""}`;
 }
 
 /** On a narrow screen one of both views is shown. */

@@ -55,6 +55,11 @@ export async function ask(path) {
   return (await request(path)).json();
 }
 
+/** A file, byte for byte: it is sealed. */
+export async function download(path) {
+  return (await request(path)).blob();
+}
+
 /** What came of an action. */
 export async function act(path, body = {}) {
   return (await send(path, body)).json();

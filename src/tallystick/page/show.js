@@ -32,6 +32,11 @@ export function fillProblem(node, problem) {
   node.replaceChildren(what, mend);
 }
 
+/** Where the focus goes when what had it has gone, or is not seen any more. */
+export function keepFocus(had = document.activeElement) {
+  if (had === document.body || had.getClientRects().length === 0) document.querySelector("#open").focus();
+}
+
 /** The time of day. */
 export function clock(date) {
   return CLOCK.format(date);
