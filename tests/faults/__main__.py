@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.faults.campaign import campaign
-from tests.faults.report import figures, silent, write
+from tests.faults.report import WANTED, figures, silent, write
 from tests.faults.storm import Result
 
 Results = tuple[list[Result], list[Result]]
@@ -73,7 +73,7 @@ def _report(found: Results) -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=1_056)
+    parser.add_argument("--seeds", type=int, default=WANTED)
     parser.add_argument("--plain", type=int, default=240, help="how many of them against a plain sender too")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--save", type=Path, help="keep what was found, and report nothing")
