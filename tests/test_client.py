@@ -22,7 +22,7 @@ from tallystick.devnet import Devnet
 from tallystick.errors import ConfigError, Refusal, SessionError
 from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.testing.engine import Hang, Script, say
-from tallystick.types import Completion, JobId
+from tallystick.types import Completion, JobId, JobStatus
 from tests.buying import MESSAGES, Bench
 from tests.paying import register
 
@@ -88,6 +88,20 @@ async def test_leaving_a_reply_ends_it(bench: Bench) -> None:
     job = await bench.chain.job(JobId(1))
     assert job is not None
     assert job.settled.tokens == 31
+
+
+async def test_leaving_the_session_ends_what_is_under_way(bench: Bench) -> None:
+    """A reply that nobody reads to its end keeps no money: it is cancelled, and the job completed."""
+    url = await bench.serve(Script((*say(*["a "] * 30), Hang())))
+    async with AsyncSession(host=url, config=config(bench)) as session:
+        reply = session.chat("Why?")
+        text = ""
+        while len(text) < 60:
+            text += await anext(reply)
+    job = await bench.chain.job(JobId(1))
+    assert job is not None
+    assert (job.status, job.settled.tokens) == (JobStatus.CLOSED, 30)
+    await reply.aclose()
 
 
 async def test_the_clients_own_library_pays(bench: Bench) -> None:

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import aiohttp
 
@@ -167,6 +168,7 @@ class Session:
         self._tasks: list[asyncio.Task[None]] = []
         self._rests: set[asyncio.Task[None]] = set()
         """Replies that were left, while what was on its way of them is taken in."""
+        self._tabs: WeakSet[Tab] = WeakSet()
         self._bearer = ""
         self._renew_at = 0.0
         """When the bearer is to be made anew, on the event loop's clock."""
@@ -314,7 +316,14 @@ class Session:
 
     def counting(self, body: Mapping[str, Any], max_tokens: int, choices: int = 1) -> Tab:
         """Begins to count a request of this job, before it is sent. See Tab."""
-        return Tab(self._signs, self._due, self._tell, body, max_tokens, choices)
+        tab = Tab(self._signs, self._due, self._tell, body, max_tokens, choices)
+        self._tabs.add(tab)
+        return tab
+
+    async def leave(self) -> None:
+        """Asks the host to end all replies under way. SessionError if it cannot be asked."""
+        for tab in [tab for tab in self._tabs if tab.is_open]:
+            await self.cancel(tab.request)
 
     async def post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
         """Sends a JSON request for a reply; its body is read by whoever asked. SessionError."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -24,7 +24,7 @@ from tallystick import caps as rules
 from tallystick import opening, proof
 from tallystick.caps import Caps, Purse, Stake
 from tallystick.contracts import CompletionRequested
-from tallystick.errors import Refusal, TallystickError
+from tallystick.errors import Refusal, SessionError, TallystickError
 from tallystick.opening import Quote
 from tallystick.session import Event, Session, Stopped
 from tallystick.store import StoredJob
@@ -75,6 +75,13 @@ class InUse:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     retired: bool = False
     """It takes no more requests."""
+    abandoned: bool = False
+    """Nobody reads any more what comes of its requests."""
+
+    @property
+    def is_quiet(self) -> bool:
+        """No request is under way that anybody waits for."""
+        return self.abandoned or not self.requests
 
     @property
     def purse(self) -> Purse:
@@ -123,6 +130,7 @@ class Spender:
         assert self._looking is not None
         self._looking.cancel()
         await asyncio.wait([self._looking])
+        await asyncio.gather(*map(_abandon, self.jobs))
         await asyncio.gather(*self._ending, *(self._complete(model) for model in list(self._in_use)))
 
     def on(self, hear: Hear) -> None:
@@ -454,7 +462,7 @@ class Spender:
     async def _complete(self, model: str) -> None:
         async with self._turns[model]:
             used = self._in_use.get(model)
-            if used is not None and not used.requests:
+            if used is not None and used.is_quiet:
                 self._take_out(used)
                 await self._end(used)
 
@@ -521,8 +529,17 @@ class Spender:
         return money(self.wallet.chain, self.asset, units)
 
 
+async def _abandon(used: InUse) -> None:
+    """Ends what is under way on a job, at the host too: what came is signed for, the job can be completed."""
+    used.abandoned = True
+    used.released.set()
+    if used.requests and used.session.connected:
+        with suppress(SessionError):  # then the connection is gone, and nothing more comes of them either
+            await used.session.leave()
+
+
 async def _quiet(used: InUse) -> None:
     """Waits until no request is under way on a job."""
-    while used.requests:
+    while not used.is_quiet:
         used.released.clear()
         await used.released.wait()

@@ -42,6 +42,11 @@ class Tab:
         self._open = True
         signs.begin(self.request, body, max_tokens, choices)
 
+    @property
+    def is_open(self) -> bool:
+        """More may come."""
+        return self._open
+
     def take(self, told: wire.Tally, text: str = "", finish_reason: str | None = None) -> None:
         """Counts what one chunk brought. ReceiptError for counts that nobody can sign."""
         due = self._signs.receive(self.request, told.totals, text, finish_reason)
