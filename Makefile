@@ -8,9 +8,10 @@ DEV     := .venv/.dev
 NODE    := node_modules/.installed
 MODEL   := .venv-model/.made
 PROOF   := .venv-proof/.made
+BENCH   := .venv-bench/.made
 
 .PHONY: help demo test test-contracts contracts-deep test-python lint format abi model lock \
-	faults crash slither halmos mutate coverage gas clean forge
+	faults crash slither halmos mutate coverage gas bench clean forge
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -64,6 +65,9 @@ abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
 gas: $(RUNTIME) $(NODE) ## measure what the contracts cost: benchmarks/gas.json, docs/gas.md; ARGS=--check compares
 	.venv/bin/python -m benchmarks.gas $(ARGS)
 
+bench: $(RUNTIME) $(DEV) $(NODE) $(BENCH) ## measure against the peers: benchmarks/RESULTS.md; ARGS="--rounds 1 --only receipts" chooses
+	.venv/bin/python -m benchmarks.run $(ARGS)
+
 model: $(MODEL) ## make the demonstration model again
 	.venv-model/bin/python scripts/model/make.py src/tallystick/models/tally-demo.gguf
 
@@ -83,7 +87,7 @@ coverage: $(VENV) $(NODE) forge ## find branches of the contracts that no test t
 	.venv/bin/python scripts/branches.py
 
 clean: ## remove what was installed and built
-	rm -rf .venv .venv-model .venv-proof node_modules contracts/out contracts/cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-model .venv-proof .venv-bench node_modules contracts/out contracts/cache .mypy_cache .pytest_cache .ruff_cache
 
 # Setting up
 
@@ -109,6 +113,10 @@ $(MODEL): scripts/model/requirements.txt
 
 $(PROOF): requirements-proof.lock
 	@scripts/setup proof
+	@touch $@
+
+$(BENCH): requirements-bench.lock
+	@scripts/setup bench
 	@touch $@
 
 forge: $(NODE)

@@ -50,12 +50,12 @@ from tallystick.types import (
     Totals,
 )
 
-JOBS = 256
+JOBS = 128
 """Whose receipts come at the same time, one of each, again and again."""
 INTERVAL = 100
 """Tokens between two receipts, each of them a chunk of its own."""
-ROUNDS = 40
-WARM_UP = 8
+ROUNDS = 24
+WARM_UP = 4
 """Rounds that are not measured."""
 SIGNATURES = 4_000
 CHAIN_ID = 31337
