@@ -164,7 +164,7 @@ async def _proxy(wanted: Wanted) -> None:
 
     async with running(wanted) as (url, told):
         asked_to_end = interrupt()
-        typer.echo(f"base_url {url}\n{told}")
+        typer.echo(f"base_url {url}\npage     {url.removesuffix('v1')}\n{told}")
         sys.stdout.flush()
         await asked_to_end.wait()
         echo_note("completing the jobs, so that what was not spent comes back")
