@@ -173,6 +173,23 @@ async def test_what_a_killed_payer_left_is_gone_on_with(bench: Bench) -> None:
     assert (closed.status, closed.settled) == (JobStatus.CLOSED, first + second)
 
 
+async def test_a_job_that_is_in_use_is_left_alone(bench: Bench) -> None:
+    """Two that sign for one job would be in each other's way: the second one opens its own."""
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    caps = Caps(DEPOSIT, 2 * DEPOSIT)
+    async with spender(bench, url, caps, idle=0.2) as spends:
+        first = spender(bench, url, caps)
+        await spend(first)
+        [used] = first.jobs
+        await spend(spends)
+        [other] = spends.jobs
+        assert other.session.job.id != used.session.job.id
+        await until(lambda: _closed(bench, other.session))
+        assert not await _closed(bench, used.session)
+        await used.session.close()
+        assert await spends.wallet.latest(url, MODEL) == used.session.job.id
+
+
 async def test_an_idle_job_is_completed(bench: Bench) -> None:
     """A job that nobody asks of for a while is completed; the next request has a new one."""
     url = await bench.serve(Script(say(*["a "] * 30)))

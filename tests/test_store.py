@@ -1,5 +1,6 @@
 """The payer's store on disk."""
 
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -159,3 +160,14 @@ def test_what_a_job_may_cost_is_written_with_its_key(tmp_path: Path) -> None:
     assert store.stakes(31337, CONTRACT) == [replace(stake, began=5, most=2**96 - 1)]
     store.unstake(SIGNER)
     assert store.stakes(31337, CONTRACT) == []
+
+
+def test_a_job_is_claimed_by_one(tmp_path: Path) -> None:
+    """Who uses a job says so, to other processes with the same store too, until it ends in whatever way."""
+    store, another = Store(tmp_path), Store(tmp_path)
+    file = store.claim(SIGNER)
+    assert file is not None
+    assert another.claim(SIGNER) is None
+    assert another.is_claimed(SIGNER)
+    os.close(file)
+    assert not another.is_claimed(SIGNER)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,8 @@ class Session:
         self._tasks: list[asyncio.Task[None]] = []
         self._rests: set[asyncio.Task[None]] = set()
         """Replies that were left, while what was on its way of them is taken in."""
+        self._claim: int | None = None
+        """Says to other processes with this store that the job is in use."""
         self._tabs: WeakSet[Tab] = WeakSet()
         self._bearer = ""
         self._renew_at = 0.0
@@ -258,6 +261,8 @@ class Session:
         Also connects again, after a failure: what is under way over HTTP goes on meanwhile.
         """
         await self._stop()
+        if self._claim is None:
+            self._claim = await asyncio.to_thread(self._store.claim, self._stored.signer)
         if self._http is None or self._http.closed:
             patience = aiohttp.ClientTimeout(sock_connect=CONNECT, sock_read=SILENCE)
             self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=patience)
@@ -270,10 +275,10 @@ class Session:
                 heartbeat=30.0,
             )
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            await self._http.close()
+            await self._let_go()
             raise SessionError(f"the host at {self._stored.host_url} cannot be reached: {error}") from error
         except TallystickError:
-            await self._http.close()
+            await self._let_go()
             raise
         self._answers = asyncio.Queue()
         self._failure, self._ending = None, False
@@ -289,8 +294,14 @@ class Session:
         await self._stop()
         if self._socket is not None:
             await self._socket.close()
+        await self._let_go()
+
+    async def _let_go(self) -> None:
         if self._http is not None:
             await self._http.close()
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     async def _stop(self) -> None:
         for task in self._tasks:

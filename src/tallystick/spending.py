@@ -266,6 +266,7 @@ class Spender:
             stored.signer not in self._retired
             and (stored.host_url, stored.model, job.asset) == (self.host_url, model, self.asset)
             and self.caps.allows(model, job.prices)
+            and not self.wallet.store.is_claimed(stored.signer)
             and await self.wallet.is_usable(job)
         )
 
@@ -508,7 +509,8 @@ class Spender:
 
     async def _tidied(self, stored: StoredJob, job: Job) -> None:
         """Takes a job into use again that can be, so that it is completed when it is idle; ends others."""
-        if any(used.session.job.signer == stored.signer for used in self._in_use.values()):
+        in_use = any(used.session.job.signer == stored.signer for used in self._in_use.values())
+        if in_use or self.wallet.store.is_claimed(stored.signer):
             return
         now = (await self.wallet.chain.block()).timestamp
         if job.status is JobStatus.CLOSED:

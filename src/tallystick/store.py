@@ -8,6 +8,7 @@ readable by its owner only.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,6 +199,26 @@ class Store:
         """All receipts of a job, in the order in which they were signed."""
         query = receipts.select().where(receipts.c.signer == signer).order_by(receipts.c.number)
         return [_stored_receipt(row) for row in self._read(query)]
+
+    def claim(self, signer: Address) -> int | None:
+        """Says that a job is in use, until the descriptor is closed. None: somebody else uses it."""
+        path = self.path.parent / "in-use" / signer
+        with told(path):
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        return file
+
+    def is_claimed(self, signer: Address) -> bool:
+        """True while somebody uses a job: two that sign for it would only be in each other's way."""
+        file = self.claim(signer)
+        if file is not None:
+            os.close(file)
+        return file is None
 
     def keep(self, name: str, content: bytes) -> Path:
         """Keeps a file beside the store, whole or not at all: where it is."""

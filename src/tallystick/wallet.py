@@ -180,13 +180,14 @@ class Wallet:
         return [(stored, await self._on_chain(stored)) for stored in kept]
 
     async def latest(self, host_url: str, model: str | None) -> JobId | None:
-        """The newest job on this host (and model) that can be gone on with; None if there is none."""
+        """The newest job on this host (and model) that nobody uses and that has enough left; None: none."""
         fitting = [
             job.id
             for stored, job in await self.jobs()
             if job is not None
             and stored.host_url == host_url
             and model in (None, stored.model)
+            and not self.store.is_claimed(stored.signer)
             and await self.is_usable(job)
         ]
         return fitting[-1] if fitting else None
