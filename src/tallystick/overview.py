@@ -13,7 +13,7 @@ from tallystick.errors import Refusal, TallystickError
 from tallystick.gateway import problem_of
 from tallystick.spending import InUse, Spender
 from tallystick.store import StoredJob
-from tallystick.types import Job, JobId, JobStatus, Prices
+from tallystick.types import Address, Job, JobId, JobStatus, Prices
 from tallystick.wallet import Wallet, asset_at
 
 CLOSED_SHOWN = 20
@@ -40,6 +40,8 @@ class Overview:
     def __init__(self, spender: Spender) -> None:
         self._spender = spender
         self._wallet: Wallet = spender.wallet
+        self._closed: dict[Address, Job] = {}
+        """By signer: nothing more happens to them, so the chain is asked once."""
         self.payer = proof.address(spender.wallet.key())
 
     async def whole(self) -> Told:
@@ -100,9 +102,11 @@ class Overview:
     async def _job(self, stored: StoredJob, now: int, room: int) -> Told | None:
         """None for a job of a chain that is gone."""
         assert stored.job_id is not None
-        job = await self._wallet.chain.job(stored.job_id)
+        job = self._closed.get(stored.signer) or await self._wallet.chain.job(stored.job_id)
         if job is None or job.signer != stored.signer:
             return None
+        if job.status is JobStatus.CLOSED:
+            self._closed[stored.signer] = job
         used = next((used for used in self._spender.jobs if used.session.job.id == job.id), None)
         return {**self._facts(stored, job), **self._standing(job, used, now, room)}
 

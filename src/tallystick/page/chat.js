@@ -105,6 +105,7 @@ class Exchange {
   }
 
   fail(problem) {
+    this.node.classList.toggle("empty", this.tally.tokens === 0);
     fillProblem(this.node.querySelector(".problem"), problem);
   }
 }
@@ -118,6 +119,7 @@ export function standing(now) {
     view.model.replaceChildren(...models.map((name) => new Option(name, name)));
   }
   view.model.disabled = models.length === 0;
+  view.send.disabled = current !== null || models.length === 0;
   put(document, "#promise", promise(now));
   price();
 }

@@ -6,7 +6,7 @@ import * as money from "./money.js";
 import { ask, listen, Problem } from "./proxy.js";
 import { fillProblem, keepFocus } from "./show.js";
 
-const SOON = 300;
+const SOON = 500;
 const NOW_AND_THEN = 30000;
 const GONE = ["proxy_gone", "page_refused"];
 const outage = document.querySelector("#outage");
@@ -61,9 +61,12 @@ async function withTrouble(work) {
 
 let soon = null;
 
+/** However much happens, the chain is asked at a bounded rate, and not for a page that nobody sees. */
 function lookSoon() {
-  clearTimeout(soon);
-  soon = setTimeout(look, SOON);
+  soon ??= setTimeout(() => {
+    soon = null;
+    if (!document.hidden) look();
+  }, SOON);
 }
 
 function happened(event) {
@@ -97,5 +100,6 @@ document.querySelector("#open").addEventListener("click", () => dialogs.open(ove
 document.querySelector("#withdraw").addEventListener("click", () => withTrouble(() => dialogs.withdraw(look)));
 addEventListener("hashchange", turn);
 turn();
-setInterval(look, NOW_AND_THEN);
+addEventListener("visibilitychange", lookSoon);
+setInterval(lookSoon, NOW_AND_THEN);
 listen(happened, heard);

@@ -26,7 +26,7 @@ export function fillProblem(node, problem) {
   node.hidden = !problem;
   if (!problem) return;
   const what = document.createElement("strong");
-  what.textContent = problem.message;
+  what.textContent = problem.message.charAt(0).toUpperCase() + problem.message.slice(1);
   const mend = document.createElement("p");
   mend.textContent = problem.mend ? `${MOVES[problem.move] ?? "To mend it"}: ${problem.mend}` : "";
   node.replaceChildren(what, mend);
