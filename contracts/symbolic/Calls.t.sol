@@ -9,7 +9,9 @@ import {Prices} from "../src/libraries/Prices.sol";
 import {Tally} from "../src/libraries/Tally.sol";
 import {AnyJobs} from "./AnyJobs.sol";
 
-/// @dev What no call can do, each function on its own: conservation of money, and the table of rights.
+/// @dev What no call can do, each function on its own: conservation of money, and the table of rights. The solver is one that
+/// settles in seconds what takes Halmos's own minutes: who is who among symbolic addresses with balances.
+/// @custom:halmos --solver-command "../.venv-proof/bin/python ../scripts/solve.py"
 contract CallsProof is AnyJobs {
     function check_submitCheckpoint(address caller) external {
         _everyLaw(caller, IProofSystem.submitCheckpoint.selector);
