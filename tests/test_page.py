@@ -14,14 +14,17 @@ import aiohttp
 import pytest
 from aiohttp import web
 from playwright.async_api import Browser
+from starlette.datastructures import Headers
 
 from tallystick import lookout, pricing
 from tallystick.caps import Caps
 from tallystick.chain import Chain
-from tallystick.config import DAY
+from tallystick.config import DAY, Secret
 from tallystick.devnet import Devnet
+from tallystick.errors import Refusal
 from tallystick.evidence import Evidence
 from tallystick.page import PLACE, TOKEN
+from tallystick.proxy import Door
 from tallystick.spending import InUse
 from tallystick.testing.engine import Hang, Script, say
 from tallystick.types import JobId, JobStatus, Prices, Totals
@@ -160,6 +163,23 @@ async def test_with_a_key_the_page_is_there_and_tells_nothing_without_it(bench: 
     held = {TOKEN: token, "Authorization": "Bearer secret"}
     async with asking(proxy, **held) as http, http.get("/page/overview") as answer:
         assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "let_in"),
+    [("http://box.example:4402", True), ("http://evil.example:4402", False), ("https://evil.example", False)],
+)
+def test_on_a_network_the_page_is_its_own_origins_alone(origin: str, let_in: bool) -> None:
+    """Where any name leads to the proxy, the page may come from the name that it asks under, with the key."""
+    door = Door("0.0.0.0", 4402, Secret("secret"))  # noqa: S104 - what is tested
+    given = {"host": "box.example:4402", "origin": origin, "content-type": "application/json"}
+    headers = Headers({**given, "authorization": "Bearer secret"})
+    if let_in:
+        door.check("POST", "/page/jobs", headers)
+        return
+    with pytest.raises(Refusal) as refused:
+        door.check("POST", "/page/jobs", headers)
+    assert refused.value.code == "page_refused"
 
 
 # What it is told
