@@ -41,6 +41,7 @@ class Bench:
         models: tuple[str, ...] = ("scripted",),
         engine: ScriptedEngine | None = None,
         parts: AsyncExitStack | None = None,
+        port: int = 0,
         **settings: Any,
     ) -> str:
         """A node with that engine, or one that follows these scripts: its URL. It ends with `parts`."""
@@ -51,7 +52,7 @@ class Bench:
             **{"receipt_timeout": 5, **settings},
         )
         node = Node(config, engine=engine or ScriptedEngine(*scripts, models=models))
-        return await (parts or self.parts).enter_async_context(running(node))
+        return await (parts or self.parts).enter_async_context(running(node, port=port))
 
     def wallet(self) -> Wallet:
         """The devnet's payer."""

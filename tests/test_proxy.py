@@ -29,7 +29,7 @@ from tallystick.types import JobStatus
 from tests import test_clients
 from tests.buying import DEPOSIT, MESSAGES, Bench
 from tests.conftest import missing
-from tests.paying import register
+from tests.paying import register, until
 from tests.stories.parties import free_port
 
 
@@ -162,6 +162,42 @@ async def test_a_host_that_is_gone_is_told_as_such(bench: Bench) -> None:
     with pytest.raises(openai.InternalServerError) as refused:
         await proxy.ask()
     assert (refused.value.status_code, refused.value.code) == (503, "host_unreachable")
+
+
+async def test_a_job_that_was_ended_elsewhere_is_followed_by_another(bench: Bench) -> None:
+    """A job that takes no more requests is replaced, and the client's request is answered all the same."""
+    url = await bench.serve(Script(say(*["a "] * 30)))
+    proxy = await bench.proxy(url, Caps(DEPOSIT, 2 * DEPOSIT))
+    first = await proxy.ask()
+    [used] = proxy.spender.jobs
+    await used.session.flush()
+    wallet = proxy.spender.wallet
+    await wallet.transact(bench.chain.complete_session(used.session.job.id))
+
+    async def closed() -> bool:
+        job = await bench.chain.job(used.session.job.id)
+        return job is not None and job.status is JobStatus.CLOSED
+
+    await until(closed)
+    second = await proxy.ask()
+    assert second.choices[0].message.content == "a " * 30
+    assert second.usage.tally["job_id"] != first.usage.tally["job_id"]
+
+
+async def test_a_host_that_comes_back_is_gone_on_with(bench: Bench) -> None:
+    """After a restart of the host the next request connects again, and is paid from the same job."""
+    port = free_port()
+    node = await bench.parts.enter_async_context(AsyncExitStack())
+    url = await bench.serve(Script(say(*["a "] * 30)), parts=node, port=port)
+    proxy = await bench.proxy(url)
+    first = await proxy.ask()
+    await node.aclose()
+    with pytest.raises(openai.InternalServerError):
+        await proxy.ask()
+    await bench.serve(Script(say(*["b "] * 30)), port=port)
+    again = await proxy.ask()
+    assert again.choices[0].message.content == "b " * 30
+    assert again.usage.tally["job_id"] == first.usage.tally["job_id"]
 
 
 async def test_models_are_those_that_the_caps_allow(bench: Bench) -> None:
