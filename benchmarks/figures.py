@@ -115,10 +115,22 @@ FIGURES = (
 )
 
 
-def results(runs: Runs, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written down: the facts of the run, and of the figures those that were measured."""
-    measured = [each for each in FIGURES if each.measure in runs and (each.against or each.measure) in runs]
-    return {**facts, "figures": [each.row(runs) for each in measured]}
+def results(
+    runs: Runs, when: Mapping[str, str], facts: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is written down: the facts, and the figures that were measured, now or (`known`) before."""
+    rows = {**known}
+    for each in FIGURES:
+        if each.measure in runs and (each.against or each.measure) in runs:
+            rows[each.name] = {**each.row(runs), **when}
+    return {**facts, "figures": [rows[each.name] for each in FIGURES if each.name in rows]}
+
+
+def known() -> dict[str, Any]:
+    """The figures that are written down already, by name."""
+    if not RESULTS.exists():
+        return {}
+    return {row["name"]: row for row in json.loads(RESULTS.read_text())["figures"]}
 
 
 def report(measured: Mapping[str, Any]) -> str:
@@ -129,15 +141,17 @@ def report(measured: Mapping[str, Any]) -> str:
         [
             "# Figures",
             "",
-            f"Measured on {measured['date']} at commit {measured['commit']}, on {measured['machine']}.",
+            f"Measured on {measured['machine']}.",
             f"Each value is the median of {measured['rounds']} interleaved rounds.",
-            f"Load of the machine meanwhile: {measured['load']}.",
-            "`make bench` writes this page and `results.json`, which has every run;",
-            "[docs/benchmarks.md](../docs/benchmarks.md) says what each figure is.",
+            "`make bench` writes this page and `results.json`, which has every round;",
+            "[docs/benchmarks.md](../docs/benchmarks.md) says what each figure is, and where the time goes.",
             "",
-            "| figure | value | unit | against | its value | ratio | aim | |",
-            "|---|---:|---|---|---:|---:|---|---|",
+            "| figure | value | unit | against | its value | ratio | aim | | date | commit | load |",
+            "|---|---:|---|---|---:|---:|---|---|---|---|---|",
             *rows,
+            "",
+            "Load is that of the machine's last 1, 5 and 15 minutes when the figure's rounds were over:",
+            "above the number of cores, something else was running too.",
             "",
             f"With {versions}.",
             "",
@@ -156,6 +170,7 @@ def _line(row: Mapping[str, Any]) -> str:
         shown(ratio) if ratio is not None else "",
         row["aim"],
         verdict(ratio, row["aim"]),
+        *(row["date"], row["commit"], row["load"]),
     ]
     return "| " + " | ".join(cells) + " |"
 

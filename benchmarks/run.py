@@ -150,7 +150,8 @@ def first_tokens(
 
 
 def _named(name: str, seen: dict[str, float]) -> dict[str, float]:
-    return {f"{name}.{what}": number for what, number in seen.items()}
+    told = {**seen, "a_core": serving.a_core(seen)}
+    return {f"{name}.{what}": number for what, number in told.items()}
 
 
 GROUPS = {
@@ -171,19 +172,25 @@ async def measure(rounds: int, groups: list[str]) -> None:
                     for name, value in (await probe()).items():
                         runs[name].append(value)
                 print(f"{group}: round {number + 1} of {rounds}", file=sys.stderr)
-        figures.write(figures.results(runs, facts(rounds)))
+        figures.write(figures.results(runs, when(), facts(rounds), figures.known()))
 
 
-def facts(rounds: int) -> dict[str, Any]:
-    """When, where and with what it was measured."""
+def when() -> dict[str, str]:
+    """When a figure was measured, and of what; and how busy the machine was."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=serving.ROOT, capture_output=True, text=True, check=True
     )
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit.stdout.strip(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "load": ", ".join(f"{load:.1f}" for load in os.getloadavg()),
+    }
+
+
+def facts(rounds: int) -> dict[str, Any]:
+    """Where and with what all of it was measured."""
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "rounds": rounds,
         "versions": {"Python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES}
@@ -211,7 +218,7 @@ def _peers() -> dict[str, str]:
 
 
 def main() -> None:
-    """Measures, and writes what was measured; with `--only`, the other figures stay out of both files."""
+    """Measures, and writes what was measured; with `--only`, the other figures stay as they were."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))

@@ -202,10 +202,9 @@ async def load(server: Server, clients: list[Client]) -> dict[str, float]:
     if process.returncode:
         raise RuntimeError(f"the clients of {server.name} ended with status {process.returncode}")
     seen: dict[str, Any] = json.loads(told)
-    used = server.seconds() - before
-    return {
-        **seen,
-        "cpu_seconds": used,
-        "a_core": seen["tokens"] / used,
-        "a_second": seen["tokens"] / seen["seconds"],
-    }
+    return {**seen, "cpu_seconds": server.seconds() - before}
+
+
+def a_core(seen: dict[str, float]) -> float:
+    """Tokens for each second of the processor's time."""
+    return seen["tokens"] / seen["cpu_seconds"]

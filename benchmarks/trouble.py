@@ -51,8 +51,8 @@ async def probes() -> AsyncIterator[list[Callable[[], Awaitable[dict[str, float]
             async with rpc.down():
                 stormy = await _seen(troubled, unlucky)
             return {
-                "paced-bare.a_core": direct["a_core"],
-                "paced-node.a_core": calm["a_core"],
+                "paced-bare.a_core": serving.a_core(direct),
+                "paced-node.a_core": serving.a_core(calm),
                 "calm.added_gap_p99": calm["gap_p99"] - direct["gap_p99"],
                 "troubled.added_gap_p99": stormy["gap_p99"] - direct["gap_p99"],
                 "one.millisecond": MILLISECOND,
