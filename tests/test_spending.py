@@ -17,10 +17,10 @@ from tallystick.config import DAY
 from tallystick.devnet import Devnet
 from tallystick.errors import ContractError, NotYetReclaimable, Refusal, SessionError
 from tallystick.exchange import Exchange
-from tallystick.session import Event, Session
+from tallystick.session import Session
 from tallystick.spending import Spender
 from tallystick.testing.engine import Script, say
-from tallystick.types import Completion, JobId, JobStatus, Totals
+from tallystick.types import Completion, Job, JobId, JobStatus, Totals
 from tests.buying import DEPOSIT, MESSAGES, Bench
 from tests.paying import register, until
 
@@ -52,7 +52,7 @@ async def spend(spender: Spender, cost: int = 1000, max_tokens: int = 500, model
 
 async def test_one_job_serves_many_requests_and_is_completed_at_the_end(bench: Bench) -> None:
     """The first request opens a job, the others share it; leaving has the rest come back, to the unit."""
-    heard: list[tuple[JobId, Event | Completion]] = []
+    heard: list[tuple[Job, Any]] = []
     url = await bench.serve(Script(say(*["a "] * 30)))
     before, _ = await bench.money()
     async with spender(bench, url, hear=lambda *each: heard.append(each)) as spends:

@@ -25,7 +25,7 @@ from tallystick.errors import ConfigError, SessionError
 from tallystick.gateway import Gateway, Paid
 from tallystick.session import BalanceLow, Event, Settled, Signed
 from tallystick.spending import IDLE, Opened, Spender, ToppedUp
-from tallystick.types import Completion, JobId, Totals
+from tallystick.types import Completion, Job, JobId, Totals
 from tallystick.wire import parse_chat
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class AsyncSession:
 
         return transport.async_client(self.gateway, **options)
 
-    def _heard(self, job_id: JobId, event: Event | Opened | ToppedUp | Completion) -> None:
+    def _heard(self, job: Job, event: Event | Opened | ToppedUp | Completion) -> None:
         for kind, listener in self._listeners:
             if isinstance(event, kind):
                 listener(event)

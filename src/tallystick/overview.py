@@ -118,6 +118,7 @@ class Overview:
             "host_url": stored.host_url,
             "host": job.host,
             "symbol": known.symbol,
+            "decimals": known.decimals,
             "price": pricing.from_units(job.prices.per_million, known.decimals),
             "prompt_price": pricing.from_units(job.prices.prompt_per_million, known.decimals),
             "expires_at": job.expires_at,

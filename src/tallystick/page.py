@@ -18,14 +18,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from tallystick import happenings
 from tallystick.errors import ConfigError, Refusal, TallystickError
 from tallystick.feed import Feed
 from tallystick.gateway import EVENTS, refused
-from tallystick.happenings import Happenings
 from tallystick.overview import Overview
 from tallystick.proof import MAX_JOB_ID
 from tallystick.spending import Spender
-from tallystick.types import JobId
+from tallystick.types import Completion, JobId
 
 FILES = Path(__file__).parent / "page"
 TOKEN = "tally-page"
@@ -79,12 +79,11 @@ class Page:
     def __init__(self, spender: Spender) -> None:
         self._spender = spender
         self._overview = Overview(spender)
-        self._happenings = Happenings(spender)
         self._feed = Feed()
         self._token = secrets.token_urlsafe(32)
         self._index = (FILES / "index.html").read_text(encoding="utf-8").replace(PLACE, self._token)
         self._files = {file.name: file.read_bytes() for file in FILES.iterdir() if file.suffix in KINDS}
-        spender.on(lambda job, event: self._feed.tell(self._happenings.told(job, event)))
+        spender.on(lambda job, event: self._feed.tell(happenings.told(spender.wallet.chain, job, event)))
 
     @property
     def routes(self) -> list[Route]:
@@ -177,12 +176,15 @@ class Page:
         if form.on_chain:
             return {"job_id": job_id, "closes_at": await self._spender.ask_on_chain(job_id)}
         completion = await self._spender.complete(job_id)
-        return self._happenings.told(job_id, completion)
+        return await self._came(completion)
 
     async def reclaim(self, request: Request) -> Any:
         """Takes the rest of a job back."""
-        job_id = _job_id(request)
-        return self._happenings.told(job_id, await self._spender.reclaim(job_id))
+        return await self._came(await self._spender.reclaim(_job_id(request)))
+
+    async def _came(self, completion: Completion) -> Any:
+        wallet = self._spender.wallet
+        return happenings.told(wallet.chain, await wallet.job(completion.job_id), completion)
 
     async def withdraw(self, request: Request) -> Any:
         """Pays out what the contract keeps for the payer."""

@@ -57,7 +57,7 @@ class ToppedUp:
     units: int
 
 
-Hear = Callable[[JobId, Event | Opened | ToppedUp | Completion], None]
+Hear = Callable[[Job, Event | Opened | ToppedUp | Completion], None]
 
 log = structlog.get_logger(__name__)
 
@@ -137,7 +137,7 @@ class Spender:
         """Calls `hear` with what happens to each job, in the order it comes."""
         self._listeners.append(hear)
 
-    def _tell(self, job: JobId, event: Event | Opened | ToppedUp | Completion) -> None:
+    def _tell(self, job: Job, event: Event | Opened | ToppedUp | Completion) -> None:
         for hear in self._listeners:
             hear(job, event)
 
@@ -247,7 +247,7 @@ class Spender:
         await self.wallet.top_up(job, more)
         await used.session.refresh()
         log.info("job.topped_up", job=job.id, by=self._money_told(more))
-        self._tell(job.id, ToppedUp(more))
+        self._tell(used.session.job, ToppedUp(more))
 
     async def _go_on(self, model: str) -> InUse | None:
         """A job of the store that can pay for this model, within what the day leaves."""
@@ -305,7 +305,7 @@ class Spender:
             stored, job = await opening.open_job(chain, store, key, self.host_url, wishes, quote, day=day)
         log.info("job.opened", job=job.id, model=model, deposit=self._money_told(deposit))
         used = self._using(Session(chain, store, stored, job, ahead=self.wallet.config.ahead))
-        self._tell(job.id, Opened(deposit))
+        self._tell(job, Opened(deposit))
         return used
 
     async def _resume(self, job: Job) -> InUse:
@@ -320,7 +320,7 @@ class Spender:
         return used
 
     def _heard(self, used: InUse, event: Event) -> None:
-        self._tell(used.session.job.id, event)
+        self._tell(used.session.job, event)
         if isinstance(event, Stopped) and used.requests:
             self._spawn(self._reconnect(used))
 
@@ -492,9 +492,10 @@ class Spender:
     async def _completed(self, job: Job, completion: Completion) -> None:
         async with self._money:
             await self._stake(job, await self.today(), completion.owed)
-        paid, refund = self._money_told(completion.owed), self._money_told(completion.refund)
+        chain = self.wallet.chain
+        paid, refund = (money(chain, job.asset, units) for units in (completion.owed, completion.refund))
         log.info("job.completed", job=job.id, paid=paid, refund=refund, tx=completion.tx)
-        self._tell(job.id, completion)
+        self._tell(job, completion)
 
     async def _tidy(self) -> None:
         """Sees to the staked jobs that an earlier run has left, or that could not be completed."""

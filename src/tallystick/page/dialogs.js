@@ -53,11 +53,11 @@ function most(digits, asset) {
     : `At most ${plain(digits, asset)}, as the proxy's --deposit and --max-per-day are.`;
 }
 
-function topUp(job, now, then) {
+function topUp(job, then) {
   const dialog = dialogs.topping;
   put(dialog, ".number", job.job_id);
   put(dialog, ".symbol", job.symbol);
-  put(dialog, "#topping-most", most(job.top_up_most, now.asset));
+  put(dialog, "#topping-most", most(job.top_up_most, job));
   dialog.querySelector("input").value = "";
   show(dialog, async (form) => {
     await act(`/page/jobs/${job.job_id}/top-up`, { amount: form.get("amount").trim() });
@@ -66,27 +66,27 @@ function topUp(job, now, then) {
   });
 }
 
-function complete(job, now, then) {
+function complete(job, then) {
   const dialog = dialogs.completing;
   put(dialog, ".number", job.job_id);
-  put(dialog, ".rest", shown(job.refundable, { ...now.asset, symbol: job.symbol }));
+  put(dialog, ".rest", shown(job.refundable, job));
   dialog.querySelector("input").checked = false;
   show(dialog, async (form) => {
     const past = form.get("on_chain") !== null;
     const done = await act(`/page/jobs/${job.job_id}/complete`, { on_chain: past });
     await then();
-    return past ? `Asked on chain. Reclaim job ${job.job_id} from ${when(done.closes_at)}.` : came(done, now);
+    return past ? `Asked on chain. Reclaim job ${job.job_id} from ${when(done.closes_at)}.` : came(done);
   });
 }
 
-function came(done, now) {
-  return `Job ${done.job_id} is closed: ${shown(done.refund, now.asset)} came back.`;
+function came(done) {
+  return `Job ${done.job_id} is closed: ${shown(done.refund, done)} came back.`;
 }
 
-async function reclaim(job, now, then) {
+async function reclaim(job, then) {
   const done = await act(`/page/jobs/${job.job_id}/reclaim`);
   await then();
-  announce(came(done, now));
+  announce(came(done));
 }
 
 async function receipt(job) {
@@ -102,8 +102,8 @@ async function receipt(job) {
 const ACTIONS = { top_up: topUp, complete, reclaim, receipt };
 
 /** Does what the payer wants of a job; `then` looks again how things stand. */
-export function doWith(action, job, now, then) {
-  return ACTIONS[action](job, now, then);
+export function doWith(action, job, then) {
+  return ACTIONS[action](job, then);
 }
 
 /** Pays out what the contract keeps for the payer. */

@@ -24,8 +24,8 @@ export function standing(now, act) {
   view.open.disabled = now.models.length === 0;
   view.none.hidden = open.length > 0;
   view.later.hidden = false;
-  rows(view.jobs, open, now, act);
-  rows(view.closed, closed, now, act);
+  rows(view.jobs, open, act);
+  rows(view.closed, closed, act);
   put(document, "#closed-count", closed.length ? `(${closed.length})` : "(none)");
   if (had !== document.body) keepFocus(had);
 }
@@ -44,12 +44,12 @@ function sums(now, open) {
 }
 
 /** One row for each job; a row that is there stays, with what has the focus in it. */
-function rows(list, jobs, now, act) {
+function rows(list, jobs, act) {
   const there = new Map([...list.children].map((row) => [row.dataset.job, row]));
   jobs.forEach((job, place) => {
     const row = there.get(String(job.job_id)) ?? made(job);
     there.delete(String(job.job_id));
-    fill(row, job, now, act);
+    fill(row, job, act);
     if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
   });
   for (const row of there.values()) row.remove();
@@ -68,16 +68,15 @@ function made(job) {
   return row;
 }
 
-function fill(row, job, now, act) {
-  const asset = { symbol: job.symbol, decimals: now.asset.decimals };
+function fill(row, job, act) {
   row.dataset.status = job.status;
   put(row, ".state", state(job));
   put(row, ".where", `${job.model} at ${job.host_url.replace(/^https?:\/\//, "")}`);
-  put(row, ".deposit", shown(job.deposit, asset));
-  put(row, ".spent", shown(job.spent, asset));
+  put(row, ".deposit", shown(job.deposit, job));
+  put(row, ".spent", shown(job.spent, job));
   put(row, ".back", job.status === "closed" ? "Refunded" : "Refundable");
-  put(row, ".refundable", shown(job.refundable, asset));
-  row.querySelector(".level i").style.width = `${share(job.spent, job.deposit, asset.decimals)}%`;
+  put(row, ".refundable", shown(job.refundable, job));
+  row.querySelector(".level i").style.width = `${share(job.spent, job.deposit, job.decimals)}%`;
   for (const button of row.querySelectorAll("button")) {
     const { action } = button.dataset;
     button.hidden = action !== "receipt" && !job.actions.includes(action);
@@ -105,16 +104,15 @@ const SAID = {
 };
 
 /** Tells an event, newest first; loud ones also to a screen reader. */
-export function happened(event, decimals) {
+export function happened(event) {
   const [what, amount] = SAID[event.kind](event);
   const row = document.createElement("li");
-  const asset = { symbol: event.symbol, decimals };
   const text = `Job ${event.job_id} ${what}`;
-  row.append(cell("time", clock(new Date())), cell("span", text), cell("b", amount ? shown(amount, asset) : ""));
+  row.append(cell("time", clock(new Date())), cell("span", text), cell("b", amount ? shown(amount, event) : ""));
   view.happened.prepend(row);
   view.nothing.hidden = true;
   while (view.happened.children.length > TOLD) view.happened.lastChild.remove();
-  if (!["signed", "settled"].includes(event.kind)) announce(`${text} ${amount ? shown(amount, asset) : ""}`);
+  if (!["signed", "settled"].includes(event.kind)) announce(`${text} ${amount ? shown(amount, event) : ""}`);
 }
 
 function cell(kind, text) {

@@ -46,7 +46,7 @@ function wrong(kind, problem) {
 
 /** Does what a button of a job says; what goes wrong without a dialog is shown above the jobs. */
 async function acting(action, job) {
-  await withTrouble(() => dialogs.doWith(action, job, overview, look));
+  await withTrouble(() => dialogs.doWith(action, job, look));
 }
 
 async function withTrouble(work) {
@@ -71,7 +71,7 @@ function lookSoon() {
 
 function happened(event) {
   chat.happened(event);
-  if (overview) money.happened(event, overview.asset.decimals);
+  money.happened(event);
   lookSoon();
 }
 
