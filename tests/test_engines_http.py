@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tallystick.engines.dialect import LlamaCpp
+from tallystick.engines import connection
+from tallystick.engines.dialect import ContinuousUsage, Dialect, LlamaCpp
 from tallystick.engines.http import HttpEngine
 from tallystick.engines.prompts import Told
 from tallystick.errors import (
@@ -142,10 +143,13 @@ async def test_nothing_is_held_for_the_next_read() -> None:
         assert (await anext(reads))[0].text == "c"
 
 
-async def test_leaving_cancels() -> None:
+@pytest.mark.parametrize(
+    ("form", "dialect"), [("llama.cpp", LlamaCpp()), ("continuous usage", ContinuousUsage())]
+)
+async def test_leaving_cancels(form: Form, dialect: Dialect) -> None:
     """An engine's request ends when its context is left: in the middle, or before anything was read."""
     wait = Script((Step("a"), Hang()))
-    async with meet(wait) as (engine, scripted):
+    async with meet(wait, form=form, dialect=dialect) as (engine, scripted):
         async with engine.stream(BODY, 50) as reads:
             await anext(reads)
         await begin(engine)
@@ -303,3 +307,125 @@ async def test_comments_are_silence() -> None:
         with pytest.raises(EngineTimeout):
             await read(engine)
         await engine.close()
+
+
+WHOLE = (
+    b'data: {"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}'
+    b"\n\ndata: [DONE]\n\n"
+)
+
+
+class Keeping:
+    """A server that answers as vLLM does, and notes on which connection it is asked what.
+
+    `drops`: it ends a connection at this request on it, from 1, without an answer. `late`: what it waits for
+    between a reply and the end of its body; without, they come together.
+    """
+
+    def __init__(self, drops: int = 0, late: asyncio.Event | None = None) -> None:
+        self.asked: list[web.BaseRequest] = []
+        self.left = asyncio.Event()
+        """A connection was closed before its reply's body ended."""
+        self._drops = drops
+        self._late = late
+
+    @property
+    def ways(self) -> list[int]:
+        """The connection of each request, by its number from 0."""
+        connections = [id(request.protocol) for request in self.asked]
+        return [list(dict.fromkeys(connections)).index(each) for each in connections]
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        await request.read()
+        self.asked.append(request)
+        if self.ways.count(self.ways[-1]) == self._drops:
+            assert request.transport is not None
+            request.transport.abort()
+        if request.path == "/tokenize":
+            return web.json_response({"count": 3})
+        if self._late is None:
+            return web.Response(body=WHOLE)
+        return await self._in_parts(request, self._late)
+
+    async def _in_parts(self, request: web.Request, late: asyncio.Event) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(WHOLE)
+        try:
+            await late.wait()
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        return response
+
+
+@asynccontextmanager
+async def keeping(server: Keeping) -> AsyncGenerator[HttpEngine, None]:
+    """An engine that asks such a server and keeps its connections."""
+    async with listening(server.answer) as url:
+        engine = HttpEngine(url, dialect=ContinuousUsage())
+        engine.connection.open()
+        engine.connection.keeps = True
+        engine._prompts = Told(ContinuousUsage(), engine.connection.fetch)
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+
+async def test_a_server_that_counts_as_vllm_does_keeps_connections() -> None:
+    """Connections to vLLM are used again; to llama.cpp, which has a thread for each, they are not."""
+    async with meet(form="continuous usage") as (engine, _):
+        assert engine.connection.keeps
+    async with meet(form="llama.cpp") as (engine, _):
+        assert not engine.connection.keeps
+
+
+async def test_a_whole_reply_leaves_its_connection() -> None:
+    """Counts of prompts and whole replies come over one connection, one after the other."""
+    server = Keeping()
+    async with keeping(server) as engine:
+        for _ in range(3):
+            await engine.count_prompt(BODY)
+            assert text(await read(engine)) == "a"
+    assert server.ways == [0] * 6
+
+
+async def test_a_body_may_end_later_than_its_reply() -> None:
+    """A whole reply is not held up by the end of its body, and its connection is used again after that."""
+    late = asyncio.Event()
+    server = Keeping(late=late)
+    async with keeping(server) as engine:
+        assert text(await read(engine)) == "a"
+        await engine.count_prompt(BODY)
+        assert server.ways == [0, 1]
+        late.set()
+        while server.ways.count(0) < 2:
+            await asyncio.gather(engine.count_prompt(BODY), engine.count_prompt(BODY))
+
+
+async def test_a_body_that_does_not_end_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply whose body goes on is whole all the same; its connection closes."""
+    monkeypatch.setattr(connection, "LINGER", 0.01)
+    server = Keeping(late=asyncio.Event())
+    async with keeping(server) as engine:
+        assert text(await read(engine)) == "a"
+        await server.left.wait()
+
+
+async def test_a_dropped_connection_fails_no_request() -> None:
+    """A connection that the server drops as it is used again costs no request: it is sent once more, anew."""
+    server = Keeping(drops=2)
+    async with keeping(server) as engine:
+        assert await engine.count_prompt(BODY) == 3
+        assert text(await read(engine)) == "a"
+    assert server.ways == [0, 0, 1]
+
+
+async def test_a_new_connection_that_drops_is_a_failure() -> None:
+    """A request that a server drops on a connection of its own is not sent again: it may be the cause."""
+    server = Keeping(drops=1)
+    async with keeping(server) as engine:
+        with pytest.raises(EngineUnavailable, match="cannot be reached"):
+            await read(engine)
+    assert server.ways == [0]

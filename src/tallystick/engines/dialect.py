@@ -56,6 +56,8 @@ class Dialect(abc.ABC):
     """Members of a request that make the server tell its count."""
     provisional: ClassVar[bool] = False
     """There is no running count: until the reply is over, each chunk that has a text is a token."""
+    keeps: ClassVar[bool] = False
+    """Servers of this family wait on many idle connections at no cost, so that they may be used again."""
 
     @abc.abstractmethod
     def counts(self, chunk: Chunk) -> tuple[int, int] | None:
@@ -127,6 +129,7 @@ class ContinuousUsage(Dialect):
     """vLLM, and servers that follow it: a usage in every chunk."""
 
     name = "continuous usage"
+    keeps = True
     asks: ClassVar = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     _TEMPLATE = frozenset(
         "model messages tools chat_template chat_template_kwargs "

@@ -139,7 +139,8 @@ class HttpEngine(Engine):
         clock = asyncio.get_running_loop().time
         asked = clock()
         response = await self._ask({**request, **dialect.asks, "stream": True, "max_tokens": max_tokens})
-        pieces = self._pieces(response, Reading(dialect), self._first_token - (clock() - asked))
+        reply = Reading(dialect)
+        pieces = self._pieces(response, reply, self._first_token - (clock() - asked))
         if dialect.provisional:
             text = TextCount(self._tokenizer) if self._tokenizer is not None else None
             pieces = Provisional(prompts.sure(request) if prompts else 0, text).told(pieces)
@@ -147,7 +148,7 @@ class HttpEngine(Engine):
             yield pieces
         finally:
             await pieces.aclose()
-            response.close()  # which is how an engine is told to stop
+            self.connection.leave(response, whole=reply.done)
 
     async def _ask(self, request: dict[str, Any]) -> aiohttp.ClientResponse:
         """The engine's response, its head read and its body yet to come."""
@@ -200,6 +201,7 @@ class HttpEngine(Engine):
             raise EngineError(f"The engine at {self.url} serves no model.")
         self.models = [str(model["id"]) for model in listed]
         self._dialect, billed = await self._find_dialect()
+        self.connection.keeps = self._dialect.keeps
         prompts = await self._find_prompts(self._dialect, billed)
         self.context = await self._dialect.context(self.connection.fetch, listed[0])
         self._prompts = prompts
