@@ -51,6 +51,37 @@ async def test_one_reading_for_many(devnet: Devnet, chain: Chain, watched: Watch
     assert watched.asked == 1
 
 
+async def test_one_reading_a_block(
+    devnet: Devnet, chain: Chain, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job is read again once there is another block, and not before, however long that takes."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    signer = await open_job(devnet, chain)
+    seen = Lookout(watched, depth=0)
+    first = await seen.job(signer.job.id)
+    later = await seen.job(signer.job.id)
+    assert (later.job, later.block, watched.asked) == (signer.job, first.block, 1)
+    assert later.at > first.at
+    await devnet.mine(1)
+    assert (await seen.job(signer.job.id)).block != first.block
+    assert watched.asked == 2
+
+
+async def test_another_branch_is_read(
+    devnet: Devnet, chain: Chain, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job is read again where a reorganised chain is as long as it was: another block is its latest."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    signer = await open_job(devnet, chain)
+    seen = Lookout(watched, depth=0)
+    before = await seen.job(signer.job.id)
+    height = await chain.block_number()
+    await devnet.reorganise(1)
+    after = await seen.job(signer.job.id)
+    assert await chain.block_number() == height
+    assert (before.newest, after.newest) == (signer.job, None)
+
+
 async def test_depth(devnet: Devnet, chain: Chain, watched: Watched) -> None:
     """What is relied on lies deep; what is newest is told beside it."""
     signer = await open_job(devnet, chain)

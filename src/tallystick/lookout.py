@@ -1,5 +1,7 @@
 """What the chain said last of a job, and how long that is relied on: no request costs a call of its own.
 
+A job is read again only once there is another block: what the chain says of it as of one does not change.
+
 Reads through chain.py; knows no ledger, no bearer and no terms.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tallystick.chain import Block, Chain
 from tallystick.errors import ChainError, Refusal
@@ -31,8 +33,10 @@ class Sight:
     """As of the latest block."""
     now: int
     """The latest block's timestamp."""
+    block: str
+    """The latest block's hash."""
     at: float
-    """When it was read, on the event loop's clock."""
+    """When that was last known to be the latest block, on the event loop's clock."""
 
 
 class Lookout:
@@ -57,15 +61,13 @@ class Lookout:
 
     async def now(self) -> int:
         """The latest block's timestamp. Refusal `chain_unavailable` if there never was an answer."""
-        if not self._is_fresh(self._block_at):
-            try:
-                self._see(await self._chain.block())
-            except ChainError as error:
-                self.trouble = str(error)
-                if self._block is None:
-                    raise Refusal("chain_unavailable") from error
-        assert self._block is not None
-        return self._block.timestamp
+        try:
+            return (await self._recent()).timestamp
+        except ChainError as error:
+            self.trouble = str(error)
+            if self._block is None:
+                raise Refusal("chain_unavailable") from error
+            return self._block.timestamp
 
     async def job(self, job_id: JobId) -> Sight:
         """The job as read a moment ago at most; while the chain does not answer, as it was relied on before.
@@ -97,16 +99,21 @@ class Lookout:
             return await self._ask(job_id)
 
     async def _ask(self, job_id: JobId) -> Sight:
-        at = asyncio.get_running_loop().time()
-        block = await self._chain.block()
-        self._see(block)
+        sight = self._sights.get(job_id)
+        if sight is not None and sight.block == (await self._recent()).hash:
+            sight = replace(sight, at=self._block_at)
+        else:
+            sight = await self._read(job_id)
+        if sight.job is not None:  # one that is not there now may be in a moment
+            self._keep(job_id, sight)
+        return sight
+
+    async def _read(self, job_id: JobId) -> Sight:
+        block, at = await self._look(), self._block_at
         latest = block.number
         newest = await self._chain.job(job_id, latest=latest)
         job = await self._chain.job(job_id, self.depth, latest=latest) if self.depth else newest
-        sight = Sight(job, newest, block.timestamp, at)
-        if job is not None:  # one that is not there now may be in a moment
-            self._keep(job_id, sight)
-        return sight
+        return Sight(job, newest, block.timestamp, block.hash, at)
 
     def _keep(self, job_id: JobId, sight: Sight) -> None:
         self._sights.pop(job_id, None)  # to the end: the oldest reading is the first to go
@@ -114,10 +121,23 @@ class Lookout:
         if len(self._sights) > KEPT:
             del self._sights[next(iter(self._sights))]
 
-    def _see(self, block: Block) -> None:
+    async def _recent(self) -> Block:
+        """The latest block as of a moment ago at most."""
+        if self._block is not None and self._is_fresh(self._block_at):
+            return self._block
+        return await self._look()
+
+    async def _look(self) -> Block:
+        """The latest block."""
+        at = asyncio.get_running_loop().time()
+        block = await self._chain.block()
+        self._see(block, at)
+        return block
+
+    def _see(self, block: Block, at: float) -> None:
         self.trouble = None
         self._block = block
-        self._block_at = asyncio.get_running_loop().time()
+        self._block_at = at
         self._ahead = max(self._ahead, block.timestamp - time.time())
 
     def _is_fresh(self, at: float) -> bool:
