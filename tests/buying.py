@@ -45,11 +45,11 @@ class Bench:
         **settings: Any,
     ) -> str:
         """A node with that engine, or one that follows these scripts: its URL. It ends with `parts`."""
+        key = Secret(self.devnet.accounts.host.private_key)
         config = HostConfig(
-            host_private_key=Secret(self.devnet.accounts.host.private_key),
             rpc_url=self.devnet.rpc_url,
             data_dir=self.directory / "host",
-            **{"receipt_timeout": 5, **settings},
+            **{"host_private_key": key, "receipt_timeout": 5, **settings},
         )
         node = Node(config, engine=engine or ScriptedEngine(*scripts, models=models))
         return await (parts or self.parts).enter_async_context(running(node, port=port))

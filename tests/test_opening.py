@@ -1,18 +1,38 @@
 """How a job is opened."""
 
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
 
-from tallystick import proof
+from tallystick import proof, spending
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 from tallystick.errors import SessionError
 from tallystick.networks import DEVNET, deployment
-from tallystick.opening import Quote, Wishes, fetch_quote, find_openings, quote_in, terms_for
+from tallystick.opening import (
+    Quote,
+    Wishes,
+    check_endpoint,
+    fetch_quote,
+    find_openings,
+    quote_in,
+    terms_for,
+)
+from tallystick.opening import open_job as opened
+from tallystick.quote import digest
 from tallystick.store import Store, StoredJob
-from tallystick.types import ETH, Address, JobId, Prices
+from tallystick.testing.engine import Script, say
+from tallystick.types import ETH, Address, Job, JobId, Prices
+from tests.buying import Bench
 from tests.paying import open_job, register
 
 HERE = deployment(DEVNET)
@@ -26,8 +46,11 @@ QUOTE = Quote(
     interval_min=4,
     interval_max=1_000,
     claim_window_min=3_600,
+    endpoint="https://host.example",
+    valid_until=1_800_000_000,
 )
 NOW = 1_800_000_000
+Lie = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def test_terms_are_the_quotes_prices_and_the_payers_wishes() -> None:
@@ -52,6 +75,7 @@ def test_an_attested_job_is_opened_for_an_hour() -> None:
     [
         ({"chain_id": 8453}, {}, "chain 8453"),
         ({"contract": Address("0x" + "99" * 20)}, {}, "this package's contract"),
+        ({"valid_until": NOW - 3_600}, {}, "3600 s ago by the clock of the chain at RPC_URL"),
         ({}, {"model": "another"}, "it has tally"),
         ({}, {"asset": ETH}, "does not sell"),
         ({}, {"interval": 2_000}, "4 to 1000"),
@@ -61,8 +85,8 @@ def test_an_attested_job_is_opened_for_an_hour() -> None:
 def test_what_does_not_meet_is_refused_before_money_moves(
     quote: dict[str, object], wishes: dict[str, object], told: str
 ) -> None:
-    """Another chain or contract, an unknown model, asset or interval, a price above the payer's: an error
-    each.
+    """Another chain or contract, a time that is over, an unknown model, asset or interval, a price above the
+    payer's: an error each.
     """
     with pytest.raises(SessionError, match=told):
         terms_for(
@@ -90,6 +114,9 @@ def test_a_node_that_serves_no_host_is_told_before_money_moves() -> None:
         "models": [],
         "interval": {"min": 4, "max": 1_000},
         "claim_window_min": 3_600,
+        "endpoint": "http://127.0.0.1:8402",
+        "valid_until": NOW,
+        "signature": None,
     }
     with pytest.raises(SessionError, match="HOST_PRIVATE_KEY"):
         quote_in(body)
@@ -99,6 +126,161 @@ async def test_a_host_that_does_not_answer_is_named() -> None:
     """The error names the URL, and what to look for."""
     with pytest.raises(SessionError, match=r"http://127\.0\.0\.1:9;.*tally host run"):
         await fetch_quote("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("named", "asked"),
+    [
+        ("https://host.example", "https://HOST.example:443/"),
+        ("https://host.example", "http://127.0.0.1:8402"),
+        ("https://host.example", "http://192.168.1.5:8402"),
+        ("http://0.0.0.0:8402", "https://host.example"),
+        ("http://[::1]:8402", "http://localhost:8402"),
+    ],
+)
+def test_a_host_is_asked_where_it_says_that_it_is(named: str, asked: str) -> None:
+    """The same place however it is written; a tunnel's end; or where the node listens, which is no name."""
+    check_endpoint(replace(QUOTE, endpoint=named), asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "https://other.example",
+        "http://host.example",
+        "https://host.example:8402",
+        "https://host.example/a",
+        "https://8.8.8.8",
+    ],
+)
+def test_another_hosts_quote_is_not_shown_as_ones_own(asked: str) -> None:
+    """Who answers with the quote of a host that is elsewhere is named, and so is where that host is."""
+    with pytest.raises(SessionError, match=r"at 'https://host\.example'\. The move is yours: use that URL"):
+        check_endpoint(QUOTE, asked)
+
+
+# Against a host that lies
+
+
+@pytest.fixture
+async def bench(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as parts:
+        yield Bench(devnet, chain, tmp_path, parts)
+
+
+async def between(bench: Bench, lie: Lie) -> str:
+    """Something that stands between payer and a real node, and shows another quote: its URL."""
+    host = await bench.serve(Script(say("a")))
+
+    async def show(_: web.Request) -> web.Response:
+        async with aiohttp.ClientSession() as http, http.get(f"{host}/v1/host") as answer:
+            return web.json_response(lie(await answer.json()))
+
+    app = web.Application()
+    app.router.add_get("/v1/host", show)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    bench.parts.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+def cheaper(body: dict[str, Any]) -> dict[str, Any]:
+    """The first model for next to nothing."""
+    [first, *others] = body["models"]
+    prices = {asset: {**each, "per_million": "1"} for asset, each in first["prices"].items()}
+    return {**body, "models": [{**first, "prices": prices}, *others]}
+
+
+def resigned(devnet: Devnet, body: dict[str, Any]) -> dict[str, Any]:
+    """Signed by the devnet's host itself, whatever it says."""
+    signature = proof.sign(digest(body), devnet.accounts.host.private_key)
+    return {**body, "signature": "0x" + signature.hex()}
+
+
+async def opening_at(bench: Bench, url: str) -> tuple[StoredJob, Job]:
+    """The devnet's payer opens a job with whatever answers there."""
+    wallet = bench.wallet()
+    return await opened(bench.chain, wallet.store, wallet.key(), url, Wishes(deposit=1_000_000))
+
+
+@pytest.mark.parametrize(
+    ("lie", "told"),
+    [
+        (cheaper, "was changed"),
+        (lambda body: {**body, "endpoint": "https://other.example"}, "was changed"),
+        (lambda body: {**body, "valid_until": body["valid_until"] + 1}, "was changed"),
+        (lambda body: {**body, "chain_id": 8453}, "was changed"),
+        (lambda body: {**body, "contract": ETH}, "was changed"),
+        (lambda body: {**body, "host": SIGNER}, f"names {SIGNER}, and is signed by"),
+        (lambda body: {**body, "signature": None}, "not signed"),
+        (lambda body: {**body, "paid": False}, "the other way round"),
+        (lambda body: {**body, "signature": "0x11"}, "signature of the host's quote cannot be read"),
+        (lambda body: {**body, "signature": "signed"}, "signature of the host's quote cannot be read"),
+        (lambda body: {**body, "grace": -1}, "signature of the host's quote cannot be read"),
+        (lambda body: {**body, "relay_fee": None}, "signature of the host's quote cannot be read"),
+    ],
+)
+async def test_a_quote_that_was_changed_moves_no_money(bench: Bench, lie: Lie, told: str) -> None:
+    """A price, endpoint, time, chain, contract or host that the host did not sign; or none that it signed."""
+    url = await between(bench, lie)
+    with pytest.raises(SessionError, match=f"{told}.* The move is the host's: choose another host"):
+        await opening_at(bench, url)
+    assert await bench.chain.jobs(payer=bench.devnet.accounts.payer.address) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"chain_id": 8453}, "settles on chain 8453"),
+        ({"contract": ETH}, f"settles on chain {DEVNET} at {ETH}"),
+        ({"valid_until": 1}, "has run out, .* The move is the host's"),
+    ],
+)
+async def test_a_quote_of_elsewhere_or_before_moves_no_money(
+    bench: Bench, changed: dict[str, Any], told: str
+) -> None:
+    """Though its host signed it: another chain, another contract, a time that is over."""
+    url = await between(bench, lambda body: resigned(bench.devnet, {**body, **changed}))
+    with pytest.raises(SessionError, match=told):
+        await opening_at(bench, url)
+    assert await bench.chain.jobs(payer=bench.devnet.accounts.payer.address) == []
+
+
+async def test_what_passes_a_quote_on_unchanged_is_believed(bench: Bench) -> None:
+    """What is signed holds whoever brings it; the job has the host's own prices."""
+    await register(bench.devnet, bench.chain)
+    _, job = await opening_at(bench, await between(bench, lambda body: body))
+    assert job.prices == Prices(900_000, 200_000)
+
+
+async def test_a_host_without_a_key_binds_itself_to_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its quote is unsigned and says so: a job can be opened, and who pays is warned that nobody is paid."""
+    monkeypatch.setattr(spending, "COMPLETE", 0.5)
+    host = bench.devnet.accounts.host.address
+    await register(bench.devnet, bench.chain)
+    url = await bench.serve(Script(say("a")), host_private_key=None, host_address=host)
+    quote = await fetch_quote(url)
+    assert (quote.host, quote.paid) == (host, False)
+    proxy = await bench.proxy(url)
+    with capture_logs() as logged:
+        await proxy.spender.open("scripted", 1_000_000)
+    await proxy.parts.aclose()
+    [warning] = [each for each in logged if each["event"] == "host.not_paid"]
+    assert "its quote is unsigned and binds nobody" in warning["cause"]
+
+
+async def test_a_job_is_opened_on_a_fresh_quote(bench: Bench) -> None:
+    """What a host said a while ago may have run out since: it is asked again before money moves."""
+    await register(bench.devnet, bench.chain)
+    old = [{"valid_until": 1}]
+    url = await between(bench, lambda body: resigned(bench.devnet, {**body, **(old.pop() if old else {})}))
+    spender = (await bench.proxy(url)).spender
+    assert (await spender.quote()).valid_until == 1
+    await spender.open("scripted", 1_000_000)
+    assert (await spender.quote()).valid_until > 1
 
 
 async def test_an_interrupted_opening_is_found_again(devnet: Devnet, chain: Chain, tmp_path: Path) -> None:

@@ -11,20 +11,18 @@ import asyncio
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from tallystick import proof, quote
+from tallystick.addresses import is_literal, is_loopback, is_public
 from tallystick.chain import Chain
 from tallystick.config import http_url
-from tallystick.errors import ReceiptError, SessionError
+from tallystick.errors import SessionError
 from tallystick.networks import DEVNET, Deployment
-from tallystick.opening import Quote, quote_in
+from tallystick.opening import Quote, check_endpoint, check_holds, quote_in
 from tallystick.types import Address, Prices
 
 MAX_QUOTE = 4096
@@ -81,8 +79,10 @@ async def _asked(
             raw = await answer.content.read(MAX_QUOTE + 1)
             while len(raw) <= MAX_QUOTE and (more := await answer.content.read(MAX_QUOTE)):
                 raw += more
-        return Listing(host, endpoint, checked(raw, host, deployment, now))
-    except (SessionError, ReceiptError) as error:
+        quote = checked(raw, host, deployment, now)
+        check_endpoint(quote, endpoint)
+        return Listing(host, endpoint, quote)
+    except SessionError as error:
         return Listing(host, endpoint, trouble=str(error))
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         return Listing(host, endpoint, trouble=f"it does not answer: {error!r}")
@@ -100,42 +100,25 @@ def endpoint_of(metadata: str, *, local: bool) -> str:
         return endpoint
     if parts.scheme != "https" or parts.username or parts.password:
         raise SessionError("its endpoint is not https")
-    if _is_literal(parts.hostname or "") and not is_public(parts.hostname or ""):
+    if is_literal(parts.hostname or "") and not is_public(parts.hostname or ""):
         raise SessionError("its endpoint is no public address")
     return endpoint
 
 
 def checked(raw: bytes, host: Address, deployment: Deployment, now: int) -> Quote:
-    """A quote that holds. SessionError, or ReceiptError for a signature that is none."""
+    """A quote that holds, and is the registered host's. SessionError for any other."""
     if len(raw) > MAX_QUOTE:
         raise SessionError(f"its quote is longer than {MAX_QUOTE} bytes")
     try:
-        body = orjson.loads(raw)
-        read = quote_in(body)
-        _check_signed(body, host)
-        good_until = int(body["valid_until"])
-    except (
-        orjson.JSONDecodeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        AttributeError,
-    ) as error:
+        quote = quote_in(orjson.loads(raw))
+    except orjson.JSONDecodeError as error:
         raise SessionError(f"its quote cannot be read: {error}") from None
-    if (read.chain_id, read.contract) != (deployment.chain_id, deployment.marketplace):
-        raise SessionError(f"it settles at {read.contract} on chain {read.chain_id}")
-    if good_until < now:
-        raise SessionError("its quote has run out")
-    return read
-
-
-def _check_signed(body: Any, host: Address) -> None:
-    if body.get("signature") is None:
+    if not quote.paid:
         raise SessionError("it has no key, and signs no quote")
-    signer = proof.recover(quote.digest(body), bytes.fromhex(body["signature"].removeprefix("0x")))
-    if signer != host or body["host"] != host:
-        raise SessionError(f"its quote is signed by {signer}")
+    if quote.host != host:
+        raise SessionError(f"its quote is signed by {quote.host}")
+    check_holds(quote, deployment, now)
+    return quote
 
 
 def offers(found: Iterable[Listing], asset: Address, model: str | None = None) -> list[Offer]:
@@ -150,30 +133,7 @@ def offers(found: Iterable[Listing], asset: Address, model: str | None = None) -
     return sorted(sold, key=lambda offer: (offer.prices.per_million, offer.prices.prompt_per_million))
 
 
-# Addresses
-
-
-def is_loopback(name: str) -> bool:
-    """True for this machine under its own name or address."""
-    return name == "localhost" or (_is_literal(name) and ip_address(name).is_loopback)
-
-
-def is_public(address: str) -> bool:
-    """True for an address that anybody may be at: not this machine's, not of a private network."""
-    read = ip_address(address)
-    if isinstance(read, IPv6Address):
-        # Addresses of IPv4 in those of IPv6 are as private as they are.
-        inner = read.ipv4_mapped or read.sixtofour or (read.teredo[1] if read.teredo else None)
-        return read.is_global and (inner is None or inner.is_global) and not read.is_multicast
-    return read.is_global and not read.is_multicast
-
-
-def _is_literal(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
+# Names
 
 
 class Resolver(AbstractResolver):

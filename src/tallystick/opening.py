@@ -1,6 +1,7 @@
 """How a payer opens a job: the host's quote read, terms made from it, key written, money put in escrow.
 
-The quote says what the host takes; addresses of contracts come from this package alone, never from a host.
+The quote says what the host takes, and is held to its host's signature; addresses of contracts come from this
+package alone, never from a host.
 What a job costs and what is at risk is known before anything is sent.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -17,12 +19,14 @@ import orjson
 from eth_utils.address import to_checksum_address
 
 from tallystick import pricing, proof
+from tallystick.addresses import is_private
 from tallystick.caps import Stake
 from tallystick.chain import Chain
-from tallystick.config import CLAIM_WINDOW, LIFETIME
+from tallystick.config import CLAIM_WINDOW, LIFETIME, http_url
 from tallystick.contracts import Created
-from tallystick.errors import ContractError, SessionError
+from tallystick.errors import ContractError, ReceiptError, SessionError
 from tallystick.networks import Deployment
+from tallystick.quote import digest
 from tallystick.store import Store, StoredJob
 from tallystick.types import ETH, ZERO_HASH, Address, Job, JobId, Prices, Terms
 
@@ -30,6 +34,12 @@ ATTESTED_LIFETIME = 3_600
 """Seconds, for a host-attested job: idle, it is worth rate times time to its host."""
 QUOTE_TIMEOUT = 10.0
 """Seconds."""
+UNPAID = (
+    "has no key to be paid with: its quote is unsigned and binds nobody, and it settles nothing; the deposit "
+    "comes back whole, but only by `tally job complete JOB --on-chain` and, later, `tally job reclaim JOB`"
+)
+_PORTS = {"http": 80, "https": 443}
+_MEND = "choose another host (`tally hosts`), or ask this one's operator."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +53,14 @@ class Quote:
     interval_min: int
     interval_max: int
     claim_window_min: int
+    endpoint: str
+    """Where the host says that payers reach it."""
+    valid_until: int
+    """In seconds of the chain's clock."""
     paid: bool = True
-    """False: the host has no key, so nothing will be settled, and all comes back after the claim window."""
+    """False: the host has no key, so the quote is unsigned and binds nobody, nothing will be settled, and all
+    comes back after the claim window.
+    """
 
     def prices(self, model: str, asset: Address) -> Prices:
         """What the model costs in this asset. SessionError if the host does not sell it."""
@@ -56,7 +72,10 @@ class Quote:
 
 
 async def fetch_quote(host_url: str) -> Quote:
-    """Asks a host what it takes. SessionError if nothing answers there, or what does is no host."""
+    """Asks a host what it takes.
+
+    SessionError if nothing answers there, what does is no host, or its quote is not its own.
+    """
     limit = aiohttp.ClientTimeout(total=QUOTE_TIMEOUT)
     try:
         async with aiohttp.ClientSession(timeout=limit) as http, http.get(f"{host_url}/v1/host") as answer:
@@ -64,10 +83,12 @@ async def fetch_quote(host_url: str) -> Quote:
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise SessionError(f"no host answers at {host_url}; is `tally host run` running there?") from error
     try:
-        return quote_in(orjson.loads(body))
+        quote = quote_in(orjson.loads(body))
     except orjson.JSONDecodeError:
         told = f"{host_url}/v1/host answers {status}, without a quote"
         raise SessionError(f"{host_url} is not a host's base URL: {told}") from None
+    check_endpoint(quote, host_url)
+    return quote
 
 
 class _PriceForm(msgspec.Struct):
@@ -92,27 +113,60 @@ class _QuoteForm(msgspec.Struct):
     models: list[_ModelForm]
     interval: _IntervalForm
     claim_window_min: int
+    endpoint: str
+    valid_until: int
+    signature: str | None
     paid: bool = True
 
 
 def quote_in(body: Any) -> Quote:
-    """Reads a quote. SessionError if it is not one, or is of a node that serves no host."""
+    """Reads a quote, and checks its signature. SessionError if it is not one, is of a node that serves no
+    host, or is not signed by its host; only a host without a key may leave it unsigned.
+    """
     try:
         form = msgspec.convert(body, _QuoteForm)
-        if form.host is None:
-            raise SessionError("the node there serves no paid job: its operator has to set HOST_PRIVATE_KEY")
-        return Quote(
-            host=_address(form.host),
-            chain_id=form.chain_id,
-            contract=_address(form.contract),
-            models={model.name: _prices(model) for model in form.models},
-            interval_min=form.interval.min,
-            interval_max=form.interval.max,
-            claim_window_min=form.claim_window_min,
-            paid=form.paid,
-        )
+        quote = _quote_in(form)
     except (msgspec.ValidationError, ValueError) as error:
         raise SessionError(f"it is not a host's base URL, or a host of another version: {error}") from error
+    if quote.paid == (form.signature is None):
+        raise SessionError(
+            "the host's quote is not signed, and says that the host has a key, or the other way round. "
+            f"The move is the host's: {_MEND}"
+        )
+    if form.signature is not None:
+        _check_signer(body, form.signature, quote.host)
+    return quote
+
+
+def _quote_in(form: _QuoteForm) -> Quote:
+    if form.host is None:
+        raise SessionError("the node there serves no paid job: its operator has to set HOST_PRIVATE_KEY")
+    return Quote(
+        host=_address(form.host),
+        chain_id=form.chain_id,
+        contract=_address(form.contract),
+        models={model.name: _prices(model) for model in form.models},
+        interval_min=form.interval.min,
+        interval_max=form.interval.max,
+        claim_window_min=form.claim_window_min,
+        endpoint=http_url(form.endpoint),
+        valid_until=form.valid_until,
+        paid=form.paid,
+    )
+
+
+def _check_signer(body: Any, signature: str, host: Address) -> None:
+    try:
+        signer = proof.recover(digest(body), bytes.fromhex(signature.removeprefix("0x")))
+    except (ReceiptError, LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise SessionError(
+            f"the signature of the host's quote cannot be read: {error}. The move is the host's: {_MEND}"
+        ) from error
+    if signer != host:
+        raise SessionError(
+            f"the host's quote names {host}, and is signed by {signer}: it was changed, or is of somebody "
+            f"without the host's key. The move is the host's: {_MEND}"
+        )
 
 
 def _prices(model: _ModelForm) -> dict[Address, Prices]:
@@ -150,7 +204,7 @@ def terms_for(
     """The model's name and the terms that the host takes and the payer wants. SessionError where they do not
     meet.
     """
-    _check_place(quote, deployment)
+    check_holds(quote, deployment, now)
     model = wishes.model or next(iter(quote.models), "")
     asset = wishes.asset if wishes.asset is not None else dollar(deployment)
     prices = quote.prices(model, asset)
@@ -182,13 +236,41 @@ def dollar(deployment: Deployment) -> Address:
     return next(asset for asset in deployment.assets if asset != ETH)
 
 
-def _check_place(quote: Quote, deployment: Deployment) -> None:
+def check_holds(quote: Quote, deployment: Deployment, now: int) -> None:
+    """SessionError for a quote of another chain or contract, or one that has run out. `now`: of the chain."""
     here = (deployment.chain_id, deployment.marketplace.lower())
     if (quote.chain_id, quote.contract.lower()) != here:
         raise SessionError(
             f"the host settles on chain {quote.chain_id} at {quote.contract}, and this package's contract is "
             f"{deployment.marketplace} on chain {deployment.chain_id}: check RPC_URL, or choose another host"
         )
+    if quote.valid_until < now:
+        raise SessionError(
+            f"the host's quote has run out, {now - quote.valid_until} s ago by the clock of the chain at "
+            "RPC_URL: it is an old one, or the host's clock is behind. The move is the host's, or yours if "
+            f"other hosts' quotes have run out too, for then that chain is ahead: {_MEND}"
+        )
+
+
+def check_endpoint(quote: Quote, asked: str) -> None:
+    """SessionError for a quote of a host that is reached elsewhere than where it was asked.
+
+    What is private on either side is a tunnel, or where the node listens, and names nothing to the other.
+    """
+    named, used = urlsplit(quote.endpoint), urlsplit(asked)
+    if is_private(named.hostname or "") or is_private(used.hostname or ""):
+        return
+    if _origin(quote.endpoint) != _origin(asked):
+        raise SessionError(
+            f"what answers at {asked} shows the quote of the host at {quote.endpoint!r}. The move is yours: "
+            "use that URL if it is the host that you mean; if both are one, its operator has to set "
+            "HOST_PUBLIC_URL."
+        )
+
+
+def _origin(url: str) -> tuple[str, str | None, int, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme], parts.path.rstrip("/")
 
 
 async def open_job(

@@ -288,6 +288,7 @@ class Spender:
 
         Refusal `cap_reached`; raises what `opening.open_job` raises.
         """
+        self._quote = None  # Terms are made of one that is good for half its time still.
         await self.prices(model)
         key = self.wallet.key()
         await self.wallet.check_gas(proof.address(key))
@@ -302,6 +303,8 @@ class Spender:
                 max_price=self.caps.max_price(model),
             )
             chain, store, quote = self.wallet.chain, self.wallet.store, await self.quote()
+            if not quote.paid:
+                log.warning("host.not_paid", host=quote.host, cause=f"it {opening.UNPAID}")
             stored, job = await opening.open_job(chain, store, key, self.host_url, wishes, quote, day=day)
         log.info("job.opened", job=job.id, model=model, deposit=self._money_told(deposit))
         used = self._using(Session(chain, store, stored, job, ahead=self.wallet.config.ahead))

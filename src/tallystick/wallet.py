@@ -122,10 +122,7 @@ class Wallet:
         await self.check_gas(proof.address(key))
         quote = await opening.fetch_quote(host_url)
         if not quote.paid:
-            say(
-                f"{host_url} has no key to be paid with and settles nothing: the deposit comes back whole, "
-                "but only by `tally job complete JOB --on-chain` and, later, `tally job reclaim JOB`"
-            )
+            say(f"{host_url} {opening.UNPAID}")
         ahead = self.config.ahead
         return await Session.open(self.chain, self.store, key, host_url, wishes, ahead=ahead, quote=quote)
 
