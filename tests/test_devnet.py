@@ -280,6 +280,17 @@ async def test_a_reorganisation_goes_back_to_what_was_there(devnet: Devnet, chai
     assert await chain.token_balance(devnet.dollar, devnet.accounts.payer.address) > 0
 
 
+async def test_an_early_state_outlasts_what_is_reverted(devnet: Devnet, chain: Chain) -> None:
+    """Though a thousand blocks came and went after it."""
+    early = await chain.block_number()
+    snapshot = await devnet.snapshot()
+    await devnet.mine(1_000)
+    await devnet.revert(snapshot)
+    await devnet.mine()
+    balance = await devnet.ask("eth_getBalance", devnet.accounts.payer.address, hex(early))
+    assert int(balance, 16) > 0
+
+
 async def test_a_reorganisation_may_take_a_transaction_along(devnet: Devnet, chain: Chain) -> None:
     """In another block than before."""
     paid = await pay(devnet, chain)

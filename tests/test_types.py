@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def test_totals_have_no_order_of_their_own() -> None:
 
 def test_facts_are_frozen() -> None:
     """A fact does not change after it was told."""
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Totals(1, 2).tokens = 3  # type: ignore[misc]
 
 

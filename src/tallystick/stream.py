@@ -24,7 +24,7 @@ from tallystick import choices, reply, wire
 from tallystick.account import Account
 from tallystick.engine import Engine, Piece
 from tallystick.errors import EngineEmpty, EngineError, EngineRefused, Refusal
-from tallystick.meter import Stop, quarter
+from tallystick.meter import Stop, checkpoint, quarter
 from tallystick.transcript import Delivery
 from tallystick.types import RequestId, Totals
 
@@ -240,13 +240,19 @@ class Stream:
             counted += brings
             if chunk := self._deliver(piece, brings, counted):
                 chunks.append(chunk)
+            if checkpoint(counted - brings, counted, self.account.job.interval, meter.prices):
+                self._count(counted)  # a checkpoint is due at its own totals, not where the write ends
         # Once for all that goes out in one write, and before it does.
-        if (brought := counted - meter.counted) != Totals():
-            self.account.count(brought.prompt_tokens, brought.tokens)
+        self._count(counted)
         if chunks:
             self._deadline = None
         self._space.set()
         return chunks
+
+    def _count(self, counted: Totals) -> None:
+        """Has `counted` be what is counted of the job."""
+        if (brought := counted - self.account.meter.counted) != Totals():
+            self.account.count(brought.prompt_tokens, brought.tokens)
 
     def _deliver(self, piece: Piece, brings: Totals, counted: Totals) -> Chunk | None:
         """One piece, which fits, with what it brings and what is then counted of the job; None if it says
