@@ -40,7 +40,7 @@ PAYER_FUNDS = 1_000_000_000_000
 """Base units of tUSD that the payer starts with: a million."""
 
 STATES = 20_000
-"""Blocks whose state anvil keeps at hand, the latest; what was reverted counts. 5 000 plain ones take 30 MB."""
+"""Blocks whose state anvil keeps at hand, the latest; what was reverted counts. 5 000 take 30 MB."""
 
 START_TIMEOUT = 30.0
 """Seconds that anvil may take to listen."""
@@ -114,7 +114,7 @@ class Anvil:
         self._process = await asyncio.create_subprocess_exec(
             find_anvil(),
             *("--host", "127.0.0.1", "--port", str(self._port), "--chain-id", str(self._chain_id)),
-            # Else, after 500 blocks, it has older states on disk, and goes back to an empty one in their place.
+            # Else it has older states than 500 on disk, and goes back to an empty one in their place.
             *("--prune-history", str(STATES)),
             stdin=DEVNULL,
             stdout=PIPE,
