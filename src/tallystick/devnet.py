@@ -203,6 +203,7 @@ class Anvil:
         automine = await self.ask("anvil_getAutomine")
         await self.set_automine(False)
         await self.ask("anvil_dropAllTransactions")
+        await self.mine()  # takes its turn after a block that is being made
         found = await self.ask("evm_revert", snapshot)
         await self.ask("anvil_dropAllTransactions")
         # A proposer of its own gives each branch its own hashes: anvil keeps states by block hash, and would
