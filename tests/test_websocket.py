@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
 
-from tallystick import lookout, wire
-from tallystick.chain import Chain
-from tallystick.config import HostConfig, Secret
-from tallystick.devnet import Devnet
+from tallystick import wire
 from tallystick.errors import EngineError
 from tallystick.node import Node
-from tallystick.server import running
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import RequestId
-from tests.paying import PROMPT, Signer, open_job, register, until
+from tests.hosting import Hosting
+from tests.paying import PROMPT, Signer, until
 
 Frame = Mapping[str, Any]
 END = "0x" + "11" * 65
@@ -77,58 +72,42 @@ class Talk:
             await self.take(await self.next())
 
 
-class Hosting:
-    """Serves one node for one test."""
+class Sockets:
+    """One served node, and a payer's sockets to it."""
 
-    def __init__(self, devnet: Devnet, chain: Chain, data_dir: Path) -> None:
-        self.devnet = devnet
-        self.chain = chain
-        self.data_dir = data_dir
-        self.parts = AsyncExitStack()
+    def __init__(self, hosting: Hosting) -> None:
+        self.hosting = hosting
 
     async def serve(self, *reads: Any) -> Node:
-        config = HostConfig(
-            host_private_key=Secret(self.devnet.accounts.host.private_key),
-            rpc_url=self.devnet.rpc_url,
-            data_dir=self.data_dir,
-            receipt_timeout=1,
-        )
         self.engine = ScriptedEngine(Script(reads or say(*"x" * 60)))
-        node = Node(config, engine=self.engine)
-        self.url = await self.parts.enter_async_context(running(node))
-        self.http = await self.parts.enter_async_context(aiohttp.ClientSession(self.url))
-        return node
+        host = await self.hosting.serve(self.engine)
+        self.http = host.http
+        return host.node
 
     async def talk(self, *, signed: bool = True, **terms: Any) -> Talk:
         """A socket for a new job, with a bearer in its upgrade or without."""
-        signer = await open_job(self.devnet, self.chain, **terms)
+        signer = await self.hosting.signer(**terms)
         headers = signer.headers() if signed else {}
         socket = await self.http.ws_connect("/v1/session", headers=headers)
-        self.parts.push_async_callback(socket.close)
+        self.hosting.parts.push_async_callback(socket.close)
         return Talk(socket, signer)
 
     async def talk_again(self, talk: Talk) -> Talk:
         """Another socket for the job of one."""
         socket = await self.http.ws_connect("/v1/session", headers=talk.signer.headers())
-        self.parts.push_async_callback(socket.close)
+        self.hosting.parts.push_async_callback(socket.close)
         return Talk(socket, talk.signer)
 
 
 @pytest.fixture
-async def hosting(
-    devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Hosting]:
-    monkeypatch.setattr(lookout, "FRESH", 0.0)
-    await register(devnet, chain)
-    hosting = Hosting(devnet, chain, tmp_path)
-    async with hosting.parts:
-        yield hosting
+def sockets(hosting: Hosting) -> Sockets:
+    return Sockets(hosting)
 
 
-async def test_reply(hosting: Hosting) -> None:
+async def test_reply(sockets: Sockets) -> None:
     """A request is answered by tokens with their counts, checkpoints between them, and `done`."""
-    await hosting.serve(*say(*"x" * 59), Step(delta={"reasoning_content": "Hm."}))
-    talk = await hosting.talk()
+    await sockets.serve(*say(*"x" * 59), Step(delta={"reasoning_content": "Hm."}))
+    talk = await sockets.talk()
     request = await talk.infer()
     frames = await talk.until("done")
     tokens = [frame for frame in frames if frame["type"] == "token"]
@@ -141,10 +120,10 @@ async def test_reply(hosting: Hosting) -> None:
     assert done["usage"]["completion_tokens"] == done["tally"]["tokens"] == 60
 
 
-async def test_several_at_once(hosting: Hosting) -> None:
+async def test_several_at_once(sockets: Sockets) -> None:
     """Requests over one socket run beside each other, each with its own frames."""
-    await hosting.serve()
-    talk = await hosting.talk()
+    await sockets.serve()
+    talk = await sockets.talk()
     requests = {await talk.infer(number) for number in (1, 2, 3)}
     ended: list[Frame] = []
     while len(ended) < 3:
@@ -155,39 +134,39 @@ async def test_several_at_once(hosting: Hosting) -> None:
     assert talk.signer.signs.receipted.tokens == 180
 
 
-async def test_cancel(hosting: Hosting) -> None:
+async def test_cancel(sockets: Sockets) -> None:
     """A request that is cancelled ends as such, and frees the engine; others go on."""
-    await hosting.serve(*say("a"), Hang())
-    talk = await hosting.talk()
+    await sockets.serve(*say("a"), Hang())
+    talk = await sockets.talk()
     request = await talk.infer()
     await talk.until("token")
     await talk.send("cancel", request=request)
     await talk.send("cancel", request="f" * 32)  # one that is over, or never was
     done = (await talk.until("done"))[-1]
     assert (done["reason"], done["finish_reason"]) == ("cancelled", "length")
-    assert hosting.engine.asked[0].cancelled
+    assert sockets.engine.asked[0].cancelled
 
 
-async def test_leaving_cancels(hosting: Hosting) -> None:
+async def test_leaving_cancels(sockets: Sockets) -> None:
     """A socket that closes takes its requests with it."""
-    await hosting.serve(*say("a"), Hang())
-    talk = await hosting.talk()
+    await sockets.serve(*say("a"), Hang())
+    talk = await sockets.talk()
     await talk.infer()
     await talk.until("token")
     await talk.socket.close()
-    await asyncio.wait_for(hosting.engine.asked[0].over.wait(), 10)
-    assert hosting.engine.asked[0].cancelled
+    await asyncio.wait_for(sockets.engine.asked[0].over.wait(), 10)
+    assert sockets.engine.asked[0].cancelled
 
 
-async def test_coming_back(hosting: Hosting) -> None:
+async def test_coming_back(sockets: Sockets) -> None:
     """A reply whose socket broke is resumed on another: the frames that did not come, paid once."""
-    node = await hosting.serve(*say(*"abc"), Hang())
-    talk = await hosting.talk()
+    node = await sockets.serve(*say(*"abc"), Hang())
+    talk = await sockets.talk()
     request = await talk.infer()
     first = await talk.until("token", text="a")
     await talk.socket.close()
-    await asyncio.wait_for(hosting.engine.asked[0].over.wait(), 10)
-    again = await hosting.talk_again(talk)
+    await asyncio.wait_for(sockets.engine.asked[0].over.wait(), 10)
+    again = await sockets.talk_again(talk)
     await again.send("resume", request=request, after=len(first))
     rest = await again.until("done")
     tokens = [frame["text"] for frame in [*first, *rest] if frame["type"] == "token"]
@@ -196,17 +175,17 @@ async def test_coming_back(hosting: Hosting) -> None:
     await again.settle_up()
     view = await node.desk.view(talk.signer.job.id, talk.signer.access())
     assert view["counted"] == view["acknowledged"] == rest[-1]["tally"]["job"]
-    assert len(hosting.engine.asked) == 1
+    assert len(sockets.engine.asked) == 1
 
 
-async def test_coming_back_in_time(hosting: Hosting) -> None:
+async def test_coming_back_in_time(sockets: Sockets) -> None:
     """A reply that is followed on a second socket goes on there when the first one breaks."""
     go_on = asyncio.Event()
-    await hosting.serve(*say("a"), go_on, *say("b"))
-    talk = await hosting.talk()
+    await sockets.serve(*say("a"), go_on, *say("b"))
+    talk = await sockets.talk()
     request = await talk.infer()
     first = await talk.until("token")
-    again = await hosting.talk_again(talk)
+    again = await sockets.talk_again(talk)
     await again.send("resume", request=request)
     assert [await again.next() for _ in first] == first
     await talk.socket.close()
@@ -215,10 +194,10 @@ async def test_coming_back_in_time(hosting: Hosting) -> None:
     assert (rest[-1]["reason"], rest[-1]["tally"]["tokens"]) == ("stop", 2)
 
 
-async def test_nothing_to_come_back_to(hosting: Hosting) -> None:
+async def test_nothing_to_come_back_to(sockets: Sockets) -> None:
     """What was never begun, or is another job's, is not there to be resumed."""
-    await hosting.serve()
-    talk, stranger = await hosting.talk(), await hosting.talk()
+    await sockets.serve()
+    talk, stranger = await sockets.talk(), await sockets.talk()
     request = await talk.infer()
     await talk.until("done")
     await stranger.send("resume", request=request)
@@ -242,10 +221,10 @@ async def test_nothing_to_come_back_to(hosting: Hosting) -> None:
         *(f'{{"type": "session_end", "job_id": {job_id}, "end": "{END}"}}' for job_id in NO_JOBS),
     ],
 )
-async def test_malformed_frames(hosting: Hosting, raw: str) -> None:
+async def test_malformed_frames(sockets: Sockets, raw: str) -> None:
     """A frame that cannot be read is answered with the problem, and the socket stays open."""
-    await hosting.serve()
-    talk = await hosting.talk()
+    await sockets.serve()
+    talk = await sockets.talk()
     await talk.socket.send_str(raw)
     error = await talk.next()
     assert (error["type"], error["problem"]["code"]) == ("error", "invalid_request")
@@ -253,10 +232,10 @@ async def test_malformed_frames(hosting: Hosting, raw: str) -> None:
     assert (await talk.until("done"))[-1]["reason"] == "stop"
 
 
-async def test_access(hosting: Hosting) -> None:
+async def test_access(sockets: Sockets) -> None:
     """Access comes with the upgrade or with the request; without any, the request is refused by a frame."""
-    await hosting.serve()
-    talk = await hosting.talk(signed=False)
+    await sockets.serve()
+    talk = await sockets.talk(signed=False)
     request = await talk.infer()
     refused = await talk.next()
     assert (refused["type"], refused["request"]) == ("error", request)
@@ -266,44 +245,44 @@ async def test_access(hosting: Hosting) -> None:
     await talk.settle_up()
 
 
-async def test_a_bad_upgrade(hosting: Hosting) -> None:
+async def test_a_bad_upgrade(sockets: Sockets) -> None:
     """A bearer that does not hold is refused before the upgrade, with the problem as the answer."""
-    await hosting.serve()
-    signer = await open_job(hosting.devnet, hosting.chain)
+    await sockets.serve()
+    signer = await sockets.hosting.signer()
     for headers, status in (
         ({"Authorization": "Bearer sk-1"}, 401),
         (signer.headers(expires_at=1), 401),
         (signer.headers() | {"X-Forwarded-Proto": "http"}, 403),
     ):
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
-            await hosting.http.ws_connect("/v1/session", headers=headers)
+            await sockets.http.ws_connect("/v1/session", headers=headers)
         assert caught.value.status == status
 
 
-async def test_engine_failure(hosting: Hosting) -> None:
+async def test_engine_failure(sockets: Sockets) -> None:
     """A reply that breaks off ends in the problem, with the tally to sign for."""
-    await hosting.serve(*say("a", "b"), EngineError("broken"))
-    talk = await hosting.talk()
+    await sockets.serve(*say("a", "b"), EngineError("broken"))
+    talk = await sockets.talk()
     request = await talk.infer()
     error = (await talk.until("error"))[-1]
     assert (error["request"], error["problem"]["code"]) == (request, "engine_failed")
     assert (error["tally"]["tokens"], error["tally"]["due"]) == (2, True)
 
 
-async def test_balance_low(hosting: Hosting) -> None:
+async def test_balance_low(sockets: Sockets) -> None:
     """At a fifth of the deposit a frame says so, once."""
-    await hosting.serve()
-    talk = await hosting.talk(deposit=60)
+    await sockets.serve()
+    talk = await sockets.talk(deposit=60)
     await talk.infer()
     frames = await talk.until("done")
     [low] = [frame for frame in frames if frame["type"] == "balance_low"]
     assert int(low["tally"]["left"]) <= 12
 
 
-async def test_end_and_settled(hosting: Hosting) -> None:
+async def test_end_and_settled(sockets: Sockets) -> None:
     """The end is acknowledged once it is on disk; what the chain then confirms is told, with the refund."""
-    await hosting.serve()
-    talk = await hosting.talk()
+    await sockets.serve()
+    talk = await sockets.talk()
     for number in (1, 2):
         await talk.infer(number)
         await talk.until("done")
@@ -313,7 +292,7 @@ async def test_end_and_settled(hosting: Hosting) -> None:
     ended = next(frame for frame in frames if frame["type"] == "session_end")
     assert (ended["job_id"], ended["job"]["ended"]) == (talk.signer.job.id, True)
     closed = frames[-1]
-    job = await hosting.chain.job(talk.signer.job.id)
+    job = await sockets.hosting.chain.job(talk.signer.job.id)
     assert job is not None
     assert (closed["prompt_tokens"], closed["tokens"]) == (2 * PROMPT, 120)
     assert int(closed["refund"]) == job.deposit - job.owed
@@ -321,17 +300,17 @@ async def test_end_and_settled(hosting: Hosting) -> None:
     assert (await talk.next())["problem"]["code"] in ("job_ended", "job_closed")
 
 
-async def test_asks_for_nothing(hosting: Hosting) -> None:
+async def test_asks_for_nothing(sockets: Sockets) -> None:
     """A frame that asks without a request is told which member it lacks."""
-    await hosting.serve()
-    talk = await hosting.talk()
+    await sockets.serve()
+    talk = await sockets.talk()
     await talk.send("inference")
     assert (await talk.next())["problem"]["param"] == "request"
 
 
-async def waiting(hosting: Hosting, node: Node) -> Talk:
+async def waiting(sockets: Sockets, node: Node) -> Talk:
     """A socket whose second prompt waits for receipts of the first reply."""
-    talk = await hosting.talk(checkpoint_interval=20)
+    talk = await sockets.talk(checkpoint_interval=20)
     await talk.infer()
     while not (await talk.next()).get("tally", {}).get("waiting"):
         pass
@@ -347,21 +326,21 @@ async def waiting(hosting: Hosting, node: Node) -> Talk:
     return talk
 
 
-async def test_stopping_while_a_prompt_waits(hosting: Hosting) -> None:
+async def test_stopping_while_a_prompt_waits(sockets: Sockets) -> None:
     """A node that stops tells a request that waits for admission so, before its socket is closed."""
-    node = await hosting.serve()
-    talk = await waiting(hosting, node)
+    node = await sockets.serve()
+    talk = await waiting(sockets, node)
     await node.desk.stop(5.0)
     frames = [await talk.next(), await talk.next()]
     told = {frame["type"]: frame.get("reason") or frame["problem"]["code"] for frame in frames}
     assert told == {"done": "node_stopping", "error": "node_stopping"}
 
 
-async def test_leaving_while_a_prompt_waits(hosting: Hosting, caplog: pytest.LogCaptureFixture) -> None:
+async def test_leaving_while_a_prompt_waits(sockets: Sockets, caplog: pytest.LogCaptureFixture) -> None:
     """A request that is refused after its client has left is no fault of the node's."""
-    node = await hosting.serve()
-    talk = await waiting(hosting, node)
+    node = await sockets.serve()
+    talk = await waiting(sockets, node)
     await talk.socket.close()
     await node.desk.stop(5.0)
-    await hosting.parts.aclose()
+    await sockets.hosting.parts.aclose()
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -82,7 +83,7 @@ class Fault:
         """Quiet."""
 
 
-class Switched(Fault):
+class Switched(Fault, ABC):
     """Something that endpoints do from one tick to another."""
 
     _rules: list[Rule]
@@ -94,8 +95,9 @@ class Switched(Fault):
     async def tick(self, storm: Storm, tick: int) -> None:
         self._switch(on=self.at <= tick < self.until)
 
+    @abstractmethod
     def rules(self, storm: Storm) -> list[Rule]:
-        raise NotImplementedError
+        """What its endpoints do while it is on."""
 
     def _switch(self, *, on: bool) -> None:
         for rule in self._rules:
