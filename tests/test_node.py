@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tallystick.devnet import Devnet
 from tallystick.engine import Health
 from tallystick.errors import ChainError, ConfigError, LedgerError, Refusal
 from tallystick.ledger import Ledger
-from tallystick.node import COUNTER, Node, Payout, thrift_of
+from tallystick.node import COUNTER, Node, Payout, policy_of, thrift_of
 from tallystick.policy import Policy, Thrift
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import ETH, Address, JobId, JobStatus, Totals
@@ -291,6 +292,14 @@ def test_the_knobs_of_the_economic_policy(config: HostConfig, devnet: Devnet) ->
     blind = thrift_of(changed(config, policy=Policy.ECONOMIC), devnet.deployment)
     assert blind is not None
     assert (dict(blind.unsettled), set(blind.rates)) == ({devnet.dollar: 1_000_000}, {ETH})
+
+
+def test_a_policy_that_nobody_sets(config: HostConfig, devnet: Devnet) -> None:
+    """A host that sets none settles each interval on a devnet; elsewhere it waits until it is worth the gas."""
+    elsewhere = replace(devnet.deployment, chain_id=8453)
+    assert policy_of(config, devnet.deployment) is Policy.CHECKPOINT
+    assert policy_of(config, elsewhere) is Policy.ECONOMIC
+    assert policy_of(changed(config, policy=Policy.CHECKPOINT), elsewhere) is Policy.CHECKPOINT
 
 
 async def test_goes_on_after_a_restart(config: HostConfig, devnet: Devnet, chain: Chain) -> None:

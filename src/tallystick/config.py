@@ -405,9 +405,10 @@ class HostConfig:
     """The most that all jobs together may owe unsigned, likewise."""
     early: Annotated[bool, Variable("HOST_EARLY", _switch)] = False
     """Serve a job before it is as deep as that, one interval in all: a reorganisation may take it back."""
-    policy: Annotated[Policy, Variable("HOST_POLICY", _policy)] = Policy.CHECKPOINT
+    policy: Annotated[Policy | None, Variable("HOST_POLICY", _policy)] = None
     """`checkpoint`: settle each whole interval at once. `economic`: when it is worth the gas, or too much is
-    unsettled. With either the rest is settled when a job ends or expires, and when the node stops."""
+    unsettled. With either the rest is settled when a job ends or expires, and when the node stops. Not set:
+    `checkpoint` on a devnet, `economic` where gas costs money."""
     unsettled_max: Annotated[Amounts, Variable("HOST_UNSETTLED_MAX", _amounts)] = Amounts("1")
     """Economic: the most that may be unsettled over all jobs, in whole units of each asset but ETH, or of
     single ones. An asset without an amount has no limit."""

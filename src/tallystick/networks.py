@@ -49,6 +49,11 @@ class Deployment:
     """The most gas that a transaction may have; None: what a block may have."""
 
     @property
+    def is_devnet(self) -> bool:
+        """True for a chain of one's own, where gas costs nothing that anybody misses."""
+        return self.chain_id == DEVNET
+
+    @property
     def depth(self) -> int:
         """How far behind the latest block to read, so that what is read has its confirmations."""
         return self.confirmations - 1

@@ -306,7 +306,7 @@ class Node:
             contract=deployment.marketplace,
             models=[model.name for model in self.offer.models],
             ledger=self.ledger.database,
-            policy=self.config.policy.value,
+            policy=policy_of(self.config, deployment).value,
         )
         if self.offer.host is None:
             log.error(
@@ -374,9 +374,14 @@ def offer_of(config: HostConfig, deployment: Deployment, models: list[str]) -> O
     )
 
 
+def policy_of(config: HostConfig, deployment: Deployment) -> Policy:
+    """The policy that is set; without one each interval is settled only where its gas costs no money."""
+    return config.policy or (Policy.CHECKPOINT if deployment.is_devnet else Policy.ECONOMIC)
+
+
 def thrift_of(config: HostConfig, deployment: Deployment) -> Thrift | None:
     """When the economic policy settles; None: each whole interval is settled. ConfigError as `offer_of`."""
-    if config.policy is Policy.CHECKPOINT:
+    if policy_of(config, deployment) is Policy.CHECKPOINT:
         return None
     limits = _in_units(config.unsettled_max, "HOST_UNSETTLED_MAX", deployment)
     prices = _in_units(config.eth_price, "HOST_ETH_PRICE", deployment)
