@@ -49,6 +49,8 @@ def default(value: Any) -> str:
     """A default as it would be typed."""
     if value is None or value == () or str(value) == "":
         return "not set"
+    if isinstance(value, bool):
+        return f"`{value}`".lower()
     return f"`{value[0]}:{value[1]}`" if isinstance(value, tuple) else f"`{value}`"
 
 

@@ -295,7 +295,7 @@ def test_the_knobs_of_the_economic_policy(config: HostConfig, devnet: Devnet) ->
 
 
 def test_a_policy_that_nobody_sets(config: HostConfig, devnet: Devnet) -> None:
-    """A host that sets none settles each interval on a devnet; elsewhere it waits until it is worth the gas."""
+    """A host that sets none settles each interval on a devnet, and elsewhere when it is worth the gas."""
     elsewhere = replace(devnet.deployment, chain_id=8453)
     assert policy_of(config, devnet.deployment) is Policy.CHECKPOINT
     assert policy_of(config, elsewhere) is Policy.ECONOMIC
