@@ -14,7 +14,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer, unused_port
 
 from tallystick import contracts, errors, pricing, proof
-from tallystick.chain import DATA_FEES, Chain, TxResult
+from tallystick.chain import DATA_FEES, NONCE_TRIES, Chain, TxResult
 from tallystick.contracts import Call, Claim
 from tallystick.devnet import Account, Devnet
 from tallystick.errors import ChainError, Reverted, RpcError, WrongChain
@@ -580,6 +580,31 @@ async def test_two_transactions_of_one_key_at_once_both_arrive(market: Market) -
     assert len({result.hash for result in results}) == 3
     assert await market.chain.nonce(market.stranger.address) == before + 3
     assert await market.chain.token_balance(market.dollar, market.stranger.address) == 3
+
+
+async def test_a_nonce_that_another_program_took_is_left_to_it(market: Market) -> None:
+    """Two programs with one key: who comes second with a nonce goes on to the next, and both arrive."""
+    stranger, coins = market.stranger, (3, 4)
+    first, second = (market.chain.mint(market.dollar, stranger.address, units) for units in coins)
+    async with through_gateway(market) as (chain, gateway):
+        stale = iter([{"result": hex(await chain.nonce(stranger.address))}])
+        await market.chain.transact(first, stranger.private_key)
+        gateway.rules["eth_getTransactionCount"] = lambda _: next(stale, None)
+        assert (await chain.transact(second, stranger.private_key)).succeeded
+        assert gateway.calls["eth_sendRawTransaction"] == 2
+    assert await market.chain.token_balance(market.dollar, stranger.address) == sum(coins)
+
+
+async def test_a_nonce_that_is_always_taken_is_told(market: Market) -> None:
+    """An endpoint that tells an old nonce again and again is no reason to try for ever."""
+    call = market.chain.mint(market.dollar, market.stranger.address, 1)
+    old = {"result": hex(await market.chain.nonce(market.stranger.address))}
+    await market.chain.transact(call, market.stranger.private_key)
+    async with through_gateway(market) as (chain, gateway):
+        gateway.rules["eth_getTransactionCount"] = lambda _: old
+        with pytest.raises(RpcError, match="nonce too low"):
+            await chain.transact(call, market.stranger.private_key)
+        assert gateway.calls["eth_sendRawTransaction"] == NONCE_TRIES
 
 
 async def test_a_transaction_waits_for_its_confirmations(market: Market) -> None:

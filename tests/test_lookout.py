@@ -138,9 +138,22 @@ async def test_half_a_claim_window(devnet: Devnet, chain: Chain, watched: Watche
 
 
 async def test_clock(devnet: Devnet, watched: Watched) -> None:
-    """The chain's clock is this machine's, or ahead of it as far as the chain was ever seen to be."""
+    """The chain's time goes on from the block that was furthest ahead; before any it is this machine's."""
     seen = Lookout(watched, depth=0)
     assert abs(seen.clock() - time.time()) < 1
     await devnet.increase_time(10_000)
     assert await seen.now() <= seen.clock() < time.time() + 10_001
     assert seen.clock() > time.time() + 9_000
+
+
+@pytest.mark.parametrize("wrong_by", [-3600, 3600])
+async def test_a_clock_that_is_wrong(
+    devnet: Devnet, watched: Watched, wrong_by: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose clock is wrong by an hour knows the chain's time all the same."""
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + wrong_by)
+    seen = Lookout(watched, depth=0)
+    await devnet.mine()
+    newest = await seen.now()
+    assert newest <= seen.clock() < newest + 60

@@ -41,6 +41,7 @@ from tallystick.contracts import (
 from tallystick.endpoint import CALL_TIMEOUT, Asked
 from tallystick.endpoints import chain_id_at, provider
 from tallystick.errors import ChainError, ContractError, RpcError, WrongChain
+from tallystick.fees import Answer, read_answer
 from tallystick.keccak import keccak
 from tallystick.networks import Deployment, Network, network
 from tallystick.proof import TokenDomain
@@ -49,6 +50,10 @@ from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Pr
 
 INCLUSION_TIMEOUT = 120.0
 """Seconds that a transaction may take to be as deep as asked for."""
+NONCE_TRIES = 5
+"""How often a transaction is signed anew because its nonce was taken by another one."""
+NONCE_TAKEN = frozenset({Answer.NONCE_TOO_LOW, Answer.UNDERPRICED})
+"""How an endpoint refuses a transaction whose nonce another one of the key has, mined or in the pool."""
 
 DATA_FEES = Address("0x420000000000000000000000000000000000000F")
 """GasPriceOracle, which tells on each chain of the OP stack what a transaction's data costs."""
@@ -91,6 +96,13 @@ class TxResult:
     gas_used: int
     gas_price: int
     events: tuple[Event, ...]
+    data_fee: int = 0
+    """Wei beside its gas: what a rollup asks for the transaction's data."""
+
+    @property
+    def cost(self) -> int:
+        """Wei that its sender paid for it, value aside."""
+        return self.gas_used * self.gas_price + self.data_fee
 
 
 # One turn a key and chain, over all Chain objects of the process; forgotten when nobody waits for it.
@@ -395,6 +407,7 @@ class Chain(Contracts):
             gas_used=receipt["gasUsed"],
             gas_price=receipt["effectiveGasPrice"],
             events=tuple(self.read_events(receipt["logs"])),
+            data_fee=_number(receipt.get("l1Fee")),
         )
 
     # Transactions as a whole
@@ -412,8 +425,7 @@ class Chain(Contracts):
         sender = Address(Account.from_key(key).address)
         turn = _turns.setdefault((self.deployment.chain_id, sender), asyncio.Lock())
         async with turn:
-            signed = await self._prepare(call, key, sender)
-            await self._broadcast(signed)
+            signed = await self._sent(call, key, sender)
             result = await self.included(signed.hash, timeout=timeout)
         if not result.succeeded:
             raise await self._failure(call, sender, result)
@@ -587,6 +599,22 @@ class Chain(Contracts):
         # A fifth more gas, as the state may change until then; twice the base fee outlasts five full blocks.
         return self.sign(call, key, nonce=nonce, gas=gas + gas // 5, tip=tip, max_fee=2 * base_fee + tip)
 
+    async def _sent(self, call: Call, key: bytes, sender: Address) -> Signed:
+        """The transaction once an endpoint took it.
+
+        Another program may have the key too. Where it took the nonce in between, the next one is tried.
+        """
+        for tries_left in reversed(range(NONCE_TRIES)):
+            signed = await self._prepare(call, key, sender)
+            try:
+                await self._broadcast(signed)
+            except RpcError as error:
+                if not tries_left or read_answer(error.message) not in NONCE_TAKEN:
+                    raise
+            else:
+                return signed
+        raise AssertionError("the last try returns or raises")
+
     async def _broadcast(self, signed: Signed) -> None:
         """Sends, and once more if no answer came: a refusal then may mean that the first one had arrived."""
         try:
@@ -643,6 +671,11 @@ def _bytes(answer: Any) -> bytes:
     if not isinstance(answer, str):
         raise ValueError(str(answer))
     return to_bytes(hexstr=answer)
+
+
+def _number(answer: Any) -> int:
+    """A number that web3 does not know, as the endpoint wrote it; 0 where there is none."""
+    return int(answer, 16) if isinstance(answer, str) else int(answer or 0)
 
 
 class _Parties(NamedTuple):

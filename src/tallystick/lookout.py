@@ -52,12 +52,16 @@ class Lookout:
         self._turns = asyncio.Semaphore(READINGS)
         self._block: Block | None = None
         self._block_at = float("-inf")
-        self._ahead = 0.0
-        """Seconds by which the chain's clock is seen to be ahead of this machine's."""
+        self._ahead = float("-inf")
+        """Seconds by which the chain's clock was ever seen to be ahead of this machine's monotonic one, which
+        nobody sets: a host whose clock is wrong counts an attested job's time as the chain does."""
 
     def clock(self) -> float:
-        """The chain's time now, estimated: what the next block's timestamp will be, or somewhat less."""
-        return time.time() + self._ahead
+        """The chain's time now, estimated: what the next block's timestamp will be, or somewhat less.
+
+        This machine's time until a block was seen.
+        """
+        return time.time() if self._block is None else time.monotonic() + self._ahead
 
     async def now(self) -> int:
         """The latest block's timestamp. Refusal `chain_unavailable` if there never was an answer."""
@@ -138,7 +142,7 @@ class Lookout:
         self.trouble = None
         self._block = block
         self._block_at = at
-        self._ahead = max(self._ahead, block.timestamp - time.time())
+        self._ahead = max(self._ahead, block.timestamp - time.monotonic())
 
     def _is_fresh(self, at: float) -> bool:
         return asyncio.get_running_loop().time() - at < FRESH
