@@ -23,8 +23,8 @@ ORDER = """
     artifacts networks contracts roster endpoint endpoints chain sender site
     account stream work lookout accounts desk claims watcher standby settlement node peer relay metrics server
     websocket
-    opening frames tab evidence archive session exchange wallet keystore spending gateway transport client
-    sync discovery feed happenings overview page proxy
+    opening frames tab evidence archive session exchange wallet keystore discovery record ranking hosts
+    spending gateway transport client sync feed happenings overview page proxy
     devnet testing mends survey statement prospects reconciliation printout doctor registration
     inspection solvency deployment verification screen demo commands cli
 """.split()

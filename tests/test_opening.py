@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tallystick.devnet import Devnet
 from tallystick.errors import SessionError
 from tallystick.networks import DEVNET, deployment
 from tallystick.opening import (
+    MAX_QUOTE,
     Quote,
     Wishes,
     check_endpoint,
@@ -126,6 +127,43 @@ async def test_a_host_that_does_not_answer_is_named() -> None:
     """The error names the URL, and what to look for."""
     with pytest.raises(SessionError, match=r"http://127\.0\.0\.1:9;.*tally host run"):
         await fetch_quote("http://127.0.0.1:9")
+
+
+async def test_a_quote_is_read_to_a_limit_and_from_its_own_place() -> None:
+    """What answers in a host's place can neither fill the memory nor lead elsewhere."""
+    asked = list[str]()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(1_000):
+            await response.write(b" " * MAX_QUOTE)
+        return response
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        raise web.HTTPFound("/other")
+
+    async with served(endless) as url:
+        with pytest.raises(SessionError, match=f"longer than {MAX_QUOTE} bytes"):
+            await fetch_quote(url)
+    async with served(elsewhere) as url:
+        with pytest.raises(SessionError, match="answers 302, without a quote"):
+            await fetch_quote(url)
+    assert asked == ["/v1/host"]
+
+
+@asynccontextmanager
+async def served(answer: Any) -> AsyncIterator[str]:
+    """Something that answers like this, whatever it is asked: its URL."""
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
 
 
 @pytest.mark.parametrize(

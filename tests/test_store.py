@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from tallystick import wire
 from tallystick.caps import Stake
 from tallystick.errors import LedgerError
+from tallystick.record import Came, Trouble
 from tallystick.store import REVISION, Store, StoredJob, jobs, metadata, receipts
 from tallystick.types import Ack, Address, JobId, Position, Receipt, RequestId, Totals
 
@@ -171,3 +172,13 @@ def test_a_job_is_claimed_by_one(tmp_path: Path) -> None:
     assert another.is_claimed(SIGNER)
     os.close(file)
     assert not another.is_claimed(SIGNER)
+
+
+def test_what_came_of_a_host_is_kept_by_its_address(tmp_path: Path) -> None:
+    """Each request adds to it, also from another program with this store, and each chain has its own."""
+    store, another = Store(tmp_path), Store(tmp_path)
+    first = store.note(31337, CONTRACT, Came(100, 0.2), 5.0, 60.0)
+    both = another.note(31337, CONTRACT, Came(trouble=Trouble.LATE, cause="late"), 6.5, 60.0)
+    assert both == first.after(Came(trouble=Trouble.LATE, cause="late"), 6.5, 60.0)
+    assert store.records(31337) == {CONTRACT: both}
+    assert store.records(8453) == {}

@@ -22,11 +22,11 @@ from tallystick.chain import Chain
 from tallystick.config import http_url
 from tallystick.errors import SessionError
 from tallystick.networks import DEVNET, Deployment
-from tallystick.opening import Quote, check_endpoint, check_holds, quote_in
+from tallystick.opening import Quote, check_endpoint, check_holds, quote_in, read_quote
 from tallystick.types import Address, Prices
 
 MAX_QUOTE = 4096
-"""Bytes of a quote that are read."""
+"""Bytes of a quote that are read of a stranger."""
 PATIENCE = 5.0
 """Seconds that a host has to answer in, name and connection included."""
 AT_ONCE = 16
@@ -75,10 +75,7 @@ async def _asked(
     endpoint = ""
     try:
         endpoint = endpoint_of(metadata, local=deployment.chain_id == DEVNET)
-        async with http.get(f"{endpoint}/v1/host", allow_redirects=False) as answer:
-            raw = await answer.content.read(MAX_QUOTE + 1)
-            while len(raw) <= MAX_QUOTE and (more := await answer.content.read(MAX_QUOTE)):
-                raw += more
+        _, raw = await read_quote(http, endpoint, MAX_QUOTE)
         quote = checked(raw, host, deployment, now)
         check_endpoint(quote, endpoint)
         return Listing(host, endpoint, quote)
@@ -107,8 +104,6 @@ def endpoint_of(metadata: str, *, local: bool) -> str:
 
 def checked(raw: bytes, host: Address, deployment: Deployment, now: int) -> Quote:
     """A quote that holds, and is the registered host's. SessionError for any other."""
-    if len(raw) > MAX_QUOTE:
-        raise SessionError(f"its quote is longer than {MAX_QUOTE} bytes")
     try:
         quote = quote_in(orjson.loads(raw))
     except orjson.JSONDecodeError as error:

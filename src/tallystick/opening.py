@@ -34,6 +34,8 @@ ATTESTED_LIFETIME = 3_600
 """Seconds, for a host-attested job: idle, it is worth rate times time to its host."""
 QUOTE_TIMEOUT = 10.0
 """Seconds."""
+MAX_QUOTE = 65_536
+"""Bytes of a quote that are read of a host that the payer has named."""
 UNPAID = (
     "has no key to be paid with: its quote is unsigned and binds nobody, and it settles nothing; the deposit "
     "comes back whole, but only by `tally job complete JOB --on-chain` and, later, `tally job reclaim JOB`"
@@ -78,8 +80,8 @@ async def fetch_quote(host_url: str) -> Quote:
     """
     limit = aiohttp.ClientTimeout(total=QUOTE_TIMEOUT)
     try:
-        async with aiohttp.ClientSession(timeout=limit) as http, http.get(f"{host_url}/v1/host") as answer:
-            status, body = answer.status, await answer.read()
+        async with aiohttp.ClientSession(timeout=limit) as http:
+            status, body = await read_quote(http, host_url, MAX_QUOTE)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise SessionError(f"no host answers at {host_url}; is `tally host run` running there?") from error
     try:
@@ -89,6 +91,21 @@ async def fetch_quote(host_url: str) -> Quote:
         raise SessionError(f"{host_url} is not a host's base URL: {told}") from None
     check_endpoint(quote, host_url)
     return quote
+
+
+async def read_quote(http: aiohttp.ClientSession, host_url: str, most: int) -> tuple[int, bytes]:
+    """Status and body of what is at a host's `/v1/host`, and of nowhere else that it may lead to.
+
+    SessionError for more than `most` bytes; raises what aiohttp raises.
+    """
+    async with http.get(f"{host_url}/v1/host", allow_redirects=False) as answer:
+        raw = b""
+        while len(raw) <= most and (more := await answer.content.read(most)):
+            raw += more
+        if len(raw) > most:
+            answer.close()
+            raise SessionError(f"the quote at {host_url} is longer than {most} bytes")
+        return answer.status, raw
 
 
 class _PriceForm(msgspec.Struct):

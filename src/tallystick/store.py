@@ -12,7 +12,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from sqlalchemy.dialects import sqlite
 from tallystick import database, wire
 from tallystick.caps import Stake
 from tallystick.errors import LedgerError
+from tallystick.record import Came, Record
 from tallystick.types import Ack, Address, JobId, Receipt, Totals
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "payer"
-REVISION = "0002"
+REVISION = "0003"
 """The newest of them: what a store is brought to when it is opened."""
 
 metadata = sa.MetaData()
@@ -67,6 +68,23 @@ stakes = sa.Table(
     # Base units as decimal digits: SQLite's integers end at 2^63.
     sa.Column("began", sa.String(29), nullable=False),
     sa.Column("most", sa.String(29), nullable=False),
+)
+
+hosts = sa.Table(
+    "hosts",
+    metadata,
+    sa.Column("chain_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("host", sa.String(42), primary_key=True),
+    sa.Column("replies", sa.Integer, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("late", sa.Integer, nullable=False),
+    sa.Column("overcounts", sa.Integer, nullable=False),
+    sa.Column("first_token_ms", sa.Integer),
+    sa.Column("last_seen", sa.Float, nullable=False),
+    sa.Column("in_a_row", sa.Integer, nullable=False),
+    sa.Column("aside_until", sa.Float, nullable=False),
+    sa.Column("cause", sa.String, nullable=False),
 )
 
 
@@ -200,6 +218,22 @@ class Store:
         query = receipts.select().where(receipts.c.signer == signer).order_by(receipts.c.number)
         return [_stored_receipt(row) for row in self._read(query)]
 
+    def records(self, chain_id: int) -> dict[Address, Record]:
+        """What came of what was asked of each host of a chain."""
+        rows = self._read(hosts.select().where(hosts.c.chain_id == chain_id))
+        return {row.host: _record(row) for row in rows}
+
+    def note(self, chain_id: int, host: Address, came: Came, now: float, aside: float) -> Record:
+        """Adds what came of one request to its host's record (see Record.after): the record."""
+        with told(self.path), self._engine.begin() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # other programs of this payer add to it too
+            of_host = (hosts.c.chain_id == chain_id) & (hosts.c.host == host)
+            row = connection.execute(hosts.select().where(of_host)).one_or_none()
+            record = (Record(host) if row is None else _record(row)).after(came, now, aside)
+            connection.execute(hosts.delete().where(of_host))
+            connection.execute(hosts.insert().values(chain_id=chain_id, **asdict(record)))
+            return record
+
     def claim(self, signer: Address) -> int | None:
         """Says that a job is in use, until the descriptor is closed. None: somebody else uses it."""
         path = self.path.parent / "in-use" / signer
@@ -287,6 +321,10 @@ def _staking(stake: Stake) -> sa.Executable:
 
 def _stored_job(row: Any) -> StoredJob:
     return StoredJob(**row._mapping)
+
+
+def _record(row: Any) -> Record:
+    return Record(**{name: value for name, value in row._mapping.items() if name != "chain_id"})
 
 
 def _stored_receipt(row: Any) -> StoredReceipt:
