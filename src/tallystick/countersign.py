@@ -2,7 +2,8 @@
 receipts.
 
 One Countersigner is one job, shared by all its streams. No I/O and no clock: `receive` takes what came,
-`next` gives the receipt to send, `acked` takes the host's word. Between `next` and `acked` no other receipt
+`vouch` the payer's own count of it where there is one, `next` gives the receipt to send, `acked` takes the
+host's word. Between `next` and `acked` no other receipt
 is made, so receipts form one chain (protocol §5). Signs for no more than was received, plus what its owner
 chose to sign ahead.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick import meter, proof
+from tallystick.allowance import Own
 from tallystick.errors import ReceiptError
 from tallystick.keccak import keccak
 from tallystick.transcript import Delivery, prompt_form, transcript
@@ -66,9 +68,13 @@ class _Incoming:
     ended: bool = False
     prompt_signed: bool = False
     within: Totals | None = None
-    """The newest counts that the payer's own count bears out."""
+    """The newest counts that are within the payer's bounds."""
     chunks: int = 0
     """After which they came."""
+    own: Own | None = None
+    """The payer's own count, where there is a tokenizer."""
+    waiting: deque[tuple[Totals, int]] = field(default_factory=deque)
+    """Counts that the own count has yet to vouch for, and after which chunks they came."""
     signed: Totals = field(default_factory=Totals)
 
 
@@ -107,6 +113,8 @@ class Countersigner:
         self._requests: dict[RequestId, _Incoming] = {}
         self._marks: deque[list[Position]] = deque()
         self._received = self.acknowledged
+        self._offered = 0
+        """Generated tokens that have yet to be vouched for, since the last time that this was due."""
         self._pending: Receipt | None = None
         self._pending_acknowledged = self.acknowledged
 
@@ -145,10 +153,16 @@ class Countersigner:
             Delivery(request, keccak(form)), len(form) + choices * PROMPT_MARGIN, max_tokens, choices
         )
 
+    def weigh(self, request: RequestId, own: Own) -> None:
+        """The payer has a count of its own of a request: nothing is signed that it was not called to `vouch`
+        for. Before anything of it has come.
+        """
+        self._requests[request].own = own
+
     def receive(
         self, request: RequestId, counts: Totals, text: str, finish_reason: str | None = None
     ) -> bool:
-        """One chunk, with the request's running counts. True if a checkpoint is due.
+        """One chunk, with the request's running counts. True if a checkpoint is due, or an own count.
 
         ReceiptError if a count goes down; what is above the payer's bound becomes an Overcount in `disputes`.
         """
@@ -160,11 +174,44 @@ class Countersigner:
         incoming.bytes_received += len(text.encode())
         if finish_reason in ("stop", "tool_calls"):
             incoming.unseen = min(incoming.unseen + 1, incoming.choices)
-        bound = self._bound(incoming)
-        if not bound.covers(counts):
+        if not self._seen(incoming).covers(counts):
             return False
+        if incoming.own is None:
+            return self._bear_out(incoming, counts, incoming.delivery.chunks)
+        return self._offer(incoming, counts)
+
+    def chunks(self, request: RequestId) -> int:
+        """How many chunks of a request have come."""
+        return self._requests[request].delivery.chunks
+
+    def vouch(self, request: RequestId, chunks: int) -> bool:
+        """The own count is that of the text of so many chunks. True if a checkpoint is due."""
+        incoming = self._requests[request]
+        assert incoming.own is not None
+        due = False
+        while incoming.waiting and incoming.waiting[0][1] <= chunks:
+            counts, at = incoming.waiting[0]
+            if not self._bound(incoming).covers(counts):
+                break
+            incoming.waiting.popleft()
+            incoming.own.count(counts.tokens)
+            due = self._bear_out(incoming, counts, at) or due
+        return due
+
+    def _offer(self, incoming: _Incoming, counts: Totals) -> bool:
+        """Has counts wait for the own count, which is due as often as a checkpoint is offered."""
+        last = incoming.waiting[-1][0] if incoming.waiting else self._within(incoming)
+        incoming.waiting.append((counts, incoming.delivery.chunks))
+        self._offered += counts.tokens - last.tokens
+        if not meter.quarter(0, self._offered, self._interval):
+            return False
+        self._offered = 0
+        return True
+
+    def _bear_out(self, incoming: _Incoming, counts: Totals, chunks: int) -> bool:
+        """Takes counts for received, after so many chunks. True if a checkpoint is due."""
         before, self._received = self._received, self._received + counts - self._within(incoming)
-        incoming.within, incoming.chunks = counts, incoming.delivery.chunks
+        incoming.within, incoming.chunks = counts, chunks
         if meter.checkpoint(before, self._received, self._interval, self._prices):
             self._marks.append(self._moved())
             return True
@@ -174,6 +221,8 @@ class Countersigner:
         """The request is over, with the host's last counts if it gave any. What the host counted too much."""
         incoming = self._requests[request]
         incoming.ended = True
+        if incoming.own is not None:
+            incoming.own.close()
         if incoming.within is None:
             del self._requests[request]
         if counts is None or self._within(incoming).covers(counts):
@@ -186,16 +235,17 @@ class Countersigner:
         """The next receipt also covers the prompt of `request`, which does not fit the credit.
 
         `least` is the total of prompt tokens that the host wants signed: prompts of other requests under way
-        are in it. ReceiptError if this one was signed for already, or is longer than its bytes can be, or if
+        are in it. ReceiptError if this one was signed for already, or is longer than it can be, or if
         `least` is more than all prompts under way can have.
         """
         incoming = self._requests[request]
         if incoming.prompt_signed:
             raise ReceiptError(f"the {prompt_tokens} prompt tokens were signed for, and the host asks again")
-        if prompt_tokens > incoming.prompt_bound:
+        bound = self._bound(incoming).prompt_tokens
+        if prompt_tokens > bound:
             raise ReceiptError(
                 f"the host wants {prompt_tokens} prompt tokens signed for, "
-                f"of a prompt that can have {incoming.prompt_bound} at most"
+                f"of a prompt that can have {bound} at most"
             )
         under_way = sum(each.prompt_bound for each in self._requests.values() if each.within is None)
         if least > self._received.prompt_tokens + under_way:
@@ -307,9 +357,18 @@ class Countersigner:
     def _within(incoming: _Incoming) -> Totals:
         return Totals() if incoming.within is None else incoming.within
 
+    @classmethod
+    def _bound(cls, incoming: _Incoming) -> Totals:
+        """The most that the payer can account for, with its own count where it has one."""
+        seen, own = cls._seen(incoming), incoming.own
+        if own is None:
+            return seen
+        prompt = seen.prompt_tokens if own.prompt_tokens is None else own.prompt_tokens
+        return seen.lower(Totals(prompt, own.most))
+
     @staticmethod
-    def _bound(incoming: _Incoming) -> Totals:
-        """The most that the payer can account for: bytes received, unseen end tokens, what it asked for."""
+    def _seen(incoming: _Incoming) -> Totals:
+        """What it can be without any own count: bytes received, unseen end tokens, what was asked for."""
         accounted = incoming.bytes_received + incoming.unseen
         return Totals(incoming.prompt_bound, min(incoming.max_tokens, accounted))
 
