@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tallystick import pricing
+from tallystick import lookout, pricing
 from tallystick.chain import Chain
-from tallystick.config import HostConfig, Secret
+from tallystick.config import BEARER, HostConfig, Secret
 from tallystick.devnet import Devnet
 from tallystick.errors import SessionError
 from tallystick.node import Node
@@ -193,6 +193,20 @@ def _served_again(bench: Bench, port: int) -> Any:
         receipt_timeout=1,
     )
     return running(Node(config, engine=ScriptedEngine(Script(say(*["b "] * 20)))), port=port)
+
+
+async def test_a_bearer_that_ran_out_unseen_is_made_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that has slept goes on: the chain's clock went further than its own."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    session, _ = await bench.open(await bench.serve(Script(say("a"))))
+    asked = "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "Why?"}], "stream": true}'
+    (await session.post(*asked)).release()
+    await bench.devnet.increase_time(2 * BEARER)
+    answer = await session.post(*asked)
+    assert answer.status == 200
+    answer.release()
 
 
 async def test_an_attested_job_needs_no_receipts(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tallystick import pricing
+from tallystick import lookout, pricing
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.config import DAY
@@ -116,8 +116,9 @@ async def test_the_days_cap_is_never_exceeded(bench: Bench) -> None:
     assert sum(job.owed for job in spent if job) <= 900
 
 
-async def test_the_next_day_has_its_own_cap(bench: Bench) -> None:
+async def test_the_next_day_has_its_own_cap(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A day later, of the chain's clock, what was spent the day before no longer counts."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)  # the host sees every block at once
     url = await bench.serve(Script(say(*["a "] * 300)))
     caps = Caps(400, 400)
     async with spender(bench, url, caps) as spends:

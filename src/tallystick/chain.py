@@ -52,6 +52,8 @@ INCLUSION_TIMEOUT = 120.0
 """Seconds that a transaction may take to be as deep as asked for."""
 NONCE_TRIES = 5
 """How often a transaction is signed anew because its nonce was taken by another one."""
+APPROVALS = 5
+"""How often an asset is approved for one payment."""
 NONCE_TAKEN = frozenset({Answer.NONCE_TOO_LOW, Answer.UNDERPRICED})
 """How an endpoint refuses a transaction whose nonce another one of the key has, mined or in the pool."""
 
@@ -432,6 +434,23 @@ class Chain(Contracts):
         depth = self.deployment.confirmations if confirmations is None else confirmations
         return await self.included(signed.hash, depth, timeout=timeout)
 
+    async def pay_in(self, call: Call, asset: Address, units: int, key: bytes) -> TxResult:
+        """Sends a call that takes `units` base units of an asset, approved first where that is needed.
+
+        What another program with the key spent of the approval meanwhile is approved again. Raises what
+        `transact` raises.
+        """
+        payer = Address(Account.from_key(key).address)
+        for tries_left in reversed(range(APPROVALS)):
+            if await self._has_to_approve(asset, payer, units):
+                await self.transact(self.approve(asset, units), key)
+            try:
+                return await self.transact(call, key)
+            except ContractError:
+                if not tries_left or not await self._has_to_approve(asset, payer, units):
+                    raise
+        raise AssertionError("the last try returns or raises")
+
     async def included(
         self, tx: str, confirmations: int = 1, *, timeout: float = INCLUSION_TIMEOUT
     ) -> TxResult:
@@ -456,6 +475,9 @@ class Chain(Contracts):
             raise ChainError(late) from trouble
 
     # Below: how
+
+    async def _has_to_approve(self, asset: Address, payer: Address, units: int) -> bool:
+        return asset != ETH and await self.allowance(asset, payer) < units
 
     async def _read(self, function: Any, at: int | None = None) -> Any:
         """What a view function of a contract returns, as of block `at`."""

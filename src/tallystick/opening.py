@@ -332,10 +332,7 @@ async def open_job(
 
 
 async def _pay_in(chain: Chain, payer_key: bytes, terms: Terms) -> JobId:
-    payer = proof.address(payer_key)
-    if terms.asset != ETH and await chain.allowance(terms.asset, payer) < terms.deposit:
-        await chain.transact(chain.approve(terms.asset, terms.deposit), payer_key)
-    result = await chain.transact(chain.create_job(terms), payer_key)
+    result = await chain.pay_in(chain.create_job(terms), terms.asset, terms.deposit, payer_key)
     return next(event for event in result.events if isinstance(event, Created)).job_id
 
 

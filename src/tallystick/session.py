@@ -18,6 +18,7 @@ import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
@@ -261,6 +262,7 @@ class Session:
         Also connects again, after a failure: what is under way over HTTP goes on meanwhile.
         """
         await self._stop()
+        self._bearer = ""  # While this machine slept the chain's clock went on, and its own did not.
         if self._claim is None:
             self._claim = await asyncio.to_thread(self._store.claim, self._stored.signer)
         if self._http is None or self._http.closed:
@@ -338,6 +340,14 @@ class Session:
 
     async def post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
         """Sends a JSON request for a reply; its body is read by whoever asked. SessionError."""
+        answer = await self._post(path, body)
+        if answer.status != HTTPStatus.UNAUTHORIZED:
+            return answer
+        answer.release()
+        self._bearer = ""  # It ran out unseen.
+        return await self._post(path, body)
+
+    async def _post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
         if self._http is None or self._http.closed:
             raise SessionError("there is no connection to the host; connect again")
         headers = {**await self._authorization(), "Content-Type": "application/json"}

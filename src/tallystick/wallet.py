@@ -22,7 +22,7 @@ from tallystick.opening import Wishes
 from tallystick.pricing import MAX_DEPOSIT, MILLION, from_units, to_units
 from tallystick.session import Session
 from tallystick.store import Store, StoredJob
-from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Totals
+from tallystick.types import Address, Completion, Job, JobId, JobStatus, Totals
 
 Say = Callable[[str], object]
 
@@ -151,11 +151,8 @@ class Wallet:
     async def top_up(self, job: Job, units: int) -> TxResult:
         """Adds to a job's deposit."""
         key = self.key()
-        payer = proof.address(key)
-        await self.check_gas(payer)
-        if job.asset != ETH and await self.chain.allowance(job.asset, payer) < units:
-            await self.chain.transact(self.chain.approve(job.asset, units), key)
-        return await self.chain.transact(self.chain.top_up(job.id, units, job.asset), key)
+        await self.check_gas(proof.address(key))
+        return await self.chain.pay_in(self.chain.top_up(job.id, units, job.asset), job.asset, units, key)
 
     async def reclaim(self, job: Job) -> Completion:
         """Takes the rest of a job back.

@@ -1,6 +1,9 @@
 """Fixtures of the stories: the devnet's host as a process, and its payer."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,7 +13,16 @@ import pytest
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 from tallystick.store import Store
-from tests.stories.parties import MODEL, HostFactory, HostProcess, Payer, free_port, register
+from tests.stories.parties import (
+    MODEL,
+    HostFactory,
+    HostProcess,
+    Payer,
+    ProxyProcess,
+    StartProxy,
+    free_port,
+    register,
+)
 
 
 @pytest.fixture
@@ -49,3 +61,31 @@ async def payer(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[P
     async with AsyncExitStack() as stack:
         yield Payer(chain, store, devnet, stack)
     store.close()
+
+
+@pytest.fixture
+async def start_proxy(devnet: Devnet, tmp_path: Path) -> AsyncIterator[StartProxy]:
+    """Starts proxies of the devnet's payer: `await start_proxy(host.url, "--deposit", "0.5")`."""
+    started: list[ProxyProcess] = []
+
+    async def start(host_url: str, *options: str, **settings: str) -> ProxyProcess:
+        environment = {
+            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+            "RPC_URL": devnet.rpc_url,
+            "PAYER_PRIVATE_KEY": devnet.accounts.payer.private_key.hex(),
+            "PAYER_DATA_DIR": str(tmp_path / "payer"),
+            "PROXY_LISTEN": f"127.0.0.1:{free_port()}",
+            **settings,
+        }
+        log = tmp_path / f"proxy-{len(started)}.log"
+        command = [sys.executable, "-m", "tallystick.cli", "proxy", "--host", host_url, *options]
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, cwd=tmp_path)
+        started.append(ProxyProcess(environment, log, process))
+        await started[-1].ready()
+        return started[-1]
+
+    yield start
+    for proxy in started:
+        if proxy.process.poll() is None:
+            proxy.end(signal.SIGKILL)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import openai
 import pytest
 
 from tallystick import opening
@@ -155,3 +156,32 @@ async def ask(session: Session, tokens: int, prompt: str = "Tell me of the tide.
         else:
             return text, part
     raise AssertionError("a stream ends with Done")
+
+
+@dataclass
+class ProxyProcess:
+    """`tally proxy` in a process of its own."""
+
+    environment: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] = field(repr=False)
+
+    def client(self) -> openai.AsyncOpenAI:
+        """An unmodified client of it, to be closed."""
+        url = f"http://{self.environment['PROXY_LISTEN']}/v1"
+        return openai.AsyncOpenAI(base_url=url, api_key="-", max_retries=0)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ends the process with a signal and waits for it; its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+    async def ready(self) -> None:
+        async def listening() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return "base_url" in self.log.read_text()
+
+        await until(listening, 60.0, self.log.read_text)
+
+
+StartProxy = Callable[..., Awaitable[ProxyProcess]]

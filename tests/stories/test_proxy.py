@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -19,66 +13,10 @@ from tallystick import pricing
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 from tallystick.types import Job, JobId, JobStatus
-from tests.stories.parties import HostFactory, free_port, until
+from tests.stories.parties import HostFactory, ProxyProcess, StartProxy
 
 DEPOSIT = 500_000
 MESSAGES: Any = [{"role": "user", "content": "Tell me of the tide."}]
-
-
-@dataclass
-class ProxyProcess:
-    """`tally proxy` in a process of its own."""
-
-    environment: dict[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] = field(repr=False)
-
-    def client(self) -> openai.AsyncOpenAI:
-        """An unmodified client of it, to be closed."""
-        url = f"http://{self.environment['PROXY_LISTEN']}/v1"
-        return openai.AsyncOpenAI(base_url=url, api_key="-", max_retries=0)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Ends the process with a signal and waits for it; its exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(timeout=60)
-
-    async def ready(self) -> None:
-        async def listening() -> bool:
-            assert self.process.poll() is None, self.log.read_text()
-            return "base_url" in self.log.read_text()
-
-        await until(listening, 60.0, self.log.read_text)
-
-
-StartProxy = Callable[..., Awaitable[ProxyProcess]]
-
-
-@pytest.fixture
-async def start_proxy(devnet: Devnet, tmp_path: Path) -> AsyncIterator[StartProxy]:
-    """Starts proxies of the devnet's payer: `await start_proxy(host.url, "--deposit", "0.5")`."""
-    started: list[ProxyProcess] = []
-
-    async def start(host_url: str, *options: str) -> ProxyProcess:
-        environment = {
-            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
-            "RPC_URL": devnet.rpc_url,
-            "PAYER_PRIVATE_KEY": devnet.accounts.payer.private_key.hex(),
-            "PAYER_DATA_DIR": str(tmp_path / "payer"),
-            "PROXY_LISTEN": f"127.0.0.1:{free_port()}",
-        }
-        log = tmp_path / f"proxy-{len(started)}.log"
-        command = [sys.executable, "-m", "tallystick.cli", "proxy", "--host", host_url, *options]
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, cwd=tmp_path)
-        started.append(ProxyProcess(environment, log, process))
-        await started[-1].ready()
-        return started[-1]
-
-    yield start
-    for proxy in started:
-        if proxy.process.poll() is None:
-            proxy.end(signal.SIGKILL)
 
 
 async def job(chain: Chain, number: int = 1) -> Job:
