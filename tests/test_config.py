@@ -13,7 +13,15 @@ from typing import Any, get_type_hints
 import pytest
 
 from tallystick import config, peer, pricing, proof, websocket, wire
-from tallystick.config import Amounts, AssetPrice, HostConfig, PayerConfig, Secret, TreasuryConfig
+from tallystick.config import (
+    Amounts,
+    AssetPrice,
+    HostConfig,
+    PayerConfig,
+    Secret,
+    TokenizerFile,
+    TreasuryConfig,
+)
 from tallystick.errors import ConfigError
 from tallystick.keccak import keccak
 from tallystick.meter import LOW_DIVISOR
@@ -221,6 +229,7 @@ def test_every_variable_of_a_payer_is_read() -> None:
         "PAYER_ASSET": DOLLAR.lower(),
         "PAYER_INTERVAL": "200",
         "PAYER_AHEAD": "200",
+        "PAYER_TOKENIZERS": f"m=/models/m.gguf@sha256:{'AB' * 32}, n=~/n=1.json@sha256:{'00' * 32}",
         "PAYER_CLAIM_WINDOW": "3600",
         "PAYER_EXPIRY": "86400",
         "PAYER_BEARER": "60",
@@ -238,6 +247,10 @@ def test_every_variable_of_a_payer_is_read() -> None:
         asset=DOLLAR,
         interval=200,
         ahead=200,
+        tokenizers=(
+            TokenizerFile("m", Path("/models/m.gguf"), "ab" * 32),
+            TokenizerFile("n", Path.home() / "n=1.json", "00" * 32),
+        ),
         claim_window=3600,
         expiry=86_400,
         bearer=60,
@@ -247,6 +260,22 @@ def test_every_variable_of_a_payer_is_read() -> None:
     )
     assert payer(PAYER_PRIVATE_KEY=KEY.hex()).payer_private_key == Secret(KEY)
     assert set(env) | {"PAYER_PRIVATE_KEY"} == set(variables(PayerConfig).values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "m=/m.gguf",
+        "/m.gguf@sha256:" + "00" * 32,
+        "m=@sha256:" + "00" * 32,
+        "m=/m.gguf@sha256:00",
+        f"m=/a@sha256:{'00' * 32},m=/b@sha256:{'00' * 32}",
+    ],
+)
+def test_a_tokenizer_is_a_model_a_file_and_its_hash(text: str) -> None:
+    """Without all three, or twice for one model, the setting is refused by name."""
+    with pytest.raises(ConfigError, match="PAYER_TOKENIZERS"):
+        payer(PAYER_TOKENIZERS=text)
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,18 @@ class Amounts:
         return ",".join([*filter(None, [self.general]), *own])
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerFile:
+    """A file with the tokenizer of a model, and its SHA-256 in hexadecimal digits: it is to be no other."""
+
+    model: str
+    path: Path
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.model}={self.path}@sha256:{self.sha256}"
+
+
 # How each kind of setting is read: text in, value out, ValueError for what makes no sense.
 
 
@@ -214,6 +226,26 @@ def _sha256(text: str) -> str:
     return text.lower()
 
 
+def tokenizer_files(text: str) -> tuple[TokenizerFile, ...]:
+    """Files as `MODEL=FILE@sha256:…`, with commas between several. ValueError for anything else."""
+    files = tuple(_tokenizer_file(entry.strip()) for entry in text.split(",") if entry.strip())
+    if len({file.model for file in files}) < len(files):
+        raise ValueError("a model is named twice")
+    return files
+
+
+def _tokenizer_file(entry: str) -> TokenizerFile:
+    model, _, pinned = entry.partition("=")
+    path, _, sha256 = pinned.rpartition("@sha256:")
+    if not path:
+        raise ValueError(f"{entry!r} is not of the form MODEL=FILE@sha256:DIGITS")
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return TokenizerFile(_model_name(model), expanded, _sha256(sha256))
+
+
 def _networks(text: str) -> tuple[str, ...]:
     return tuple(str(ip_network(entry)) for entry in _entries(text))
 
@@ -288,6 +320,7 @@ _FORMS: Mapping[Callable[[str], object], str] = {
     _urls: "http://… or https://…, with commas between several",
     _model_name: "a name",
     _sha256: "64 hexadecimal digits",
+    tokenizer_files: "MODEL=FILE@sha256:DIGITS, with commas between several",
     _networks: "networks",
     address_and_port: "HOST:PORT",
     _path: "a path; `~` is the home directory",
@@ -466,6 +499,9 @@ class PayerConfig:
     """The interval of a new job: tokens that may be delivered beyond the last receipt."""
     ahead: Annotated[int, Variable("PAYER_AHEAD", Number(0, 1_000_000))] = 0
     """Tokens signed for before they came, one interval at most."""
+    tokenizers: Annotated[tuple[TokenizerFile, ...], Variable("PAYER_TOKENIZERS", tokenizer_files)] = ()
+    """Tokenizers of models, each a GGUF or a `tokenizers` JSON, to hold the hosts' counts against. A model
+    without one is held to bounds (docs/payer.md, "Counting")."""
     claim_window: Annotated[int, Variable("PAYER_CLAIM_WINDOW", Number(*CLAIM_WINDOW_BOUNDS))] = CLAIM_WINDOW
     """How long the host may still claim once a job's end was asked for on chain, or it expired."""
     expiry: Annotated[int, Variable("PAYER_EXPIRY", Number(HOUR, EXPIRY_MAX))] = LIFETIME

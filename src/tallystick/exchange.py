@@ -30,6 +30,7 @@ _DONE = b"[DONE]"
 
 
 class _Choice(msgspec.Struct):
+    index: int = 0
     delta: dict[str, Any] | None = None
     text: str | None = None
     finish_reason: str | None = None
@@ -38,6 +39,11 @@ class _Choice(msgspec.Struct):
     def said(self) -> str:
         """Its text as the transcript has it, of a chat or of a text that is completed."""
         return delta_text(self.delta or {}) if self.text is None else self.text
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """What it brings, as OpenAI's deltas have it."""
+        return self.delta or {} if self.text is None else {"content": self.text}
 
     @property
     def content(self) -> str:
@@ -106,7 +112,7 @@ class Exchange:
         try:
             self._answer = await self._ask()
         except BaseException:
-            self.tab.close()
+            await self.tab.close()
             raise
         self._taking = self._session.keep(self._take(self._answer))
         return self
@@ -167,7 +173,15 @@ class Exchange:
             self._failure = error
         finally:
             answer.close()
-            self.tab.close()
+            await self._over()
+
+    async def _over(self) -> None:
+        """All of it came, or no more will: what can be signed for is due, and whoever reads learns it."""
+        try:
+            await self.tab.close()
+        except TallystickError as error:
+            self._failure = self._failure or error
+        finally:
             self._waiting.put_nowait([])
 
     def _part(self, payload: bytes) -> Part:
@@ -182,6 +196,9 @@ class Exchange:
             if told.request != self.tab.request:
                 raise ReceiptError(f"the host counts for request {told.request}, which was not asked")
             text = "".join(choice.said for choice in event.choices)
+            if self.tab.recounts:
+                for choice in event.choices:
+                    self.tab.hear(choice.index, choice.members)
             self.tab.take(told, text, reasons[-1] if reasons else None)
             if told.low:
                 self._session.run_low(told.left)

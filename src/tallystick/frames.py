@@ -59,8 +59,12 @@ class Token(msgspec.Struct, tag="token"):
     @property
     def delta(self) -> str:
         """Its text as the transcript has it."""
-        members = {"reasoning": self.reasoning, "content": self.text, "tool_calls": self.tool_calls}
-        return delta_text(members)
+        return delta_text(self.members)
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """As OpenAI's deltas have it."""
+        return {"reasoning": self.reasoning, "content": self.text, "tool_calls": self.tool_calls}
 
 
 class Checkpoint(msgspec.Struct, tag="checkpoint"):

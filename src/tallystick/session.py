@@ -43,6 +43,7 @@ from tallystick.frames import (
     Problem,
     Token,
 )
+from tallystick.recount import Recounts, Scale
 from tallystick.store import Store, StoredJob
 from tallystick.tab import Tab
 from tallystick.types import Completion, Job, JobId, JobStatus, Receipt, RequestId, Standing, Totals
@@ -135,7 +136,17 @@ Listener = Callable[[Event], None]
 class Session:
     """A job in use. Made by `open`, or by `resume` for a job that the store knows."""
 
-    def __init__(self, chain: Chain, store: Store, stored: StoredJob, job: Job, *, ahead: int = 0) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        store: Store,
+        stored: StoredJob,
+        job: Job,
+        *,
+        ahead: int = 0,
+        scale: Scale | None = None,
+    ) -> None:
+        """`ahead`: tokens signed for before they came; `scale`: what the host's counts are held against."""
         self.job = job
         self._chain = chain
         self._store = store
@@ -172,6 +183,7 @@ class Session:
         """Replies that were left, while what was on its way of them is taken in."""
         self._claim: int | None = None
         """Says to other processes with this store that the job is in use."""
+        self._scale = scale
         self._tabs: WeakSet[Tab] = WeakSet()
         self._bearer = ""
         self._renew_at = 0.0
@@ -188,16 +200,25 @@ class Session:
         *,
         ahead: int = 0,
         quote: opening.Quote | None = None,
+        recounts: Recounts | None = None,
     ) -> Self:
         """Opens a job with the host at `host_url` (see `opening.open_job`, also for what it raises).
 
-        `quote`: the host's, if it was asked already.
+        `quote`: the host's, if it was asked already; `recounts`: the payer's tokenizers.
         """
         stored, job = await opening.open_job(chain, store, payer_key, host_url, wishes, quote)
-        return cls(chain, store, stored, job, ahead=ahead)
+        return cls(chain, store, stored, job, ahead=ahead, scale=_scale(recounts, stored, job))
 
     @classmethod
-    async def resume(cls, chain: Chain, store: Store, job_id: JobId, *, ahead: int = 0) -> Self:
+    async def resume(
+        cls,
+        chain: Chain,
+        store: Store,
+        job_id: JobId,
+        *,
+        ahead: int = 0,
+        recounts: Recounts | None = None,
+    ) -> Self:
         """Goes on with a job of the store. SessionError if its key is not there or the chain does not know
         it.
         """
@@ -212,7 +233,7 @@ class Session:
             raise SessionError(f"job {job_id} does not exist on chain {deployment.chain_id}")
         if job.signer != stored.signer:
             raise SessionError(f"job {job_id} of {store.path} was on a chain that is gone: open a new one")
-        return cls(chain, store, stored, job, ahead=ahead)
+        return cls(chain, store, stored, job, ahead=ahead, scale=_scale(recounts, stored, job))
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -329,14 +350,18 @@ class Session:
 
     def counting(self, body: Mapping[str, Any], max_tokens: int, choices: int = 1) -> Tab:
         """Begins to count a request of this job, before it is sent. See Tab."""
-        tab = Tab(self._signs, self._due, self._tell, body, max_tokens, choices)
+        tab = Tab(self._signs, self._due, self._tell, body, max_tokens, choices, self._scale)
         self._tabs.add(tab)
         return tab
 
     async def leave(self) -> None:
         """Asks the host to end all replies under way. SessionError if it cannot be asked."""
-        for tab in [tab for tab in self._tabs if tab.is_open]:
+        for tab in self._open_tabs:
             await self.cancel(tab.request)
+
+    @property
+    def _open_tabs(self) -> list[Tab]:
+        return [tab for tab in self._tabs if tab.is_open]
 
     async def post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
         """Sends a JSON request for a reply; its body is read by whoever asked. SessionError."""
@@ -389,16 +414,16 @@ class Session:
             self.keep(self._take_rest(tab))
             raise
         except BaseException:
-            self._over(tab)
+            await self._over(tab)
             await self.cancel(tab.request)
             raise
-        self._over(tab)
+        await self._over(tab)
         assert end is not None
         yield Done(tab.request, end.finish_reason, end.reason, tab.totals, tab.overcount)
 
-    def _over(self, tab: Tab) -> None:
+    async def _over(self, tab: Tab) -> None:
         del self._streams[tab.request]
-        tab.close()
+        await tab.close()
 
     async def _take_rest(self, tab: Tab) -> None:
         """Ends a reply that was left. What was on its way was delivered: it is counted, and signed for."""
@@ -409,7 +434,7 @@ class Session:
                     self._count(tab, frame)
                     if isinstance(frame, Finished):
                         break
-        self._over(tab)
+        await self._over(tab)
 
     async def _frames(
         self, tab: Tab, body: Mapping[str, Any]
@@ -444,7 +469,7 @@ class Session:
     async def sign_prompt(self, tab: Tab, problem: Problem) -> None:
         """Signs for a prompt that does not fit the credit, once a request. Raises ReceiptError."""
         cost = pricing.owed(Totals(problem.prompt_tokens, 0), self.job.prices)
-        tab.sign_prompt(problem.prompt_tokens, problem.least_prompt_tokens)
+        await tab.sign_prompt(problem.prompt_tokens, problem.least_prompt_tokens)
         self._tell(PromptAhead(problem.prompt_tokens, cost))
         await self._acknowledge()
 
@@ -454,6 +479,7 @@ class Session:
         await self._acknowledge()
 
     async def _acknowledge(self) -> None:
+        await self._recount()
         self._due.set()
         while self.job.receipted and (self._signs.outstanding or self._signs.pending):
             if self._failure is not None:
@@ -504,7 +530,11 @@ class Session:
     def _count(self, tab: Tab, frame: Token | Checkpoint | Finished) -> wire.Tally:
         """Counts what a frame brought, and has it signed for if that is due. Raises ReceiptError."""
         told = frames.tally(frame.tally)
-        text = frame.delta if isinstance(frame, Token) else ""
+        text = ""
+        if isinstance(frame, Token):
+            text = frame.delta
+            if tab.recounts:
+                tab.hear(0, frame.members)
         finish_reason = frame.finish_reason if isinstance(frame, Finished) else None
         tab.take(told, text, finish_reason)
         return told
@@ -598,8 +628,15 @@ class Session:
 
     async def _sign_due(self) -> None:
         """One receipt at a time; one that a lost connection left unanswered comes first."""
+        await self._recount()
         while self.job.receipted and (receipt := self._signs.pending or await self._make()) is not None:
             await self._deliver(receipt)
+
+    async def _recount(self) -> None:
+        """Holds all that came against the payer's own count, where there is one. Raises EngineError."""
+        if self._scale is not None:
+            for tab in self._open_tabs:
+                await tab.recount()
 
     async def _make(self) -> Receipt | None:
         """The next receipt, in the store before it is sent."""
@@ -685,6 +722,10 @@ class Session:
         headers = await self._authorization()
         async with self._http.post(url, json=wire.receipt_out(receipt), headers=headers) as answer:
             return answer.status == 200
+
+
+def _scale(recounts: Recounts | None, stored: StoredJob, job: Job) -> Scale | None:
+    return None if recounts is None else recounts.of(job.host, stored.model)
 
 
 def _text(request: RequestId, frame: Token, told: wire.Tally) -> Text:

@@ -12,6 +12,8 @@ from typing import Any
 
 from tallystick import wire
 from tallystick.countersign import Countersigner, Overcount
+from tallystick.recount import Scale
+from tallystick.transcript import delta_parts
 from tallystick.types import RequestId, Totals
 
 
@@ -26,10 +28,12 @@ class Tab:
         body: Mapping[str, Any],
         max_tokens: int,
         choices: int = 1,
+        scale: Scale | None = None,
     ) -> None:
         """`body` as it will be sent; `max_tokens` of all `choices` together. `due` is set when a receipt is.
 
-        Refusal `invalid_request` for a body that has no canonical form.
+        `scale`: what the payer counts with in its own right. Refusal `invalid_request` for a body that has no
+        canonical form.
         """
         self.request = RequestId(secrets.token_hex(16))
         self.totals = Totals()
@@ -41,6 +45,9 @@ class Tab:
         self._tell = tell
         self._open = True
         signs.begin(self.request, body, max_tokens, choices)
+        self._recount = None if scale is None else scale.begin(body, choices)
+        if self._recount is not None:
+            signs.weigh(self.request, self._recount.own)
 
     @property
     def is_open(self) -> bool:
@@ -54,12 +61,44 @@ class Tab:
         if due or told.due or told.waiting:
             self._due.set()
 
-    def sign_prompt(self, prompt_tokens: int, least: int) -> None:
+    @property
+    def recounts(self) -> bool:
+        """The payer has a count of its own of this reply: it wants to `hear` it."""
+        return self._recount is not None
+
+    def hear(self, choice: int, delta: Mapping[str, Any]) -> None:
+        """What a chunk brings of a choice, as OpenAI's deltas have it. Before the chunk is taken."""
+        if self._recount is not None:
+            self._recount.hear(choice, delta_parts(delta))
+
+    async def recount(self) -> None:
+        """Vouches for what came until now by the payer's own count. Raises EngineError."""
+        if self._recount is not None and self._open:
+            chunks = self._signs.chunks(self.request)
+            await self._recount.count()
+            self._vouch(chunks)
+
+    def _vouch(self, chunks: int) -> None:
+        if self._open and self._signs.vouch(self.request, chunks):
+            self._due.set()
+
+    async def sign_prompt(self, prompt_tokens: int, least: int) -> None:
         """The next receipt covers the prompt, as `Countersigner.sign_prompt_ahead` has it. ReceiptError."""
+        if self._recount is not None:
+            await self._recount.count_prompt()
         self._signs.sign_prompt_ahead(self.request, prompt_tokens, least)
 
-    def close(self) -> None:
-        """Nothing more comes: all of it is due, and an overcount is told. Twice is harmless."""
+    async def close(self) -> None:
+        """Nothing more comes: all of it is due, and an overcount is told. Twice is harmless.
+
+        Raises EngineError if the payer's own count fails: what it did not vouch for is not signed then.
+        """
+        try:
+            await self.recount()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         if not self._open:
             return
         self._open = False

@@ -48,12 +48,18 @@ def delta_text(delta: Mapping[str, Any]) -> str:
     content = delta.get("content")
     if len(delta) == 1 and isinstance(content, str):
         return content  # nearly every chunk of a reply
+    return "".join(text for _, text in delta_parts(delta))
+
+
+def delta_parts(delta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same text in parts, each with what it is of: `reasoning`, `content`, or `call` and its index."""
     # An engine that sends both names of the reasoning sends the same text twice.
-    parts = [delta.get("reasoning_content") or delta.get("reasoning"), content]
-    for call in _sequence(delta.get("tool_calls")):
-        function = _object(_object(call).get("function"))
-        parts += [function.get("name"), function.get("arguments")]
-    return "".join(part for part in parts if isinstance(part, str))
+    reasoning = delta.get("reasoning_content") or delta.get("reasoning")
+    parts = [("reasoning", reasoning), ("content", delta.get("content"))]
+    for call in map(_object, _sequence(delta.get("tool_calls"))):
+        function, part = _object(call.get("function")), f"call {call.get('index')}"
+        parts += [(part, function.get("name")), (part, function.get("arguments"))]
+    return [(part, text) for part, text in parts if isinstance(text, str) and text]
 
 
 def _sequence(member: Any) -> list[Any]:

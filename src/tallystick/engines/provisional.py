@@ -8,42 +8,51 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Protocol
 
 import msgspec
 
 from tallystick.engine import Piece
 from tallystick.engines.dialect import Usage
-from tallystick.engines.tokenizer import Tokenizer
 
 WINDOW = 400
 """Characters at the end of a text that are counted again with each read: a token may reach over its edge."""
 
 
+class CountsText(Protocol):
+    """A tokenizer."""
+
+    async def count_text(self, text: str) -> int:
+        """Tokens of a text that a model made. Raises EngineError."""
+
+
 class TextCount:
     """The tokens of a text that grows."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: CountsText) -> None:
         self._tokenizer = tokenizer
         self._tail = ""
         self._before = 0
         """Tokens of the text in front of the tail."""
-        self._tokens = 0
+        self.tokens = 0
+        """Of all that was added."""
 
     async def add(self, text: str) -> int:
         """The tokens of all that was added, which never get fewer. Raises EngineError."""
         if text:
             self._tail += text
-            count = self._before + await self._tokenizer.count_text(self._tail)
-            self._tokens = max(self._tokens, count)
-            await self._settle()
-        return self._tokens
+            count = await self._tokenizer.count_text(self._tail)
+            self.tokens = max(self.tokens, self._before + count)
+            await self._settle(count)
+        return self.tokens
 
-    async def _settle(self) -> None:
-        """Parts with what lies in front of the window, where a word begins."""
+    async def _settle(self, count: int) -> None:
+        """Parts with what lies in front of the window, where a word begins; the tail has `count` tokens."""
         cut = self._tail.rfind(" ", 0, -WINDOW // 2) if len(self._tail) > WINDOW else -1
         if cut > 0:
-            self._before += await self._tokenizer.count_text(self._tail[:cut])
             self._tail = self._tail[cut:]
+            # Not the tokens of what is parted with: a text by itself may begin with one that it has not here.
+            self._before += count - await self._tokenizer.count_text(self._tail)
 
 
 class Provisional:

@@ -21,11 +21,11 @@ CONTEXT = 64
 class Tokenizer:
     """A GGUF file that llama.cpp has mapped and never computes with. `start` it, and `close` it.
 
-    `sha256`: of the file, in hexadecimal digits, if it is to be no other.
+    `sha256`: of the file, in hexadecimal digits, if it is to be no other; `setting`: what named it.
     """
 
-    def __init__(self, path: Path, sha256: str | None = None) -> None:
-        self._file = Gguf(path, context=CONTEXT, slots=1, threads=1, gpu_layers=0, setting="ENGINE_TOKENIZER")
+    def __init__(self, path: Path, sha256: str | None = None, setting: str = "ENGINE_TOKENIZER") -> None:
+        self._file = Gguf(path, context=CONTEXT, slots=1, threads=1, gpu_layers=0, setting=setting)
         self._sha256 = sha256
         self._dialect = LlamaCpp()
         self._server: Any = None
