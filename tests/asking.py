@@ -15,7 +15,7 @@ BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "What is a tall
 
 async def read(engine: Engine, body: Mapping[str, Any] = BODY, max_tokens: int = 50) -> list[Piece]:
     async with engine.stream(body, max_tokens) as reads:
-        return [piece async for pieces in reads for piece in pieces]
+        return [piece.whole() async for pieces in reads for piece in pieces]
 
 
 def text(pieces: list[Piece]) -> str:

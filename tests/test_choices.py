@@ -16,7 +16,7 @@ from tests.asking import BODY
 
 async def read(engine: ScriptedEngine, bodies: Any, max_tokens: int = 50, n: int = 1) -> list[Piece]:
     async with choices.stream(engine, bodies, max_tokens, n) as reads:
-        return [piece async for pieces in reads for piece in pieces]
+        return [piece.whole() async for pieces in reads for piece in pieces]
 
 
 def texts(pieces: list[Piece]) -> dict[int, str]:

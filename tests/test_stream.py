@@ -16,7 +16,7 @@ from tallystick import stream as stream_module
 from tallystick.account import Account
 from tallystick.counter import Counter
 from tallystick.countersign import Countersigner
-from tallystick.engine import Piece
+from tallystick.engine import Pieces
 from tallystick.engines.dialect import FinalUsage
 from tallystick.engines.provisional import Provisional
 from tallystick.engines.reading import Reading
@@ -359,14 +359,14 @@ class Uncounting(ScriptedEngine):
     @asynccontextmanager
     async def stream(
         self, body: Mapping[str, Any], max_tokens: int
-    ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
+    ) -> AsyncIterator[AsyncIterator[Pieces]]:
         async with self.play(body, max_tokens) as reads:
             pieces = Provisional(0, None).told(uncounted(reads))
             yield pieces
             await pieces.aclose()
 
 
-async def uncounted(reads: AsyncIterator[list[dict[str, Any]]]) -> AsyncGenerator[list[Piece], None]:
+async def uncounted(reads: AsyncIterator[list[dict[str, Any]]]) -> AsyncGenerator[Pieces, None]:
     reading = Reading(FinalUsage())
     async for chunks in reads:
         yield [reading.piece(chunk) for chunk in chunks]

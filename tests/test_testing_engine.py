@@ -21,7 +21,7 @@ TWO = Script(say("one", " two"))
 
 async def read(engine: Engine, body: dict[str, Any] = BODY, max_tokens: int = 100) -> list[Piece]:
     async with engine.stream(body, max_tokens) as reads:
-        return [piece async for pieces in reads for piece in pieces]
+        return [piece.whole() async for pieces in reads for piece in pieces]
 
 
 def text(pieces: list[Piece]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tallystick.engine import Engine, Piece
+from tallystick.engine import Engine, Piece, Pieces
 
 AT_ONCE = 4
 """Choices of one request that an engine makes at a time: one payer is not to fill it."""
@@ -36,7 +36,7 @@ def _seeded(body: dict[str, Any], choice: int) -> dict[str, Any]:
 
 def stream(
     engine: Engine, bodies: Sequence[Mapping[str, Any]], max_tokens: int, n: int = 1
-) -> AbstractAsyncContextManager[AsyncIterator[list[Piece]]]:
+) -> AbstractAsyncContextManager[AsyncIterator[Pieces]]:
     """One reply of all choices, as `Engine.stream` gives that of one; `max_tokens` is of each choice.
 
     The choices of one prompt are `n` neighbours. Raises what `Engine.stream` raises.
@@ -76,7 +76,7 @@ class Sum:
 @asynccontextmanager
 async def _together(
     engine: Engine, bodies: Sequence[Mapping[str, Any]], max_tokens: int, n: int
-) -> AsyncIterator[AsyncIterator[list[Piece]]]:
+) -> AsyncIterator[AsyncIterator[Pieces]]:
     turns = asyncio.Semaphore(AT_ONCE)
     choices = [_choice(engine, body, max_tokens, turns) for body in bodies]
     reads = _merged(choices, Sum(len(bodies), n))
@@ -90,25 +90,25 @@ async def _together(
 
 async def _choice(
     engine: Engine, body: Mapping[str, Any], max_tokens: int, turns: asyncio.Semaphore
-) -> AsyncGenerator[list[Piece], None]:
+) -> AsyncGenerator[Pieces, None]:
     async with turns, engine.stream(body, max_tokens) as reads:
         async for pieces in reads:
             yield pieces
 
 
 async def _merged(
-    choices: Sequence[AsyncGenerator[list[Piece], None]], total: Sum
-) -> AsyncGenerator[list[Piece], None]:
+    choices: Sequence[AsyncGenerator[Pieces, None]], total: Sum
+) -> AsyncGenerator[Pieces, None]:
     """What any choice brings, as it comes. Each is read one read ahead, and no further."""
     reading = {_read(choice): number for number, choice in enumerate(choices)}
     try:
         while reading:
             done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
-            pieces: list[Piece] = []
+            pieces: Pieces = []
             for task in sorted(done, key=lambda task: reading[task]):
                 number = reading.pop(task)
                 if (read := task.result()) is not None:
-                    pieces += [total.piece(number, piece) for piece in read]
+                    pieces += [total.piece(number, piece.whole()) for piece in read]
                     reading[_read(choices[number])] = number
             if pieces:
                 yield pieces
@@ -118,8 +118,8 @@ async def _merged(
         await asyncio.gather(*reading, return_exceptions=True)
 
 
-def _read(choice: AsyncGenerator[list[Piece], None]) -> asyncio.Task[list[Piece] | None]:
-    async def read() -> list[Piece] | None:
+def _read(choice: AsyncGenerator[Pieces, None]) -> asyncio.Task[Pieces | None]:
+    async def read() -> Pieces | None:
         return await anext(choice, None)
 
     return asyncio.create_task(read())

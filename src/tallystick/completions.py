@@ -15,19 +15,22 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import msgspec
 import orjson
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from tallystick import proof, wire
+from tallystick import plain, proof, wire
 from tallystick.desk import Access, refusal_of
 from tallystick.errors import ReceiptError, Refusal, TallystickError
 from tallystick.keccak import keccak
 from tallystick.node import Node
 from tallystick.peer import access_of, read_body
+from tallystick.plain import Shape, Wording
 from tallystick.replay import Name, Replays, Tape
 from tallystick.reply import TEXT
-from tallystick.stream import CANCELLED, Chunk, End, Order, Stream
+from tallystick.stream import CANCELLED, Chunk, End, Order, Part, Run, Stream
+from tallystick.types import Totals
 from tallystick.wire import ReplyRequest
 
 EVENTS = [
@@ -120,16 +123,16 @@ def _number(text: str | None) -> int | None:
 
 async def _send_events(stream: Stream, tape: Tape | None, send: Send) -> None:
     """Nothing is sent before the first chunk, so that what fails until then has a status of its own."""
-    chunks = await anext(stream, None)
-    if chunks is None:
+    parts = await stream.take()
+    if not parts:
         _raise_failure(stream)
     events = Events(stream.order)
     await send({"type": "http.response.start", "status": 200, "headers": _headers(stream, EVENTS)})
     try:
-        while chunks is not None:
-            body = _recorded(events.chunks(chunks), tape)
+        while parts:
+            body = _recorded(events.told(parts), tape)
             await send({"type": "http.response.body", "body": body, "more_body": True})
-            chunks = await anext(stream, None)
+            parts = await stream.take()
         assert stream.end is not None
         last = events.end(stream.end)
     except TallystickError as error:
@@ -238,10 +241,31 @@ class Events:
             "model": order.model,
         }
         """What every chunk has; the engine's own once it has sent one."""
+        self._shape: Shape | None = None
+        self._wording: Wording | None = None
+        """For plain chunks of that shape; None: they go the general way."""
 
-    def chunks(self, chunks: Iterable[Chunk]) -> list[bytes]:
+    def told(self, parts: Iterable[Part]) -> list[bytes]:
         """What is sent in one write."""
-        return [wire.sse(self._event(chunk)) for chunk in chunks]
+        events: list[bytes] = []
+        for part in parts:
+            if type(part) is Run and (wording := self._wording_of(part)) is not None:
+                events += _worded(part, wording)
+            else:
+                events += [wire.sse(self._event(chunk)) for chunk in part.each()]
+        return events
+
+    def _wording_of(self, run: Run) -> Wording | None:
+        """Learnt anew where the engine's chunks take another shape."""
+        first = run.pieces[0]
+        if first.shape is not self._shape:
+            prompt_tokens, tokens, job_prompt_tokens, job_tokens, left = plain.MARKS
+            job = Totals(job_prompt_tokens, job_tokens)
+            tally = wire.tally(run.request, Totals(prompt_tokens, tokens), job, left)
+            marked = msgspec.structs.replace(first, text=plain.MARK).whole()
+            self._shape = first.shape
+            self._wording = plain.learn_wording(wire.sse(self._event(Chunk(tally, marked))))
+        return self._wording
 
     def end(self, end: End) -> list[bytes]:
         """What a reply ends with, after its last piece."""
@@ -273,6 +297,15 @@ class Events:
         event.update(self._nulls)
         event["tally"] = chunk.tally
         return event
+
+
+def _worded(run: Run, wording: Wording) -> list[bytes]:
+    """What the general way makes of a run."""
+    write, prompt_tokens, job_prompt_tokens = wording.write, run.prompt_tokens, run.job_prompt_tokens
+    return [
+        write(piece.text, prompt_tokens, piece.tokens, (job_prompt_tokens, tokens), left)
+        for piece, tokens, left in zip(run.pieces, run.job_tokens, run.left, strict=True)
+    ]
 
 
 def _open(raw: dict[str, Any], order: Order) -> dict[str, Any]:

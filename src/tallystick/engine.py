@@ -8,9 +8,11 @@ from __future__ import annotations
 import abc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import msgspec
+
+from tallystick.plain import Shape
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -32,6 +34,38 @@ class Piece(msgspec.Struct, frozen=True):
     """The whole chunk."""
     beyond: int = 0
     """Generated tokens that the final usage has beyond a count that was provisional: nobody saw them come."""
+
+    def whole(self) -> Piece:
+        """Itself."""
+        return self
+
+
+class Plain(msgspec.Struct, frozen=True, gc=False):
+    """A piece that brings nothing but more text and a count, and how it was told: see plain.py."""
+
+    text: str
+    prompt_tokens: int
+    """As a Piece has them."""
+    tokens: int
+    shape: Shape
+    told: dict[str, Any]
+    """What told the counts."""
+
+    beyond: ClassVar = 0
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """The engine's usage, if it was that."""
+        return self.told if self.shape.member == "usage" else None
+
+    def whole(self) -> Piece:
+        """The same as a Piece."""
+        raw = self.shape.chunk(self.text, self.told)
+        return Piece(raw["choices"], self.text, self.prompt_tokens, self.tokens, None, None, self.usage, raw)
+
+
+Pieces = list[Piece | Plain]
+"""What one read of a reply brought."""
 
 
 class Health(NamedTuple):
@@ -70,10 +104,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def stream(
         self, body: Mapping[str, Any], max_tokens: int
-    ) -> AbstractAsyncContextManager[AsyncIterator[list[Piece]]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Pieces]]:
         """One reply to such a request, of at most `max_tokens` (1 or more) tokens and one choice.
 
-        Gives an iterator of lists: one list is what one read brought, and nothing is held back for the next.
+        Gives an iterator of lists: one is what one read brought, and nothing is held back for the next.
         Leaving the context cancels the engine's request. The last piece's counts are the reply's: exactly,
         unless the engine tells no running count, so that they were provisional.
 

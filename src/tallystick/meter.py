@@ -10,8 +10,9 @@ letting anything else run in between.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 
-from tallystick.pricing import MAX_TOKENS, affordable, credit, lower, owed, value
+from tallystick.pricing import MAX_TOKENS, affordable, credit, lower, owed, owed_each, value
 from tallystick.types import Prices, Standing, Totals, Value
 
 NOTHING = Totals()
@@ -51,6 +52,12 @@ def checkpoint(before: Totals, after: Totals, interval: int, prices: Prices) -> 
     step = credit(interval, prices) or 1
     was, now = (totals.prompt_tokens * prices.prompt_per_million for totals in (before, after))
     return now // step > was // step
+
+
+def quiet(tokens: int, interval: int) -> int:
+    """Tokens that may be counted after so many without the end of an interval, or of a quarter of one."""
+    step = max(1, interval // 4)
+    return min(step - tokens % step, interval - tokens % interval) - 1
 
 
 class JobMeter:
@@ -105,6 +112,10 @@ class JobMeter:
     def left_of(self, counted: Totals) -> int:
         """The same, were that counted."""
         return max(0, self.deposit - owed(counted, self.prices))
+
+    def left_of_each(self, prompt_tokens: int, tokens: Iterable[int]) -> list[int]:
+        """The same of each of so many generated tokens, all with the same prompts."""
+        return [max(0, self.deposit - each) for each in owed_each(prompt_tokens, tokens, self.prices)]
 
     @property
     def low(self) -> bool:

@@ -7,6 +7,7 @@ changes what anyone gets; the contract computes the same (`IProofSystem.sol`). K
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tallystick.types import Prices, Standing, Totals, Value
@@ -44,6 +45,12 @@ def value(totals: Totals, prices: Prices) -> Value:
 def owed(totals: Totals, prices: Prices) -> int:
     """What the payer owes for totals, in base units, floored."""
     return value(totals, prices) // MILLION
+
+
+def owed_each(prompt_tokens: int, tokens: Iterable[int], prices: Prices) -> list[int]:
+    """`owed` of each of so many generated tokens, all with the same prompt."""
+    price, prompt = prices.per_million, prompt_tokens * prices.prompt_per_million
+    return [(each * price + prompt) // MILLION for each in tokens]
 
 
 def fee(owed: int) -> int:

@@ -22,9 +22,9 @@ import structlog
 
 from tallystick import choices, reply, wire
 from tallystick.account import Account
-from tallystick.engine import Engine, Piece
+from tallystick.engine import Engine, Piece, Plain
 from tallystick.errors import EngineEmpty, EngineError, EngineRefused, Refusal
-from tallystick.meter import Stop, checkpoint, quarter
+from tallystick.meter import Stop, checkpoint, quarter, quiet
 from tallystick.transcript import Delivery
 from tallystick.types import RequestId, Totals
 
@@ -99,6 +99,43 @@ class Chunk(msgspec.Struct, frozen=True):
     tally: dict[str, Any]
     piece: Piece | None = None
 
+    def each(self) -> list[Chunk]:
+        """Itself."""
+        return [self]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """Plain pieces that go to the client one after the other, while nothing is due, low or over."""
+
+    pieces: list[Plain]
+    request: RequestId
+    prompt_tokens: int
+    """Of the request."""
+    job_prompt_tokens: int
+    job_tokens: list[int]
+    """Counted of the job with each piece."""
+    left: list[int]
+    """Of the deposit with each piece, in base units."""
+
+    def each(self) -> list[Chunk]:
+        """The same as chunks."""
+        return [
+            Chunk(
+                wire.tally(
+                    self.request,
+                    Totals(self.prompt_tokens, piece.tokens),
+                    Totals(self.job_prompt_tokens, tokens),
+                    left,
+                ),
+                piece.whole(),
+            )
+            for piece, tokens, left in zip(self.pieces, self.job_tokens, self.left, strict=True)
+        ]
+
+
+Part = Chunk | Run
+"""Of a reply."""
+
 
 @dataclass(frozen=True, slots=True)
 class End:
@@ -116,7 +153,7 @@ class End:
 
 
 class Stream:
-    """One reply. `async with` it, iterate over lists of chunks, then look at `end`.
+    """One reply. `async with` it, `take` its parts or iterate over lists of its chunks, then look at `end`.
 
     One list is what can be sent in one write. Nothing is raised for what ends a reply early: `end` tells.
     """
@@ -133,7 +170,7 @@ class Stream:
         self._engine = engine
         self._desk = desk
         self._timeout = receipt_timeout
-        self._held: deque[Piece] = deque()
+        self._held: deque[Piece | Plain] = deque()
         """Made by the engine, not delivered, not billed."""
         self._assembled = False
         self._sent = Totals()
@@ -173,8 +210,8 @@ class Stream:
         return self
 
     async def __anext__(self) -> list[Chunk]:
-        if chunks := await self._next():
-            return chunks
+        if parts := await self.take():
+            return [chunk for part in parts for chunk in part.each()]
         raise StopAsyncIteration
 
     @property
@@ -194,7 +231,7 @@ class Stream:
 
     # Delivering
 
-    async def _next(self) -> list[Chunk]:
+    async def take(self) -> list[Part]:
         """What to send next; nothing once the stream has ended."""
         if self.account.crossed:
             await self._desk.checkpoint(self.account)
@@ -202,8 +239,8 @@ class Stream:
             self._changed.clear()
             if self._cut is not None:
                 self._finish(self._cut)
-            elif chunks := self._deliverable():
-                return chunks
+            elif parts := self._deliverable():
+                return parts
             elif self._held and not self._collecting:
                 if chunk := await self._stand_still():
                     return [chunk]
@@ -222,37 +259,81 @@ class Stream:
         """An answer that is not streamed is delivered in one piece, so nobody pays for half of it."""
         return not self.order.streamed and not self._engine_done
 
-    def _deliverable(self) -> list[Chunk]:
+    def _deliverable(self) -> list[Part]:
         """Delivers what is held as far as there is room for it."""
         if self._collecting:
             return []
         if not self.order.streamed:
             self._assemble()
-        chunks: list[Chunk] = []
+        parts: list[Part] = []
         meter = self.account.meter
         counted, room = meter.counted, self.account.room()
-        while self._held and (tokens := self._tokens(self._held[0])) <= room:
-            if chunks and self._held[0].beyond:
+        while self._held:
+            before, sent = counted, self._sent
+            if run := self._run(counted, room):
+                counted += Totals(0, run.pieces[-1].tokens - sent.tokens)
+                self._deliver_run(run)
+                parts.append(run)
+            elif (tokens := self._tokens(self._held[0])) > room:
+                break
+            elif parts and self._held[0].beyond:
                 break  # how much of it is signed for is known once those before it are counted
-            piece = self._held.popleft()
-            brings = Totals(self._prompt_tokens(piece), tokens)
-            room -= tokens
-            counted += brings
-            if chunk := self._deliver(piece, brings, counted):
-                chunks.append(chunk)
-            if checkpoint(counted - brings, counted, self.account.job.interval, meter.prices):
+            else:
+                piece = self._held.popleft().whole()
+                brings = Totals(self._prompt_tokens(piece), tokens)
+                counted += brings
+                if chunk := self._deliver(piece, brings, counted):
+                    parts.append(chunk)
+            room -= counted.tokens - before.tokens
+            if checkpoint(before, counted, self.account.job.interval, meter.prices):
                 self._count(counted)  # a checkpoint is due at its own totals, not where the write ends
         # Once for all that goes out in one write, and before it does.
         self._count(counted)
-        if chunks:
+        if parts:
             self._deadline = None
         self._space.set()
-        return chunks
+        return parts
 
     def _count(self, counted: Totals) -> None:
         """Has `counted` be what is counted of the job."""
         if (brought := counted - self.account.meter.counted) != Totals():
             self.account.count(brought.prompt_tokens, brought.tokens)
+
+    def _run(self, counted: Totals, room: int) -> Run | None:
+        """The next pieces that are plain, fit and have nothing told with them; None: `_deliver` does it."""
+        first, meter = self._held[0], self.account.meter
+        if type(first) is not Plain or self._finish_reason is not None or self._prompt_tokens(first):
+            return None
+        sent = self._sent.tokens
+        pieces = self._plain(first, sent + min(room, quiet(counted.tokens, self.account.job.interval)))
+        job_tokens = [counted.tokens - sent + piece.tokens for piece in pieces]
+        left = meter.left_of_each(counted.prompt_tokens, job_tokens)
+        if not pieces or (meter.is_low(left[-1]) and not self._low_said):
+            return None
+        return Run(
+            *(pieces, self.order.request, self._sent.prompt_tokens, counted.prompt_tokens, job_tokens, left)
+        )
+
+    def _plain(self, first: Plain, most: int) -> list[Plain]:
+        """Pieces like the first, up to so many tokens of the request."""
+        pieces: list[Plain] = []
+        tokens = self._sent.tokens
+        for piece in self._held:
+            if type(piece) is not Plain or piece.shape is not first.shape:
+                break
+            if piece.prompt_tokens != first.prompt_tokens or not tokens <= piece.tokens <= most:
+                break
+            tokens = piece.tokens
+            pieces.append(piece)
+        return pieces
+
+    def _deliver_run(self, run: Run) -> None:
+        for _ in run.pieces:
+            self._held.popleft()
+        last = run.pieces[-1]
+        self._usage = last.usage or self._usage
+        self._sent = Totals(self._sent.prompt_tokens, last.tokens)
+        self.delivery.add_each((piece.tokens, piece.text) for piece in run.pieces)
 
     def _deliver(self, piece: Piece, brings: Totals, counted: Totals) -> Chunk | None:
         """One piece, which fits, with what it brings and what is then counted of the job; None if it says
@@ -277,14 +358,14 @@ class Stream:
                 self._open.discard(choice["index"] if len(self.order.bodies) > 1 else 0)
                 self._finish_reason = None if self._open else reason
 
-    def _tokens(self, piece: Piece) -> int:
+    def _tokens(self, piece: Piece | Plain) -> int:
         """Generated tokens that a piece brings; those that nobody saw, as far as they are signed for."""
         seen = max(0, piece.tokens - self._sent.tokens)
         if not piece.beyond:
             return seen
         return seen + min(piece.beyond, max(0, self.account.meter.signed_ahead - seen))
 
-    def _prompt_tokens(self, piece: Piece) -> int:
+    def _prompt_tokens(self, piece: Piece | Plain) -> int:
         """Prompt tokens to bill with a piece: none before the first token, and no more than admitted."""
         if piece.tokens == 0:
             return 0
@@ -296,7 +377,7 @@ class Stream:
         if self._failure() is not None:
             self._held.clear()
         elif self._held and not self._assembled:
-            self._held = deque([reply.assemble(self._held, self.order.form)])
+            self._held = deque([reply.assemble([piece.whole() for piece in self._held], self.order.form)])
             self._assembled = True
 
     def _tally(self, counted: Totals, *, due: bool, waiting: bool = False) -> dict[str, Any]:
@@ -369,11 +450,12 @@ class Stream:
                 if self._overrun:
                     return
 
-    def _hold(self, piece: Piece) -> None:
+    def _hold(self, piece: Piece | Plain) -> None:
         """Keeps a piece for delivery; a final usage goes with the piece that says why the reply ended."""
-        if self._held and self._held[-1].finish_reason and not piece.choices:
+        last = self._held[-1] if self._held else None
+        if type(last) is Piece and last.finish_reason and type(piece) is Piece and not piece.choices:
             self._held[-1] = msgspec.structs.replace(
-                self._held[-1],
+                last,
                 prompt_tokens=piece.prompt_tokens,
                 tokens=piece.tokens,
                 beyond=piece.beyond,

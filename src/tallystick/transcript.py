@@ -138,6 +138,14 @@ class Delivery:
         self._ends.append(totals)
         self._texts.append(text.encode())
 
+    def add_each(self, chunks: Iterable[tuple[int, str]]) -> None:
+        """Chunks with their running counts of generated tokens, none of which goes down, and their texts."""
+        prompt_tokens = self.totals.prompt_tokens
+        for tokens, text in chunks:
+            self._ends.append(Totals(prompt_tokens, tokens))
+            self._texts.append(text.encode())
+        self.totals = self._ends[-1] if self._ends else self.totals
+
     def position(self) -> Position:
         """The newest position."""
         return self._position(len(self._ends))

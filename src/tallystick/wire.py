@@ -556,6 +556,13 @@ class SSEParser:
         self._check(len(self._rest))
         return payloads
 
+    def take_back(self) -> bytes | None:
+        """What was fed of an event that has not ended, as if it had not been; None: a line of it is read."""
+        if self._data:
+            return None
+        begun, self._rest = bytes(self._rest), bytearray()
+        return begun
+
     def _line(self, line: bytes) -> bytes:
         """Takes one line; the payload of the event that it ends, or nothing."""
         if not line:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from tallystick.engines.refusals import NoRoute
+from tallystick.plain import Counts, Running
 
 Fetch = Callable[..., Awaitable[Any]]
 """`fetch(path, body=None)`: the JSON answer to GET, or to POST of a body. Raises EngineError."""
@@ -48,6 +49,14 @@ class Chunk(msgspec.Struct):
     error: Any = None
 
 
+def _of_usage(usage: Usage) -> Counts:
+    return usage.prompt_tokens, usage.completion_tokens
+
+
+def _of_timings(timings: Timings) -> Counts:
+    return timings.cache_n + timings.prompt_n, timings.predicted_n
+
+
 class Dialect(abc.ABC):
     """How one family of servers counts. Without state, so that one instance serves all requests."""
 
@@ -56,11 +65,13 @@ class Dialect(abc.ABC):
     """Members of a request that make the server tell its count."""
     provisional: ClassVar[bool] = False
     """There is no running count: until the reply is over, each chunk that has a text is a token."""
+    running: ClassVar[Running | None] = None
+    """How a chunk tells the running count that is neither the first nor the last; None: not at all."""
     keeps: ClassVar[bool] = False
     """Servers of this family wait on many idle connections at no cost, so that they may be used again."""
 
     @abc.abstractmethod
-    def counts(self, chunk: Chunk) -> tuple[int, int] | None:
+    def counts(self, chunk: Chunk) -> Counts | None:
         """Prompt tokens and generated tokens so far, if this chunk tells them."""
 
     @abc.abstractmethod
@@ -97,13 +108,16 @@ class LlamaCpp(Dialect):
 
     name = "llama.cpp"
     asks: ClassVar = {"timings_per_token": True, "stream_options": {"include_usage": True}}
+    running: ClassVar[Running | None] = Running(
+        "timings", lambda told: _of_timings(msgspec.convert(told, Timings))
+    )
 
-    def counts(self, chunk: Chunk) -> tuple[int, int] | None:
+    def counts(self, chunk: Chunk) -> Counts | None:
         # Timings leave out what has no text at the end (a cut character, a stop string); the usage does not.
         if chunk.usage is not None:
-            return chunk.usage.prompt_tokens, chunk.usage.completion_tokens
+            return _of_usage(chunk.usage)
         if chunk.timings is not None:
-            return chunk.timings.cache_n + chunk.timings.prompt_n, chunk.timings.predicted_n
+            return _of_timings(chunk.timings)
         return None
 
     def spoken_in(self, chunk: Chunk) -> bool:
@@ -131,13 +145,14 @@ class ContinuousUsage(Dialect):
     name = "continuous usage"
     keeps = True
     asks: ClassVar = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    running: ClassVar[Running | None] = Running("usage", lambda told: _of_usage(msgspec.convert(told, Usage)))
     _TEMPLATE = frozenset(
         "model messages tools chat_template chat_template_kwargs "
         "add_generation_prompt continue_final_message".split()
     )
 
-    def counts(self, chunk: Chunk) -> tuple[int, int] | None:
-        return None if chunk.usage is None else (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+    def counts(self, chunk: Chunk) -> Counts | None:
+        return None if chunk.usage is None else _of_usage(chunk.usage)
 
     def spoken_in(self, chunk: Chunk) -> bool:
         # Some tell the final usage together with the reason why the reply ended.
@@ -163,7 +178,7 @@ class Uncounting(Dialect):
 
     provisional = True
 
-    def counts(self, chunk: Chunk) -> tuple[int, int] | None:
+    def counts(self, chunk: Chunk) -> Counts | None:
         return None
 
     async def count_chat(self, fetch: Fetch, body: Mapping[str, Any]) -> int:

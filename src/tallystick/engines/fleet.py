@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from tallystick.engine import Engine, Health, Piece
+from tallystick.engine import Engine, Health, Pieces
 from tallystick.engines.http import HttpEngine
 from tallystick.engines.tokenizer import Tokenizer
 from tallystick.errors import (
@@ -60,8 +60,8 @@ class Begun(NamedTuple):
     """A reply of which something has come."""
 
     member: Member
-    first: list[Piece]
-    rest: AsyncIterator[list[Piece]]
+    first: Pieces
+    rest: AsyncIterator[Pieces]
 
 
 class Fleet(Engine):
@@ -123,13 +123,11 @@ class Fleet(Engine):
 
     def stream(
         self, body: Mapping[str, Any], max_tokens: int
-    ) -> AbstractAsyncContextManager[AsyncIterator[list[Piece]]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Pieces]]:
         return self._stream(body, max_tokens)
 
     @asynccontextmanager
-    async def _stream(
-        self, body: Mapping[str, Any], max_tokens: int
-    ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
+    async def _stream(self, body: Mapping[str, Any], max_tokens: int) -> AsyncIterator[AsyncIterator[Pieces]]:
         async with AsyncExitStack() as stack:
             begun = await self._first(body, lambda member: self._begin(stack, member, body, max_tokens))
             async with aclosing(self._watched(begun)) as pieces:
@@ -142,11 +140,11 @@ class Fleet(Engine):
         self._asked = member.asked = self._asked + 1
         async with AsyncExitStack() as attempt:
             reads = await attempt.enter_async_context(member.engine.stream(body, max_tokens))
-            first: list[Piece] = await anext(reads, [])
+            first: Pieces = await anext(reads, [])
             stack.push_async_exit(attempt.pop_all())
         return Begun(member, first, reads)
 
-    async def _watched(self, begun: Begun) -> AsyncGenerator[list[Piece], None]:
+    async def _watched(self, begun: Begun) -> AsyncGenerator[Pieces, None]:
         yield begun.first
         try:
             async for pieces in begun.rest:

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from tallystick.config import FIRST_TOKEN, NEXT_TOKEN
-from tallystick.engine import Engine, Health, Piece
+from tallystick.engine import Engine, Health, Piece, Pieces
 from tallystick.engines.connection import Connection, reason_of
 from tallystick.engines.dialect import DIALECTS, Chunk, Dialect, NoUsage, is_chat
 from tallystick.engines.prompts import Estimated, Prompts, Tokenized, Told
@@ -113,15 +113,15 @@ class HttpEngine(Engine):
 
     def stream(
         self, body: Mapping[str, Any], max_tokens: int
-    ) -> AbstractAsyncContextManager[AsyncIterator[list[Piece]]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Pieces]]:
         prompts, dialect = self._counting(), self._dialect
         assert dialect is not None
         return self._counted(self._stream(body, max_tokens, dialect, prompts))
 
     @asynccontextmanager
     async def _counted(
-        self, stream: AbstractAsyncContextManager[AsyncIterator[list[Piece]]]
-    ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
+        self, stream: AbstractAsyncContextManager[AsyncIterator[Pieces]]
+    ) -> AsyncIterator[AsyncIterator[Pieces]]:
         self.streams += 1
         try:
             async with stream as reads:
@@ -132,7 +132,7 @@ class HttpEngine(Engine):
     @asynccontextmanager
     async def _stream(
         self, body: Mapping[str, Any], max_tokens: int, dialect: Dialect, prompts: Prompts | None = None
-    ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
+    ) -> AsyncIterator[AsyncIterator[Pieces]]:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; an engine is asked for at least one token")
         request = self._request(body)
@@ -160,7 +160,7 @@ class HttpEngine(Engine):
 
     async def _pieces(
         self, response: aiohttp.ClientResponse, reply: Reading, patience: float
-    ) -> AsyncGenerator[list[Piece], None]:
+    ) -> AsyncGenerator[Pieces, None]:
         clock = asyncio.get_running_loop().time
         while not reply.done:
             before, since = reply.tokens, clock()
@@ -172,7 +172,7 @@ class HttpEngine(Engine):
             if reply.failure is not None:
                 raise reply.failure
 
-    async def _read(self, response: aiohttp.ClientResponse, reply: Reading, patience: float) -> list[Piece]:
+    async def _read(self, response: aiohttp.ClientResponse, reply: Reading, patience: float) -> Pieces:
         try:
             async with asyncio.timeout(patience):
                 data = await response.content.readany()
@@ -222,8 +222,9 @@ class HttpEngine(Engine):
         try:
             async with self._stream(_PROBE, _PROBE_TOKENS, dialect) as reads:
                 async for read in reads:
-                    pieces += read
-                    spoken |= any(dialect.spoken_in(msgspec.convert(piece.raw, Chunk)) for piece in read)
+                    brought = [piece.whole() for piece in read]
+                    pieces += brought
+                    spoken |= any(dialect.spoken_in(msgspec.convert(piece.raw, Chunk)) for piece in brought)
         except EngineRefused:  # by a server that takes no member that it does not know
             return None
         except EngineEmpty:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from tallystick.engine import Piece
+from tallystick.engine import Piece, Pieces
 from tallystick.engines.dialect import Usage
 
 WINDOW = 400
@@ -66,21 +66,21 @@ class Provisional:
         self._text = text
         self._tokens = 0
 
-    async def told(self, reads: AsyncGenerator[list[Piece], None]) -> AsyncGenerator[list[Piece], None]:
+    async def told(self, reads: AsyncGenerator[Pieces, None]) -> AsyncGenerator[Pieces, None]:
         """The pieces of a reply, with these counts."""
         async with aclosing(reads):
             async for pieces in reads:
                 yield await self.tell(pieces)
 
-    async def tell(self, pieces: list[Piece]) -> list[Piece]:
+    async def tell(self, pieces: Pieces) -> Pieces:
         """The pieces of one read, each with a count of its own."""
-        told = []
+        told: Pieces = []
         for piece, tokens in zip(pieces, await self._running(pieces), strict=True):
             self._tokens = max(self._tokens, tokens)
-            told.append(self._corrected(piece))
+            told.append(self._corrected(piece.whole()))
         return told
 
-    async def _running(self, pieces: list[Piece]) -> list[int]:
+    async def _running(self, pieces: Pieces) -> list[int]:
         counts = [piece.tokens for piece in pieces]
         if self._text is not None:
             most = await self._text.add("".join(piece.text for piece in pieces))

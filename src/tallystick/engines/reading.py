@@ -7,12 +7,16 @@ from typing import Any
 import msgspec
 import orjson
 
-from tallystick.engine import Piece
+from tallystick import plain
+from tallystick.engine import Piece, Pieces, Plain
 from tallystick.engines.dialect import Chunk, Dialect
 from tallystick.engines.refusals import detail_of, turned_down
 from tallystick.errors import EngineEmpty, EngineError, EngineFalseStart
+from tallystick.plain import Shape
 from tallystick.transcript import delta_text
-from tallystick.wire import SSEParser
+from tallystick.wire import MAX_BODY, SSEParser
+
+EVENT_END = b"\n\n"
 
 
 class Reading:
@@ -27,21 +31,56 @@ class Reading:
         """Why there is no more; raised once the pieces before it are delivered."""
         self._dialect = dialect
         self._events = SSEParser()
+        self._shape: Shape | None = None
+        """Of the plain chunks, once there was one."""
 
-    def feed(self, data: bytes) -> list[Piece]:
+    def feed(self, data: bytes) -> Pieces:
         """The pieces that `data` completes; afterwards `done` or `failure` may be set."""
-        pieces: list[Piece] = []
+        pieces: Pieces = []
         try:
-            for payload in self._events.feed(data):
-                if payload == b"[DONE]":
-                    self._finish()
-                    break
-                pieces.append(self.piece(orjson.loads(payload)))
+            if self._shape is None and self._dialect.running is not None:
+                data = self._learn(data, pieces)
+            if self._shape is not None and not self.done:
+                data = self._plain(data, self._shape, pieces)
+            self._general(data, pieces)
         except EngineError as error:
             self.failure = error
         except ValueError as error:  # also what orjson and msgspec raise
             self.failure = self.broken(f"what it sent cannot be read: {error}")
         return pieces
+
+    def _learn(self, data: bytes, pieces: Pieces) -> bytes:
+        """Reads up to the first chunk whose shape others may have; the rest."""
+        end = data.find(EVENT_END) + len(EVENT_END)
+        while self._shape is None and not self.done and end >= len(EVENT_END):
+            self._general(data[:end], pieces)
+            data = data[end:]
+            end = data.find(EVENT_END) + len(EVENT_END)
+        return data
+
+    def _plain(self, data: bytes, shape: Shape, pieces: Pieces) -> bytes:
+        """Reads plain chunks up to the first that is not; the rest, for the general way."""
+        begun = self._events.take_back()
+        if begun is None or len(begun) + len(data) > MAX_BODY:
+            return data
+        *events, rest = (begun + data).split(EVENT_END)
+        for at, event in enumerate(events):
+            read = shape.read(event)
+            if read is None or not 0 < self.tokens <= read[1][1]:
+                return EVENT_END.join([*events[at:], rest])
+            text, (self.prompt_tokens, self.tokens), told = read
+            pieces.append(Plain(text, self.prompt_tokens, self.tokens, shape, told))
+        return rest
+
+    def _general(self, data: bytes, pieces: Pieces) -> None:
+        for payload in self._events.feed(data):
+            if payload == b"[DONE]":
+                self._finish()
+                break
+            raw = orjson.loads(payload)
+            pieces.append(self.piece(raw))
+            if self._shape is None and self._dialect.running is not None:
+                self._shape = plain.learn(payload, raw, self._dialect.running)
 
     def piece(self, raw: dict[str, Any]) -> Piece:
         """The piece that one chunk makes. Raises EngineError; msgspec.ValidationError for a strange chunk."""

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from tallystick.engine import Engine, Piece
+from tallystick.engine import Engine, Pieces
 from tallystick.engines.dialect import LlamaCpp, is_chat
 from tallystick.engines.reading import Reading
 from tallystick.errors import EngineError, EngineFalseStart, EngineRefused
@@ -160,9 +160,7 @@ class ScriptedEngine(Engine):
         return count
 
     @asynccontextmanager
-    async def stream(
-        self, body: Mapping[str, Any], max_tokens: int
-    ) -> AsyncIterator[AsyncIterator[list[Piece]]]:
+    async def stream(self, body: Mapping[str, Any], max_tokens: int) -> AsyncIterator[AsyncIterator[Pieces]]:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; an engine is asked for at least one token")
         async with self.play(body, max_tokens) as reads:
@@ -269,7 +267,7 @@ def _count_text(body: Mapping[str, Any]) -> int:
     return len(prompt) if isinstance(prompt, list) else 1 + len(prompt.split())
 
 
-async def _pieces(reads: AsyncIterator[list[dict[str, Any]]]) -> AsyncGenerator[list[Piece], None]:
+async def _pieces(reads: AsyncIterator[list[dict[str, Any]]]) -> AsyncGenerator[Pieces, None]:
     reply = Reading(LlamaCpp())
     async for chunks in reads:
         yield [reply.piece(chunk) for chunk in chunks]
