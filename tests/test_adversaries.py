@@ -35,7 +35,7 @@ async def test_a_lesser_host_and_a_lesser_payer_are_found_out(devnet: Devnet) ->
     lends, forged = "never signs, and breaks off when it is to", "forges the signature"
     counts, honest = "counts more tokens than there are", "counts honestly"
     names = (lends, forged, counts, honest)
-    seeds = [seed for name in names for seed in seeds_of(name, 3)]
+    seeds = [seed for name in names for seed in seeds_of(name, 6)]
     with scratch.directory() as directory:
         results = await campaign(devnet, Path(directory), seeds, faults)
     found = {name: [result for result in results if result.lie == name] for name in names}
