@@ -11,7 +11,7 @@ PROOF   := .venv-proof/.made
 BENCH   := .venv-bench/.made
 
 .PHONY: help demo test test-contracts contracts-deep test-python lint format abi model lock \
-	faults crash slither halmos mutate coverage gas bench clean forge
+	faults crash honest slither halmos mutate coverage gas bench clean forge
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -64,6 +64,9 @@ abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
 
 gas: $(RUNTIME) $(NODE) ## measure what the contracts cost: benchmarks/gas.json, docs/gas.md; ARGS=--check compares
 	.venv/bin/python -m benchmarks.gas $(ARGS)
+
+honest: $(DEV) $(NODE) ## ask a real model ten thousand times, its payer counting too: benchmarks/honest.json
+	.venv/bin/python -m benchmarks.honest $(ARGS)
 
 bench: $(RUNTIME) $(DEV) $(NODE) $(BENCH) ## measure against the peers: benchmarks/RESULTS.md; ARGS="--rounds 1 --only receipts" chooses
 	.venv/bin/python -m benchmarks.run $(ARGS)

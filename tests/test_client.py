@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ import pytest
 
 import tallystick
 from tallystick import pricing
+from tallystick.allowance import RESERVE
 from tallystick.chain import Chain
 from tallystick.client import AsyncSession, typed
 from tallystick.config import PayerConfig, Secret
+from tallystick.countersign import Overcount
 from tallystick.devnet import Devnet
 from tallystick.errors import ConfigError, Refusal, SessionError
 from tallystick.session import BalanceLow, Settled, Signed
-from tallystick.testing.engine import Hang, Script, say
+from tallystick.testing.engine import Hang, Script, Step, say
 from tallystick.types import Completion, JobId, JobStatus
 from tests.buying import MESSAGES, Bench
 from tests.paying import register
+from tests.tokenizing import pieces, written
 
 
 @pytest.fixture
@@ -73,6 +77,35 @@ async def test_events_tell_what_happens_to_the_money(bench: Bench) -> None:
     assert set(kinds) == {Signed, Settled, BalanceLow, Completion}
     assert kinds[-1] is Completion
     assert heard[-1].owed == sum(event.host + event.treasury for event in heard if isinstance(event, Settled))
+
+
+async def test_a_host_that_counts_too_much_is_told_of(bench: Bench, tmp_path: Path) -> None:
+    """With the model's tokenizer only what its count bears out is paid, and a listener hears of the rest."""
+    file = written(tmp_path)
+    words = pieces("Both halves of the stick say the same, and neither can be changed alone. " * 8)
+    url = await bench.serve(Script(tuple(Step(word, 2) for word in words)))
+    heard: list[Overcount] = []
+    session = AsyncSession(deposit="0.5", host=url, tokenizers=[str(file)], config=config(bench))
+    async with session:
+        session.on("overcount", heard.append)
+        async for _ in session.chat("Why?", max_tokens=1_000):
+            pass
+        told = session.reply
+    assert told is not None
+    job = await bench.chain.job(told.job_id)
+    assert job is not None
+    assert [over.counted for over in heard] == [told.totals.tokens]
+    assert job.settled.tokens <= len(words) + 2 + len(words) // 50 + RESERVE < told.totals.tokens
+
+
+async def test_a_tokenizer_that_is_another_file_keeps_the_session_shut(bench: Bench, tmp_path: Path) -> None:
+    """A pin that does not hold is an error before any money moves."""
+    file = replace(written(tmp_path), sha256="00" * 32)
+    session = AsyncSession(config=config(bench), tokenizers=[str(file)])
+    with pytest.raises(ConfigError, match="it is another file"):
+        await session.__aenter__()
+    with pytest.raises(ConfigError, match="MODEL=FILE@sha256"):
+        await AsyncSession(config=config(bench), tokenizers=["tokenizer.json"]).__aenter__()
 
 
 async def test_leaving_a_reply_ends_it(bench: Bench) -> None:

@@ -126,7 +126,7 @@ def chat(
 
 
 @app.command()
-def proxy(
+def proxy(  # noqa: PLR0913, PLR0917 - each is an option of the command
     host: Host = None,
     deposit: Annotated[
         str | None, typer.Option(help="In escrow for a job at a time, in whole units; by default 2.")
@@ -143,6 +143,10 @@ def proxy(
         str | None, typer.Option(help="What clients have to send. Others see it here; not in PROXY_API_KEY.")
     ] = None,
     idle: Annotated[int, typer.Option(min=1, help="Seconds until an unused job is completed.")] = 900,
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(help="Holds a model's counts against its tokenizer: MODEL=FILE@sha256:DIGITS; several."),
+    ] = None,
     json_logs: Annotated[bool, typer.Option("--json", help="Log JSON, for machines.")] = False,
 ) -> None:
     """An OpenAI API on this machine that any client can use: it pays a host, within caps, until interrupted.
@@ -155,7 +159,7 @@ def proxy(
     keep_logs(level="info", as_json=json_logs)
     import uvloop
 
-    wanted = Wanted(host, deposit, max_per_day, max_price or (), listen, api_key, idle)
+    wanted = Wanted(host, deposit, max_per_day, max_price or (), listen, api_key, idle, tokenizer or ())
     uvloop.run(_proxy(wanted))
 
 

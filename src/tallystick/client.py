@@ -15,12 +15,13 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import orjson
 
 from tallystick import wallet
 from tallystick.config import PayerConfig
+from tallystick.countersign import Overcount
 from tallystick.errors import ConfigError, SessionError
 from tallystick.gateway import Gateway, Paid
 from tallystick.session import BalanceLow, Event, Settled, Signed
@@ -35,14 +36,17 @@ Amount = str | Decimal | int
 """An amount as people type it: "2 USDC", "0.001 ETH", "2", Decimal("0.60"), 2. Exact, so never a float."""
 Messages = str | Sequence[Mapping[str, Any]]
 """One prompt of a user, or messages as OpenAI's API has them."""
-Kind = Literal["checkpoint", "settled", "balance_low", "completed"]
-Told = Signed | Settled | BalanceLow | Completion
-"""What listeners hear of a job: a receipt was acknowledged, or settled; the deposit runs low; all is over."""
+Kind = Literal["checkpoint", "settled", "balance_low", "overcount", "completed"]
+Told = Signed | Settled | BalanceLow | Overcount | Completion
+"""What listeners hear of a job: a receipt was acknowledged, or settled; the deposit runs low; the host
+counted more than is signed for; all is over.
+"""
 
 _KINDS: Mapping[Kind, type[Told]] = {
     "checkpoint": Signed,
     "settled": Settled,
     "balance_low": BalanceLow,
+    "overcount": Overcount,
     "completed": Completion,
 }
 
@@ -79,6 +83,7 @@ class AsyncSession:
         max_per_day: Amount | None = None,
         host: str | None = None,
         idle: float = IDLE,
+        tokenizers: Sequence[str] = (),
         config: PayerConfig | None = None,
     ) -> None:
         """What may be spent, and on what.
@@ -89,6 +94,8 @@ class AsyncSession:
         `max_per_day`: the most on a day of the chain's clock (UTC); by default one deposit.
         `host`: its URL, by default HOST_URL.
         `idle`: seconds without a request until a job is completed.
+        `tokenizers`: what to hold the host's counts against, each as "MODEL=FILE@sha256:DIGITS", a GGUF or a
+            `tokenizers` JSON; by default PAYER_TOKENIZERS. A model without one is held to bounds.
         `config`: in the place of the environment's settings.
         """
         self._deposit = typed(deposit)
@@ -97,6 +104,7 @@ class AsyncSession:
         self._per_day = typed(max_per_day)
         self._host = host
         self._idle = idle
+        self._tokenizers = tokenizers
         self._config = config
         self._listeners: list[tuple[type[Told], Callable[[Any], object]]] = []
         self._parts = AsyncExitStack()
@@ -107,7 +115,7 @@ class AsyncSession:
     async def __aenter__(self) -> Self:
         """ConfigError for settings or amounts that make no sense, ChainError if the chain does not answer."""
         async with AsyncExitStack() as parts:
-            purse = await parts.enter_async_context(wallet.opened(self._config))
+            purse = await parts.enter_async_context(wallet.opened(self._config, self._tokenizers))
             asset = purse.asset(_symbol(self._deposit))
             caps = purse.caps(self._deposit, self._per_day, self._prices, asset)
             host_url = purse.host_url(self._host)
@@ -134,9 +142,24 @@ class AsyncSession:
         """What became of the last reply that ended, and what it cost."""
         return self._reply
 
+    @overload
+    def on(self, kind: Literal["checkpoint"], listener: Callable[[Signed], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["settled"], listener: Callable[[Settled], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["balance_low"], listener: Callable[[BalanceLow], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["overcount"], listener: Callable[[Overcount], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["completed"], listener: Callable[[Completion], object]) -> None: ...
+
     def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
-        """Calls `listener` with each event of that kind: a Signed for `checkpoint`, a Settled, BalanceLow, or
-        Completion. Amounts in them are base units.
+        """Calls `listener` with each event of that kind: a Signed for `checkpoint`, a Settled, a BalanceLow,
+        an Overcount, or a Completion. Amounts in them are base units.
         """
         self._listeners.append((_KINDS[kind], listener))
 

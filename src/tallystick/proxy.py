@@ -298,6 +298,8 @@ class Wanted:
     listen: str | None = None
     api_key: str | None = None
     idle: float = IDLE
+    tokenizers: Sequence[str] = ()
+    """`MODEL=FILE@sha256:…`."""
 
 
 def listen_of(config: PayerConfig, named: str | None) -> tuple[str, int]:
@@ -314,7 +316,7 @@ async def running(wanted: Wanted) -> AsyncIterator[tuple[str, str]]:
 
     ConfigError, ChainError, LedgerError.
     """
-    async with wallet.opened() as locked:
+    async with wallet.opened(tokenizers=wanted.tokenizers) as locked:
         with alone(locked.config.data_dir):
             purse = locked.unlocked()  # a keystore's password is asked for now, not with the first request
             address, port = listen_of(purse.config, wanted.listen)

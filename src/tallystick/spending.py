@@ -307,7 +307,8 @@ class Spender:
                 log.warning("host.not_paid", host=quote.host, cause=f"it {opening.UNPAID}")
             stored, job = await opening.open_job(chain, store, key, self.host_url, wishes, quote, day=day)
         log.info("job.opened", job=job.id, model=model, deposit=self._money_told(deposit))
-        used = self._using(Session(chain, store, stored, job, ahead=self.wallet.config.ahead))
+        ahead, scale = self.wallet.config.ahead, self.wallet.recounts.of(job.host, stored.model)
+        used = self._using(Session(chain, store, stored, job, ahead=ahead, scale=scale))
         self._tell(job, Opened(deposit))
         return used
 

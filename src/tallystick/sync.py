@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tallystick.client import Amount, AsyncSession, Kind, Messages, Reply
 from tallystick.config import PayerConfig
+from tallystick.countersign import Overcount
+from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.spending import IDLE
+from tallystick.types import Completion
 
 if TYPE_CHECKING:
     import openai
@@ -52,6 +55,7 @@ class Session:
         max_per_day: Amount | None = None,
         host: str | None = None,
         idle: float = IDLE,
+        tokenizers: Sequence[str] = (),
         config: PayerConfig | None = None,
     ) -> None:
         self._session = AsyncSession(
@@ -61,6 +65,7 @@ class Session:
             max_per_day=max_per_day,
             host=host,
             idle=idle,
+            tokenizers=tokenizers,
             config=config,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,6 +96,21 @@ class Session:
     def reply(self) -> Reply | None:
         """What became of the last reply that ended, and what it cost."""
         return self._session.reply
+
+    @overload
+    def on(self, kind: Literal["checkpoint"], listener: Callable[[Signed], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["settled"], listener: Callable[[Settled], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["balance_low"], listener: Callable[[BalanceLow], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["overcount"], listener: Callable[[Overcount], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["completed"], listener: Callable[[Completion], object]) -> None: ...
 
     def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
         """As AsyncSession.on."""

@@ -6,7 +6,7 @@ Knows no terminal but for asking for a keystore's password.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from getpass import getpass
@@ -14,12 +14,13 @@ from getpass import getpass
 from tallystick import archive, opening, pricing, proof
 from tallystick.caps import Caps
 from tallystick.chain import Chain, TxResult, deployment_at
-from tallystick.config import PayerConfig, Secret, http_url
+from tallystick.config import PayerConfig, Secret, TokenizerFile, http_url, tokenizer_files
 from tallystick.contracts import Call
 from tallystick.errors import ConfigError, NotYetReclaimable, SessionError
 from tallystick.networks import Asset, Deployment
 from tallystick.opening import Wishes
 from tallystick.pricing import MAX_DEPOSIT, MILLION, from_units, to_units
+from tallystick.recount import Recounts
 from tallystick.session import Session
 from tallystick.store import Store, StoredJob
 from tallystick.types import Address, Completion, Job, JobId, JobStatus, Totals
@@ -34,6 +35,8 @@ class Wallet:
     config: PayerConfig
     chain: Chain
     store: Store = field(repr=False)
+    recounts: Recounts = field(default_factory=Recounts, repr=False)
+    """The payer's tokenizers."""
 
     def key(self) -> bytes:
         """The payer's key. ConfigError if there is none, or its keystore cannot be opened."""
@@ -123,14 +126,23 @@ class Wallet:
         quote = await opening.fetch_quote(host_url)
         if not quote.paid:
             say(f"{host_url} {opening.UNPAID}")
-        ahead = self.config.ahead
-        return await Session.open(self.chain, self.store, key, host_url, wishes, ahead=ahead, quote=quote)
+        return await Session.open(
+            self.chain,
+            self.store,
+            key,
+            host_url,
+            wishes,
+            ahead=self.config.ahead,
+            quote=quote,
+            recounts=self.recounts,
+        )
 
     async def resume(self, job_id: JobId) -> Session:
         """A session on a job of the store. SessionError if it is not there, or not on this chain."""
         if self.stored(job_id) is None:
             await self.job(job_id)
-        return await Session.resume(self.chain, self.store, job_id, ahead=self.config.ahead)
+        ahead, recounts = self.config.ahead, self.recounts
+        return await Session.resume(self.chain, self.store, job_id, ahead=ahead, recounts=recounts)
 
     async def transact(self, call: Call) -> TxResult:
         """Sends a transaction of the payer's."""
@@ -214,17 +226,32 @@ class Wallet:
 
 
 @asynccontextmanager
-async def opened(config: PayerConfig | None = None) -> AsyncIterator[Wallet]:
-    """The wallet of these settings, by default the environment's, with jobs whose opening was interrupted."""
+async def opened(config: PayerConfig | None = None, tokenizers: Sequence[str] = ()) -> AsyncIterator[Wallet]:
+    """The wallet of these settings, by default the environment's, with jobs whose opening was interrupted.
+
+    `tokenizers`: as PAYER_TOKENIZERS has them, one each; they go before the settings'. ConfigError.
+    """
     config = config or PayerConfig.from_env()
+    files = _files(config, tokenizers)
     deployment = await deployment_at(config.rpc_url)
     async with Chain(config.rpc_url, deployment) as chain:
         store = await asyncio.to_thread(Store, config.data_dir)
         try:
             await opening.find_openings(chain, store)
-            yield Wallet(config, chain, store)
+            async with Recounts(files) as recounts:
+                yield Wallet(config, chain, store, recounts)
         finally:
             store.close()
+
+
+def _files(config: PayerConfig, named: Sequence[str]) -> list[TokenizerFile]:
+    try:
+        mine = tokenizer_files(",".join(named))
+    except ValueError as error:
+        raise ConfigError(f"--tokenizer: {error}.") from None
+    return list(
+        ({file.model: file for file in config.tokenizers} | {file.model: file for file in mine}).values()
+    )
 
 
 def dollar(chain: Chain) -> Address:
