@@ -11,7 +11,7 @@ PROOF   := .venv-proof/.made
 BENCH   := .venv-bench/.made
 
 .PHONY: help demo test test-contracts contracts-deep test-python lint format abi model lock \
-	faults crash honest slither halmos mutate coverage gas bench clean forge
+	faults crash adversaries honest slither halmos mutate coverage gas bench clean forge
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -58,6 +58,9 @@ faults: $(DEV) $(NODE) ## the fault storm, 1 056 seeds: benchmarks/faults.json, 
 
 crash: $(DEV) $(NODE) ## the crash sweep, 10 000 points and 300 of a node: benchmarks/crash.json, docs/crash.md; ARGS="--points 500" for fewer
 	.venv/bin/python -m tests.crash $(ARGS)
+
+adversaries: $(DEV) $(NODE) ## 1 000 sessions with liars: benchmarks/adversaries.json, docs/adversaries.md; ARGS="--seed 123" tells one
+	.venv/bin/python -m tests.adversaries $(ARGS)
 
 abi: $(VENV) $(NODE) forge ## write src/tallystick/abi/ from contracts/
 	.venv/bin/python scripts/abi.py

@@ -93,8 +93,8 @@ class Campaign:
             took.append(Took(job, client.heard))
             await kind(clients.Scene(parts, client, other, self.ground.complete, join)).play()
         signed = (pen.signed.prompt_tokens, pen.signed.tokens)
-        lied = (client.told, client.answers)
-        return Served(seed, kind.name, kind.honest, order, job, signed, took, *lied)
+        most, lied = kind.strangers_credits * interval, (client.told, client.answers)
+        return Served(seed, kind.name, kind.honest, most, order, job, signed, took, *lied)
 
     # The host lies
 

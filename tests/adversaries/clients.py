@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from tallystick import proof
 from tallystick.types import Totals
 from tests.adversaries.client import HOUR, Chunk, Client, Opened, Refused, Reply
+from tests.adversaries.oracle import CREDITS
 
 DAY = 24 * HOUR
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -52,6 +53,8 @@ class Lie:
     """How often it asks."""
     streams: ClassVar[tuple[int, ...]] = (1, 1, 2, 4)
     """At once, of which one number is drawn."""
+    strangers_credits: ClassVar[int] = 0
+    """What strangers may get at the most."""
     spends_other: ClassVar[bool] = False
     """It asks on the other job as well, which then is nobody else's."""
 
@@ -504,6 +507,7 @@ class StrangerWithAJob(Stranger):
 
 class StrangerWhoResumes(Stranger):
     name = "a stranger with a job of its own, who knows the requests"
+    strangers_credits = 1
     spends_other = True
 
     async def haunt(self, stranger: Client) -> None:
@@ -516,7 +520,10 @@ class StrangerWhoResumes(Stranger):
 
 
 class ThiefOfABearer(Stranger):
+    """It is to its host what the payer is, but that it cannot sign: law 3 bounds both together."""
+
     name = "a thief of the bearer"
+    strangers_credits = CREDITS
 
     async def intrude(self, stranger: Client) -> None:
         with suppress(Refused, ConnectionError):

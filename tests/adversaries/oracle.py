@@ -45,6 +45,8 @@ class Served:
     seed: int
     lie: str
     honest: bool
+    strangers_most: int
+    """Tokens that strangers may get."""
     order: Order
     job: Opened
     signed: Pair
@@ -172,7 +174,7 @@ class Oracle:
         mine = [took for took in session.took if took.job.id == session.job.id]
         if _brought(others).keys() & _brought(mine).keys():
             wrong.append("a stranger was sent another's reply")
-        return Loss(sum(_brought(strangers).values()), session.job.interval)
+        return Loss(sum(_brought(strangers).values()), session.strangers_most)
 
     def _job(self, job_id: int) -> Mapping[str, int]:
         found: Any = self._marketplace.functions.getJob(job_id).call()

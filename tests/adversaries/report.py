@@ -156,7 +156,7 @@ def _clients(found: Mapping[str, Any]) -> str:
 
 
 def _strangers(found: Mapping[str, Any]) -> str:
-    head = ["the stranger", "sessions", "tries", "got at most", "one credit there", "nearest to one credit"]
+    head = ["the stranger", "sessions", "tries", "got at most", "allowed there", "nearest to what is allowed"]
     return _table(head, _rows(found["clients"], "stranger"))
 
 
