@@ -24,7 +24,7 @@ ORDER = """
     account stream work lookout accounts desk claims watcher standby settlement node peer relay metrics server
     websocket
     opening frames vocabulary recount tab evidence archive session exchange wallet keystore discovery record ranking hosts
-    spending gateway retries transport client sync feed happenings overview page proxy
+    spending gateway repeats transport client sync feed happenings overview page proxy
     devnet testing mends survey statement prospects reconciliation printout doctor registration
     inspection solvency deployment verification screen demo commands cli
 """.split()

@@ -33,7 +33,7 @@ from tallystick.errors import ConfigError, Refusal, TallystickError
 from tallystick.gateway import ROUTES, Answer, Gateway, refused
 from tallystick.page import Page
 from tallystick.peer import PeerGone, bearer_of, read_body
-from tallystick.retries import Retries
+from tallystick.repeats import Repeats
 from tallystick.spending import IDLE, Spender
 from tallystick.wallet import Wallet
 
@@ -132,8 +132,8 @@ class Guard:
 class Api:
     """`/v1/…`, as an ASGI application."""
 
-    def __init__(self, retries: Retries) -> None:
-        self._retries = retries
+    def __init__(self, repeats: Repeats) -> None:
+        self._repeats = repeats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, unless the client leaves before."""
@@ -157,7 +157,7 @@ class Api:
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        async with self._retries.answer(scope["method"], scope["path"], body, headers) as answer:
+        async with self._repeats.answer(scope["method"], scope["path"], body, headers) as answer:
             await _send(answer, send)
 
 
@@ -215,13 +215,13 @@ class Routes:
         return Response(orjson.dumps({"jobs": told}), media_type="application/json")
 
 
-def app(spender: Spender, retries: Retries, shown: Page, door: Callable[[], Door]) -> Starlette:
+def app(spender: Spender, repeats: Repeats, shown: Page, door: Callable[[], Door]) -> Starlette:
     """The routes over a payer's jobs, behind the door."""
     routes = Routes(spender)
     methods = ["GET", "POST", "DELETE", "PUT", "PATCH"]
     return Starlette(
         routes=[
-            Route("/v1/{path:path}", Api(retries), methods=methods),
+            Route("/v1/{path:path}", Api(repeats), methods=methods),
             Route("/tally/jobs", routes.jobs),
             Route("/healthz", routes.healthz),
             *shown.routes,
@@ -255,9 +255,9 @@ async def listening(
     Door(address, port, api_key)  # before anything is listened on
     with closing(socket.create_server((address, port), family=family)) as listener:
         door = Door(address, listener.getsockname()[1], api_key)
-        shown, retries = Page(spender), Retries(gateway)
+        shown, repeats = Page(spender), Repeats(gateway)
         config = uvicorn.Config(
-            app(spender, retries, shown, lambda: door),
+            app(spender, repeats, shown, lambda: door),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -273,7 +273,7 @@ async def listening(
             shown.close()
             server.should_exit = True
             await serving
-            await retries.close()
+            await repeats.close()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import aiohttp
 import openai
 import pytest
 
-from tallystick import retries
+from tallystick import repeats
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 from tallystick.errors import EngineError
@@ -21,7 +21,7 @@ from tallystick.types import JobId
 from tests.buying import MESSAGES, Bench, Proxy
 from tests.paying import register, until
 
-FIRST, SECOND = {retries.RETRY_COUNT: "0"}, {retries.RETRY_COUNT: "1"}
+FIRST, SECOND = {repeats.RETRY_COUNT: "0"}, {repeats.RETRY_COUNT: "1"}
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ async def test_what_is_kept_is_bounded(
     bench: Bench, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest answer goes first: its key is as good as new then."""
-    monkeypatch.setattr(retries, "MOST", 1)
+    monkeypatch.setattr(repeats, "MOST", 1)
     proxy = await bench.proxy(await bench.serve(Script(say("a"))))
     for name in ("one", "two"):
         await ask(http, proxy, {"Idempotency-Key": name})

@@ -1,7 +1,7 @@
 """A client's second try: it is answered with what its first one brought, which is paid for once.
 
-    retries = Retries(gateway)
-    async with retries.answer("POST", "/v1/chat/completions", body, headers) as answer: ...
+    repeats = Repeats(gateway)
+    async with repeats.answer("POST", "/v1/chat/completions", body, headers) as answer: ...
 
 A client that waits no longer, or loses its connection, may ask the same again. OpenAI's own libraries do so
 twice by themselves, and count their tries in a header; others send an `Idempotency-Key`. For both, an answer
@@ -63,7 +63,7 @@ class _Kept:
         return self.key is None and self.asked == again.asked and not again.first
 
 
-class Retries:
+class Repeats:
     """A gateway that knows who comes back."""
 
     def __init__(self, gateway: Gateway) -> None:
