@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +253,54 @@ async def test_top_up_in_the_middle(bench: Bench) -> None:
             await bench.sign(signer)
     assert stream.end is not None
     assert (stream.end.reason, stream.account.meter.counted) == ("stop", Totals(PROMPT, 60))
+
+
+class Bounding(ScriptedEngine):
+    """Tells at once how long a prompt may be, and notes which it was asked to count."""
+
+    def __init__(self) -> None:
+        super().__init__(Script(say(*"x" * 60)))
+        self.counted: list[Any] = []
+
+    def most_prompt(self, body: Mapping[str, Any]) -> int | None:
+        return sum(len(message["content"]) for message in body["messages"])
+
+    async def count_prompt(self, body: Mapping[str, Any]) -> int:
+        self.counted.append(body["messages"])
+        return await super().count_prompt(body)
+
+
+async def test_a_short_prompt_is_not_counted_beforehand(bench: Bench) -> None:
+    """Where a bound does as well the engine is spared; its own count is billed, the rest is free again."""
+    bench.engine = engine = Bounding()
+    await bench.open()
+    signer = await bench.signer(checkpoint_interval=100)
+    async with await bench.admit(signer) as stream:
+        bound = engine.most_prompt(stream.order.bodies[0])
+        assert (engine.counted, stream.account.meter.reserved) == ([], bound)
+        signer.receive(told((await anext(stream))[-1]))
+        meter = stream.account.meter
+        assert (meter.counted.prompt_tokens, meter.reserved) == (PROMPT, 0)
+        await bench.sign(signer)
+
+
+@pytest.mark.parametrize(
+    ("members", "job"),
+    [
+        ({"messages": [{"role": "user", "content": "word " * 40}]}, {}),
+        ({"stream": False, "max_tokens": 60}, {"deposit": pricing.owed(Totals(PROMPT, 30), PRICES)}),
+        ({"n": 2}, {}),
+    ],
+)
+async def test_a_prompt_that_matters_is_counted_beforehand(
+    bench: Bench, members: dict[str, Any], job: dict[str, Any]
+) -> None:
+    """A prompt worth much of the credit, or of the deposit, is counted by the engine before it is let in."""
+    bench.engine = engine = Bounding()
+    await bench.open()
+    async with await bench.admit(await bench.signer(**job), **members) as stream:
+        assert len(engine.counted) == 1
+        assert not stream.order.bounded
 
 
 async def test_prompt_beyond_the_credit(bench: Bench) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tallystick.engines.prompts import ESTIMATED, SURE, Estimated
+from typing import Any
+
+import pytest
+
+from tallystick.engines.dialect import ContinuousUsage, FinalUsage
+from tallystick.engines.prompts import ESTIMATED, SURE, Estimated, Told
 
 PROBE = {"messages": [{"role": "user", "content": "Hello"}]}
 """Nine bytes of text, so three tokens of an estimate."""
@@ -36,3 +41,44 @@ async def test_token_ids_need_no_estimate() -> None:
 async def test_a_prompt_has_a_token_at_least() -> None:
     """However little an engine puts around a prompt, there is one token to begin with."""
     assert await Estimated({"messages": [{"role": "user", "content": "x" * 400}]}, 3).count(PROBE) == 1
+
+
+async def nobody(path: str, body: Any = None) -> Any:
+    raise AssertionError(f"{path} is asked")
+
+
+@pytest.mark.parametrize(
+    ("body", "most"),
+    [
+        (PROBE, 20),
+        ({**PROBE, "model": "m", "temperature": 0, "stop": ["x"]}, 20),
+        ({"messages": [{"role": "system", "content": "Be brief."}, *PROBE["messages"]]}, 46),
+        ({"prompt": "Once upon a time"}, 27),
+    ],
+)
+def test_a_bound_needs_no_request(body: dict[str, Any], most: int) -> None:
+    """A token for each character, and for each message what the engine puts around the probe."""
+    assert Told(ContinuousUsage(), nobody, 11).most(body) == most
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": "é"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": []}]},
+        {"messages": [{"role": "user", "content": "Hello", "name": "Ann"}]},
+        {**PROBE, "tools": []},
+        {**PROBE, "chat_template_kwargs": {}},
+        {"prompt": [1, 2, 3]},
+    ],
+)
+def test_what_has_no_bound(body: dict[str, Any]) -> None:
+    """What a template or a tokenizer may make longer than it is written is left to the engine to count."""
+    assert Told(ContinuousUsage(), nobody, 11).most(body) is None
+
+
+def test_no_bound_without_a_running_count() -> None:
+    """Where the engine tells no count with the first token, its prompt is counted beforehand."""
+    assert Told(FinalUsage(), nobody, 11).most(PROBE) is None
+    assert Told(ContinuousUsage(), nobody).most(PROBE) is None

@@ -22,6 +22,7 @@ class Watched(Chain):
 
     away = False
     asked = 0
+    looked = 0
 
     async def job(self, job_id: JobId, depth: int = 0, *, latest: int | None = None) -> Job | None:
         self.asked += 1
@@ -30,6 +31,7 @@ class Watched(Chain):
     async def block(self, number: int | None = None) -> Block:
         if self.away:
             raise ChainError("nobody answers")
+        self.looked += 1
         return await super().block(number)
 
 
@@ -49,6 +51,14 @@ async def test_one_reading_for_many(devnet: Devnet, chain: Chain, watched: Watch
     assert await seen.job(signer.job.id) is sights[0]
     assert {sight.job for sight in sights} == {signer.job}
     assert watched.asked == 1
+
+
+async def test_one_look_for_many(watched: Watched) -> None:
+    """Who asks for the time while the chain is asked for it waits for the same answer."""
+    seen = Lookout(watched, depth=0)
+    times = await asyncio.gather(*(seen.now() for _ in range(20)))
+    assert len(set(times)) == 1
+    assert watched.looked == 1
 
 
 async def test_one_reading_a_block(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -169,7 +169,8 @@ class Accounts:
 
     async def _refresh(self, account: Account, job: Job, *, deep: bool = True) -> None:
         if job != account.job:
-            await self._ledger.adopt(job)
+            if not _only_settled(account.job, job):
+                await self._ledger.adopt(job)
             account.refresh(job)
         if deep:
             account.confirm()
@@ -422,6 +423,11 @@ class Accounts:
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         self._spawn(work).add_done_callback(_tell_failure)
+
+
+def _only_settled(before: Job, now: Job) -> bool:
+    """True if nothing became of a job but a settlement, which is in the ledger as such."""
+    return now == replace(before, settled=now.settled, owed=now.owed, fee=now.fee)
 
 
 def _is_blind(before: JobRow | None, found: Iterable[Record]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 from tallystick import proof
@@ -20,6 +20,8 @@ from tallystick.pricing import MILLION, from_units, lower, owed
 from tallystick.types import ZERO_HASH, Address, Job, JobId, JobStatus, Model, Prices, Totals
 
 NOTHING = Totals()
+BEARERS_KEPT = 10_000
+"""Bearers whose signer is remembered; all else of them is looked at each time."""
 EXPIRY_MARGIN = 600
 """Seconds that a job has to have left when a reply begins (protocol §13)."""
 
@@ -287,12 +289,16 @@ def access_forged(facts: Facts) -> Refusal | None:
     assert bearer is not None
     digest = facts.offer.domain.access(bearer.job_id, bearer.expires_at)
     try:
-        signer = proof.recover(digest, bearer.signature)
+        signer = _signer(digest, bearer.signature)
     except ReceiptError as error:
         return Refusal("access_forged", f"The bearer's signature does not hold: {error}.")
     if signer == facts.known.signer:
         return None
     return Refusal("access_forged", f"The bearer was signed by {signer}, not by the job's signer.")
+
+
+# A payer shows one bearer with all that it asks for and signs.
+_signer = lru_cache(maxsize=BEARERS_KEPT)(proof.recover)
 
 
 def signer_reused(facts: Facts) -> Refusal | None:

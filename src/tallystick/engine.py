@@ -101,6 +101,13 @@ class Engine(abc.ABC):
         Raises EngineRefused, EngineUnavailable or EngineTimeout.
         """
 
+    def most_prompt(self, body: Mapping[str, Any]) -> int | None:
+        """As many tokens or more, told without asking anybody; None: only `count_prompt` can tell.
+
+        Raises EngineRefused or EngineUnavailable.
+        """
+        return None
+
     @abc.abstractmethod
     def stream(
         self, body: Mapping[str, Any], max_tokens: int

@@ -49,6 +49,7 @@ class Lookout:
         """Why the chain did not answer when it was last asked."""
         self._sights: dict[JobId, Sight] = {}
         self._asking: dict[JobId, asyncio.Task[Sight]] = {}
+        self._looking: asyncio.Task[Block] | None = None
         self._turns = asyncio.Semaphore(READINGS)
         self._block: Block | None = None
         self._block_at = float("-inf")
@@ -126,10 +127,12 @@ class Lookout:
             del self._sights[next(iter(self._sights))]
 
     async def _recent(self) -> Block:
-        """The latest block as of a moment ago at most."""
+        """The latest block as of a moment ago at most; whoever asks at the same time shares one look."""
         if self._block is not None and self._is_fresh(self._block_at):
             return self._block
-        return await self._look()
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
 
     async def _look(self) -> Block:
         """The latest block."""

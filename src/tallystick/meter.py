@@ -140,14 +140,24 @@ class JobMeter:
 
     def reserve(self, prompt_tokens: int) -> Fit:
         """Lets a prompt in and reserves its tokens, if it and one token fit the deposit and the credit."""
+        fit = self._fit(prompt_tokens)
+        if fit is Fit.FITS:
+            self.reserved += prompt_tokens
+            self._update()
+        return fit
+
+    def _fit(self, prompt_tokens: int) -> Fit:
         exposed = self._exposed + Totals(prompt_tokens, 1)
         if owed(exposed, self.prices) > self.deposit:
             return Fit.NO_DEPOSIT
         if self.lends and self._unclaimable(exposed) > self.credit:
             return Fit.NEEDS_DEPTH if self.early else Fit.NEEDS_RECEIPT
-        self.reserved += prompt_tokens
-        self._update()
         return Fit.FITS
+
+    def is_small(self, prompt_tokens: int) -> bool:
+        """True if a prompt would be let in, and were worth a quarter of the credit at most."""
+        worth = value(Totals(prompt_tokens, 0), self.risk)
+        return self._fit(prompt_tokens) is Fit.FITS and worth * 4 <= self.credit
 
     def release(self, prompt_tokens: int) -> None:
         """Gives back a reservation, or the part of it that was not needed. ValueError if it is not held."""

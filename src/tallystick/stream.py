@@ -91,6 +91,8 @@ class Order:
     capped: bool = False
     """`max_tokens` is what the deposit pays for, not what was asked for."""
     form: reply.Form = reply.CHAT
+    bounded: bool = False
+    """`prompt_tokens` is a bound: how many they are, the engine says with its first token."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -289,10 +291,17 @@ class Stream:
                 self._count(counted)  # a checkpoint is due at its own totals, not where the write ends
         # Once for all that goes out in one write, and before it does.
         self._count(counted)
+        self._release_rest()
         if parts:
             self._deadline = None
         self._space.set()
         return parts
+
+    def _release_rest(self) -> None:
+        """Once the engine has told how long the prompt is, no more is needed for it."""
+        if self.order.bounded and self._sent.prompt_tokens and self.reserved:
+            self.account.meter.release(self.reserved)
+            self.reserved = 0
 
     def _count(self, counted: Totals) -> None:
         """Has `counted` be what is counted of the job."""
@@ -369,7 +378,7 @@ class Stream:
         """Prompt tokens to bill with a piece: none before the first token, and no more than admitted."""
         if piece.tokens == 0:
             return 0
-        counted = piece.prompt_tokens or self.order.prompt_tokens
+        counted = piece.prompt_tokens or (0 if self.order.bounded else self.order.prompt_tokens)
         return max(0, min(counted, self.order.prompt_tokens) - self._sent.prompt_tokens)
 
     def _assemble(self) -> None:

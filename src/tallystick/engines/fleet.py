@@ -121,6 +121,14 @@ class Fleet(Engine):
     async def count_prompt(self, body: Mapping[str, Any]) -> int:
         return await self._first(body, lambda member: member.engine.count_prompt(body))
 
+    def most_prompt(self, body: Mapping[str, Any]) -> int | None:
+        most: list[int] = []
+        for member in self._ranked(body.get("model")):
+            if (told := member.engine.most_prompt(body)) is None:
+                return None
+            most.append(told)
+        return max(most, default=None)
+
     def stream(
         self, body: Mapping[str, Any], max_tokens: int
     ) -> AbstractAsyncContextManager[AsyncIterator[Pieces]]:

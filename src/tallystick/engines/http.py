@@ -111,6 +111,9 @@ class HttpEngine(Engine):
         with self._understood():
             return await prompts.count(request)
 
+    def most_prompt(self, body: Mapping[str, Any]) -> int | None:
+        return self._counting().most(self._request(body))
+
     def stream(
         self, body: Mapping[str, Any], max_tokens: int
     ) -> AbstractAsyncContextManager[AsyncIterator[Pieces]]:
@@ -235,7 +238,7 @@ class HttpEngine(Engine):
 
     async def _find_prompts(self, dialect: Dialect, billed: int) -> Prompts:
         """What counts the server's prompts. EngineError if the server counts them otherwise than it bills."""
-        told = Told(dialect, self.connection.fetch)
+        told = Told(dialect, self.connection.fetch, billed)
         try:
             counted = await told.count(self._request(_PROBE))
         except (NoRoute, EngineRefused):
