@@ -28,6 +28,8 @@ CHAT = "/v1/chat/completions"
 PATIENCE = 15.0
 """Seconds in which an honest host says something."""
 HOUR = 3_600
+GRACE = 5
+"""Seconds after which the honest host writes off what nobody signed for."""
 NOTHING = Totals()
 
 

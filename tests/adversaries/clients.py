@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from tallystick import proof
 from tallystick.types import Totals
-from tests.adversaries.client import HOUR, Chunk, Client, Opened, Refused, Reply
+from tests.adversaries.client import GRACE, HOUR, Chunk, Client, Opened, Refused, Reply
 from tests.adversaries.oracle import CREDITS
 
 DAY = 24 * HOUR
@@ -51,6 +51,8 @@ class Lie:
     """The engine makes its reply as fast as it can."""
     attempts: ClassVar[int] = 1
     """How often it asks."""
+    rest: ClassVar[float] = 0.0
+    """Seconds between one attempt and the next."""
     streams: ClassVar[tuple[int, ...]] = (1, 1, 2, 4)
     """At once, of which one number is drawn."""
     strangers_credits: ClassVar[int] = 0
@@ -70,6 +72,7 @@ class Lie:
         streams = self.dice.choice(self.streams)
         for _ in range(self.attempts):
             await asyncio.gather(*(self.reply(number) for number in range(streams)))
+            await asyncio.sleep(self.rest)
 
     async def reply(self, number: int) -> None:
         """One reply, with what it takes to be refused or cut off. `number`: of those at once."""
@@ -112,6 +115,7 @@ class NeverSigns(Lie):
     name = "never signs"
     hasty = True
     attempts = 3
+    rest = GRACE + 0.5
 
     async def due(self) -> None:
         self.client.told += 1
@@ -120,6 +124,7 @@ class NeverSigns(Lie):
 class NeverSignsAtAll(NeverSigns):
     name = "never signs, many streams of both kinds at once"
     attempts = 2
+    rest = 0.0
     streams = (8, 16)
 
     async def reply(self, number: int) -> None:
@@ -129,6 +134,7 @@ class NeverSignsAtAll(NeverSigns):
 class NeverSignsAndLeaves(NeverSigns):
     name = "never signs, and breaks off when it is to"
     attempts = 4
+    rest = 0.0
     streams = (1, 2)
 
     async def each(self, chunk: Chunk) -> None:
@@ -136,10 +142,9 @@ class NeverSignsAndLeaves(NeverSigns):
             self.client.told += 1
             raise ConnectionError("it leaves")
 
-    async def play(self) -> None:
-        for _ in range(self.attempts):
-            await super().play()
-            await self.client.hang_up()
+    async def reply(self, number: int) -> None:
+        await super().reply(number)
+        await self.client.hang_up()
 
 
 class StopsSigning(Lie):

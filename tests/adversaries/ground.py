@@ -20,7 +20,7 @@ from tallystick.devnet import Account, Devnet
 from tallystick.fees import GWEI
 from tallystick.types import ZERO_HASH, Address, JobId, Terms
 from tests.adversaries.child import Child
-from tests.adversaries.client import HOUR, Opened
+from tests.adversaries.client import GRACE, HOUR, Opened
 from tests.adversaries.host import LyingHost
 from tests.paying import PRICES, register
 
@@ -31,8 +31,6 @@ LIFETIME = 7 * 24 * HOUR
 GAS = 600_000
 RECEIPT_TIMEOUT = 2
 """Seconds: as short as a busy machine lets an honest client be."""
-GRACE = 1
-"""Seconds after which the honest host writes off what nobody signed for."""
 LIAR, OPENER = 5, 6
 """Accounts of the devnet: of the host that lies, and of the payer that opens jobs by itself."""
 

@@ -26,7 +26,7 @@ from tallystick.store import Store, StoredJob
 from tallystick.types import JobId, Totals
 from tests.adversaries.child import say, told
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds for one errand."""
 
 
@@ -115,7 +115,7 @@ async def main() -> None:
     for fault in start["faults"]:
         FAULTS[fault]()
     # A host that lies does not answer; nothing here hangs on how long that is waited for.
-    patience.ACK_TIMEOUT, patience.LEAVING = 0.5, 0.5
+    patience.ACK_TIMEOUT, patience.LEAVING = 2.0, 0.5
     store = Store(Path(start["directory"]))
     deployment = await deployment_at(start["rpc_url"])
     async with Chain(start["rpc_url"], deployment) as chain, asyncio.TaskGroup() as errands:
