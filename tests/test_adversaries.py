@@ -34,11 +34,11 @@ async def test_a_lesser_host_and_a_lesser_payer_are_found_out(devnet: Devnet) ->
     faults = Faults(node=("lends_twice", "takes_any_signature"), payer=("signs_whatever_is_counted",))
     lends, forged = "never signs, and breaks off when it is to", "forges the signature"
     counts, honest = "counts more tokens than there are", "counts honestly"
-    names = (lends, forged, counts, honest)
-    seeds = [seed for name in names for seed in seeds_of(name, 6)]
+    sessions = {lends: 3, forged: 6, counts: 2, honest: 1}
+    seeds = [seed for name, number in sessions.items() for seed in seeds_of(name, number)]
     with scratch.directory() as directory:
         results = await campaign(devnet, Path(directory), seeds, faults)
-    found = {name: [result for result in results if result.lie == name] for name in names}
+    found = {name: [result for result in results if result.lie == name] for name in sessions}
     assert any(1 < _share(result) <= 2 for result in found[lends])
     assert any(_share(result) > 2 for result in found[forged])  # more than lending twice brings about
     assert any("bears out" in told for result in found[counts] for told in result.wrong)
