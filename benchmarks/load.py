@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
@@ -30,6 +31,10 @@ SPLIT = 2
 DONE = b"data: [DONE]"
 ACKNOWLEDGED = b'"ack"'
 LAST = b"0\r\n\r\n"
+
+
+Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[None]]
+"""Connects a protocol to the server."""
 
 
 @dataclass(frozen=True)
@@ -127,19 +132,35 @@ class Talk(asyncio.Protocol):
 
 
 class Signing(asyncio.Protocol):
-    """The connection on which one client sends its receipts."""
+    """The connection on which one client sends its receipts; made anew where the server drops an idle one."""
 
-    _transport: asyncio.Transport
-
-    def __init__(self, client: Client, tally: Tally) -> None:
+    def __init__(self, client: Client, tally: Tally, connect: Connect) -> None:
         self._left = deque(client.receipts)
         self._tally = tally
+        self._connect = connect
+        self._transport: asyncio.Transport | None = None
         self._tokens = 0
-        self._waiting = False
+        self._sent: bytes | None = None
+        """The receipt that waits for its acknowledgement."""
+        self._connecting: asyncio.Task[None] | None = None
         self.over = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._send()
+
+    def _send(self) -> None:
+        """Sends what waits, once more if need be: a receipt that is known already is acknowledged as well."""
+        if self._sent is None:
+            return
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._sent)
+        elif self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.ensure_future(self._connect(lambda: self))
 
     def received(self, tokens: int) -> None:
         """So many tokens have come in all."""
@@ -147,12 +168,14 @@ class Signing(asyncio.Protocol):
         self._sign()
 
     def _sign(self) -> None:
+        if self._sent is not None:
+            return
         if not self._left:
-            if not self._waiting and not self.over.done():
+            if not self.over.done():
                 self.over.set_result(None)
-        elif not self._waiting and self._tokens >= self._left[0][0]:
-            self._waiting = True
-            self._transport.write(self._left.popleft()[1])
+        elif self._tokens >= self._left[0][0]:
+            self._sent = self._left.popleft()[1]
+            self._send()
 
     def data_received(self, data: bytes) -> None:
         if data.startswith(b"HTTP/") and not data.startswith(b"HTTP/1.1 200"):
@@ -160,7 +183,7 @@ class Signing(asyncio.Protocol):
         if ACKNOWLEDGED not in data:
             return
         self._tally.receipts += 1
-        self._waiting = False
+        self._sent = None
         self._sign()
 
 
@@ -170,10 +193,14 @@ async def run(address: str, clients: list[Client]) -> dict[str, float]:
     loop, tally = asyncio.get_running_loop(), Tally()
     began = time.perf_counter()
     waiting: list[asyncio.Future[None]] = []
+
+    async def connect(protocol: Callable[[], asyncio.Protocol]) -> None:
+        await loop.create_connection(protocol, host, int(port))
+
     for client in clients:
         signing = None
         if client.receipts:
-            _, signing = await loop.create_connection(partial(Signing, client, tally), host, int(port))
+            signing = Signing(client, tally, connect)
             waiting.append(signing.over)
         _, talk = await loop.create_connection(partial(Talk, client, tally, signing), host, int(port))
         waiting.append(talk.over)

@@ -31,7 +31,7 @@ class Payer:
         self.job = job
         self._key = key
         self._domain = domain
-        self._bearer = proof.make_bearer(domain, job.id, job.created_at + DAY, key)
+        self.bearer = proof.make_bearer(domain, job.id, job.created_at + DAY, key)
         self._asked = 0
         self._totals = Totals()
         self._previous = ZERO_HASH
@@ -53,7 +53,7 @@ class Payer:
     def _request(self, address: str, tokens: int) -> bytes:
         self._asked += 1
         request = f"{self.job.id:016x}{self._asked:016x}"
-        return post("/v1/chat/completions", address, asking(tokens, request=request), self._bearer)
+        return post("/v1/chat/completions", address, asking(tokens, request=request), self.bearer)
 
     def _receipts(self, request: bytes, tokens: int) -> list[tuple[int, Receipt]]:
         asked = wire.parse_chat(request.partition(b"\r\n\r\n")[2])
@@ -78,7 +78,7 @@ class Payer:
         return receipt
 
     def _posted(self, receipt: Receipt, address: str) -> bytes:
-        return post(f"/v1/jobs/{self.job.id}/receipts", address, wire.receipt_out(receipt), self._bearer)
+        return post(f"/v1/jobs/{self.job.id}/receipts", address, wire.receipt_out(receipt), self.bearer)
 
 
 def asking(tokens: int, *, request: RequestId | str | None = None) -> dict[str, object]:

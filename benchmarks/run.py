@@ -1,6 +1,6 @@
 """`make bench`: every figure, five rounds, one after the other in each; writes results.json and RESULTS.md.
 
-    python -m benchmarks.run [--rounds 5] [--only receipts settling streaming delay memory]
+    python -m benchmarks.run [--rounds 5] [--only receipts settling streaming trouble]
 
 What is measured runs alone: on two cores, the server that is measured has one, and what asks it the other.
 """

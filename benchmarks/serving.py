@@ -119,6 +119,7 @@ async def node(
     engine: Server,
     *,
     name: str = "node",
+    core: int = MEASURED,
     before: Sequence[str] = (),
     script: Sequence[str] = ("-m", "tallystick.cli"),
     **settings: str,
@@ -140,7 +141,7 @@ async def node(
             **settings,
         }
         command = [*before, sys.executable, *script, "host", "run", "--level", "warning"]
-        async with running(name, command, port, MEASURED, log, PYTHONPATH=_path(), **environment) as server:
+        async with running(name, command, port, core, log, PYTHONPATH=_path(), **environment) as server:
             yield server
 
 
