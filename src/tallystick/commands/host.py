@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 COLLECT_AFTER = 50_000
 """Objects that the node makes and keeps between two searches for garbage: a few megabytes."""
+SWITCH = 0.0005
+"""Seconds for which a thread may keep Python's lock while another waits for it: a token's way takes less."""
 
 group = typer.Typer(no_args_is_help=True, help="Sell inference: register a host, run its node.")
 
@@ -113,14 +116,15 @@ async def _run(config: HostConfig) -> None:
         async with running(Node(config), address, port) as url:
             asked_to_end = interrupt()
             structlog.get_logger(__name__).info("node.listening", url=url)
-            _collect_less()
+            _favour_streams()
             await asked_to_end.wait()
     except OSError as error:
         raise ConfigError(f"HOST_LISTEN {address}:{port} cannot be listened on: {error.strerror}") from error
 
 
-def _collect_less() -> None:
-    """What stands by now is not searched for garbage again, and what comes is so less often."""
+def _favour_streams() -> None:
+    """Neither searches for garbage nor other threads hold up the event loop for as long as they might."""
+    sys.setswitchinterval(SWITCH)
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
