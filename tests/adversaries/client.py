@@ -46,7 +46,7 @@ class Refused(Exception):
 class Opened:
     """A job on the chain, and the keys to it."""
 
-    id: int
+    id: JobId
     key: bytes
     interval: int
     price: int

@@ -393,7 +393,7 @@ class EndsWithLess(Lie):
         pen = self.client.pen
         if self.dice.random() < 0.5 and (reply := next(iter(self.client.replies.values()))).ends:
             return {"receipt": pen.write([reply.position(self.dice.randrange(len(reply.ends)))])}
-        return {"end": "0x" + proof.sign(pen.domain.end(pen.job.id), pen.job.key).hex()}  # type: ignore[arg-type]
+        return {"end": "0x" + proof.sign(pen.domain.end(pen.job.id), pen.job.key).hex()}
 
 
 class ExpiredBearer(Lie):
@@ -492,7 +492,7 @@ class StrangerWithAJob(Stranger):
         other, mine = self.scene.other, self.client.job.id
         bearer = stranger.bearer(key=other.key, job_id=other.id)
         headers = {"Authorization": f"Bearer {bearer}"}
-        end = {"end": "0x" + proof.sign(stranger.pen.domain.end(mine), other.key).hex()}  # type: ignore[arg-type]
+        end = {"end": "0x" + proof.sign(stranger.pen.domain.end(mine), other.key).hex()}
         path = f"/v1/jobs/{mine}"
         match self.dice.randrange(4):
             case 0:

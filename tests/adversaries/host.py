@@ -18,7 +18,7 @@ from aiohttp import WSMsgType, web
 
 from tallystick import proof
 from tallystick.types import JobId, Totals
-from tests.adversaries.client import Opened
+from tests.adversaries.client import NOTHING, Opened
 from tests.adversaries.engine import order_of, word
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Dealing:
     came: asyncio.Event = field(default_factory=asyncio.Event)
     sent: int = 0
     """Replies begun."""
-    counted: Totals = Totals()  # noqa: RUF009 - frozen
+    counted: Totals = NOTHING
     """What the host says that the job's replies before this one had."""
     told: int = 0
     """Lies that went out."""

@@ -157,11 +157,10 @@ class InflatesCounts(Lie):
 
     def chunks(self, honest: Sequence[Chunk]) -> Iterator[Chunk]:
         factor, since = self.dice.choice((2, 10, 1000)), self.dice.randrange(len(honest))
-        for number, chunk in enumerate(honest):
-            if number >= since:
-                self.told()
-                chunk = replace(chunk, tokens=chunk.tokens * factor)  # noqa: PLW2901
-            yield chunk
+        yield from honest[:since]
+        for chunk in honest[since:]:
+            self.told()
+            yield replace(chunk, tokens=chunk.tokens * factor)
 
 
 class CountsBytes(Lie):
