@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,25 +49,40 @@ class Bench:
         key = Secret(self.devnet.accounts.host.private_key)
         config = HostConfig(
             rpc_url=self.devnet.rpc_url,
-            data_dir=self.directory / "host",
-            **{"host_private_key": key, "receipt_timeout": 5, **settings},
+            **{
+                "host_private_key": key,
+                "data_dir": self.directory / "host",
+                "receipt_timeout": 5,
+                **settings,
+            },
         )
         node = Node(config, engine=engine or ScriptedEngine(*scripts, models=models))
         return await (parts or self.parts).enter_async_context(running(node, port=port))
 
-    def wallet(self) -> Wallet:
+    def wallet(self, **settings: Any) -> Wallet:
         """The devnet's payer."""
         key = Secret(self.devnet.accounts.payer.private_key)
         store = Store(self.directory / "payer")
         self.parts.callback(store.close)
-        return Wallet(PayerConfig(payer_private_key=key, rpc_url=self.devnet.rpc_url), self.chain, store)
+        config = PayerConfig(payer_private_key=key, rpc_url=self.devnet.rpc_url, **settings)
+        return Wallet(config, self.chain, store)
 
     async def proxy(
-        self, host_url: str, caps: Caps | None = None, *, api_key: str | None = None, **how: Any
+        self,
+        host_urls: str | Sequence[str],
+        caps: Caps | None = None,
+        *,
+        api_key: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **how: Any,
     ) -> Proxy:
-        """A proxy for that host, and clients of it. Closing its parts ends it in order."""
+        """A proxy for one or several hosts (none: those of the registry), and clients of it.
+
+        Closing its parts ends it in order.
+        """
         parts = await self.parts.enter_async_context(AsyncExitStack())
-        spender = Spender(self.wallet(), caps or Caps(DEPOSIT, DEPOSIT), host_url, **how)
+        urls = [host_urls] if isinstance(host_urls, str) else host_urls
+        spender = Spender(self.wallet(**settings or {}), caps or Caps(DEPOSIT, DEPOSIT), urls, **how)
         await parts.enter_async_context(spender)
         secret = Secret(api_key) if api_key else None
         url = await parts.enter_async_context(listening(spender, Gateway(spender), "127.0.0.1", 0, secret))

@@ -316,9 +316,12 @@ async def test_a_job_is_opened_on_a_fresh_quote(bench: Bench) -> None:
     old = [{"valid_until": 1}]
     url = await between(bench, lambda body: resigned(bench.devnet, {**body, **(old.pop() if old else {})}))
     spender = (await bench.proxy(url)).spender
-    assert (await spender.quote()).valid_until == 1
+    [ran_out] = await spender.hosts.listings()
+    assert "run out" in ran_out.trouble
     await spender.open("scripted", 1_000_000)
-    assert (await spender.quote()).valid_until > 1
+    [renewed] = await spender.hosts.listings()
+    assert renewed.quote is not None
+    assert renewed.quote.valid_until > 1
 
 
 async def test_an_interrupted_opening_is_found_again(devnet: Devnet, chain: Chain, tmp_path: Path) -> None:

@@ -79,12 +79,15 @@ async def serving(bench: Bench, caps: Caps | None = None) -> tuple[Proxy, Overvi
 
 async def test_before_anything_is_asked_all_is_in_the_wallet(bench: Bench) -> None:
     """No job, the whole day's cap left, and what may be opened is the lower of both caps."""
-    _, shown = await serving(bench, Caps(500_000, 300_000))
+    proxy, shown = await serving(bench, Caps(500_000, 300_000))
     told = await shown.whole()
     wallet, _ = await bench.money()
     assert told["wallet"] == pricing.from_units(wallet, 6)
     assert (told["room"], told["opening_most"], told["kept"], told["jobs"]) == ("0.3", "0.3", "0", [])
-    assert told["models"] == [{"name": "scripted", "price": "0.9", "prompt_price": "0.2"}]
+    [url] = proxy.spender.hosts.urls
+    assert told["models"] == [{"name": "scripted", "url": url, "price": "0.9", "prompt_price": "0.2"}]
+    [host] = told["hosts"]
+    assert (host["url"], host["record"], host["aside"]) == (url, "never asked", False)
 
 
 async def test_deposit_is_spent_and_refundable_at_any_moment(bench: Bench) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,23 @@ async def bench(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[B
 
 
 def spender(bench: Bench, url: str, caps: Caps | None = None, **how: Any) -> Spender:
-    return Spender(bench.wallet(), caps or Caps(DEPOSIT, DEPOSIT), url, **how)
+    return Spender(bench.wallet(), caps or Caps(DEPOSIT, DEPOSIT), [url], **how)
+
+
+@asynccontextmanager
+async def paying(spender: Spender, model: str, cost: int) -> AsyncIterator[Session]:
+    """The session that pays for a request of that model."""
+    chosen = await spender.choose(model)
+    assert chosen is not None
+    async with spender.paying(chosen.candidate, cost) as session:
+        yield session
 
 
 async def spend(spender: Spender, cost: int = 1000, max_tokens: int = 500, model: str = MODEL) -> Totals:
     """One request, paid: what it brought."""
     body = {"messages": MESSAGES, "model": model, "max_tokens": max_tokens}
     async with (
-        spender.paying(model, cost) as session,
+        paying(spender, model, cost) as session,
         Exchange(session, "/v1/chat/completions", body, max_tokens=max_tokens) as exchange,
     ):
         async for _ in exchange:
@@ -104,12 +113,12 @@ async def test_the_days_cap_is_never_exceeded(bench: Bench) -> None:
         await spend(spends, cost=300, model="two")
         assert sum(used.purse.deposit for used in spends.jobs) == 900
         with pytest.raises(Refusal, match="max-per-day") as refused:
-            async with spends.paying("two", 450):
+            async with paying(spends, "two", 450):
                 pass
         assert refused.value.code == "cap_reached"
     async with spender(bench, url, caps) as again:
         with pytest.raises(Refusal, match="max-per-day"):
-            async with again.paying("one", 400):
+            async with paying(again, "one", 400):
                 pass
         [*_, last] = await bench.chain.jobs()
     spent = [await bench.chain.job(JobId(number)) for number in range(1, last.job_id + 1)]
@@ -135,7 +144,7 @@ async def test_a_request_beyond_the_deposit_opens_nothing(bench: Bench) -> None:
     before = await bench.money()
     async with spender(bench, url, Caps(100, 1_000)) as spends:
         with pytest.raises(Refusal, match=r"--deposit leaves 100"):
-            async with spends.paying(MODEL, 101):
+            async with paying(spends, MODEL, 101):
                 pass
         assert spends.jobs == []
     assert await bench.money() == before
@@ -224,7 +233,7 @@ async def test_an_expired_job_is_reclaimed(bench: Bench) -> None:
     node = await bench.parts.enter_async_context(AsyncExitStack())
     url = await bench.serve(Script(say("a")), parts=node)
     killed = spender(bench, url)
-    async with killed.paying(MODEL, 100) as session:
+    async with paying(killed, MODEL, 100) as session:
         pass
     await session.close()
     await node.aclose()
@@ -253,7 +262,7 @@ async def test_an_opening_that_the_chain_refuses_stakes_nothing(bench: Bench) ->
     """A payer without the money is told so, and the day's cap is as it was."""
     url = await bench.serve(Script(say("a")))
     wallet = bench.wallet()
-    async with Spender(wallet, Caps(10**15, 10**15), url) as spends:
+    async with Spender(wallet, Caps(10**15, 10**15), [url]) as spends:
         with pytest.raises(ContractError):
             await spend(spends)
     assert wallet.store.stakes(31337, bench.devnet.deployment.marketplace) == []

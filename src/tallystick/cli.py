@@ -127,7 +127,10 @@ def chat(
 
 @app.command()
 def proxy(  # noqa: PLR0913, PLR0917 - each is an option of the command
-    host: Host = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A host's URL; several: one of them. By default HOST_URL, or all registered ones."),
+    ] = None,
     deposit: Annotated[
         str | None, typer.Option(help="In escrow for a job at a time, in whole units; by default 2.")
     ] = None,
@@ -149,17 +152,18 @@ def proxy(  # noqa: PLR0913, PLR0917 - each is an option of the command
     ] = None,
     json_logs: Annotated[bool, typer.Option("--json", help="Log JSON, for machines.")] = False,
 ) -> None:
-    """An OpenAI API on this machine that any client can use: it pays a host, within caps, until interrupted.
+    """An OpenAI API on this machine that any client can use: it pays hosts, within caps, until interrupted.
 
     It opens a job for the first request for a model, adds to it as it is used, and completes it when idle and
-    at the end. A job that an earlier run left is gone on with.
+    at the end. A job that an earlier run left is gone on with. The host is chosen by price and by your own
+    record of it (`tally hosts`); when it fails, the next one is asked.
     """
     from tallystick.proxy import Wanted
 
     keep_logs(level="info", as_json=json_logs)
     import uvloop
 
-    wanted = Wanted(host, deposit, max_per_day, max_price or (), listen, api_key, idle, tokenizer or ())
+    wanted = Wanted(host or (), deposit, max_per_day, max_price or (), listen, api_key, idle, tokenizer or ())
     uvloop.run(_proxy(wanted))
 
 
@@ -180,7 +184,9 @@ def hosts(
     asset: Annotated[str | None, typer.Option(help="Symbol or address; by default the dollar.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the registered hosts with what they sell, cheapest first; and who cannot be used, and why."""
+    """List the registered hosts with what they sell, cheapest first, and what came of your own requests to
+    each; and who cannot be used, and why.
+    """
     from tallystick import jobs
 
     found = asyncio.run(jobs.hosts(model, asset))
@@ -189,11 +195,11 @@ def hosts(
         return
     for each in found["offers"]:
         prices = f"{each['price']} generated, {each['prompt_price']} prompt, a million"
-        typer.echo(f"{each['model']:<24}  {prices}  {each['endpoint']}  {each['host']}")
+        typer.echo(f"{each['model']:<24}  {prices}  {each['endpoint']}  {each['host']}  {each['record']}")
     for each in found["unusable"]:
         typer.echo(f"{each['host']}  {each['endpoint']}  unusable: {each['trouble']}", err=True)
     if found["offers"]:
-        typer.echo("talk to one: tally proxy --host URL")
+        typer.echo("talk to them: tally proxy; to one of them alone: tally proxy --host URL")
 
 
 @app.command()

@@ -24,8 +24,8 @@ from tallystick.config import PayerConfig
 from tallystick.countersign import Overcount
 from tallystick.errors import ConfigError, SessionError
 from tallystick.gateway import Gateway, Paid
-from tallystick.session import BalanceLow, Event, Settled, Signed
-from tallystick.spending import IDLE, Opened, Spender, ToppedUp
+from tallystick.session import BalanceLow, Settled, Signed
+from tallystick.spending import IDLE, HostChosen, OfHost, OfJob, SetAside, Spender
 from tallystick.types import Completion, Job, JobId, Totals
 from tallystick.wire import parse_chat
 
@@ -36,10 +36,11 @@ Amount = str | Decimal | int
 """An amount as people type it: "2 USDC", "0.001 ETH", "2", Decimal("0.60"), 2. Exact, so never a float."""
 Messages = str | Sequence[Mapping[str, Any]]
 """One prompt of a user, or messages as OpenAI's API has them."""
-Kind = Literal["checkpoint", "settled", "balance_low", "overcount", "completed"]
-Told = Signed | Settled | BalanceLow | Overcount | Completion
+Kind = Literal["checkpoint", "settled", "balance_low", "overcount", "completed", "host_chosen", "set_aside"]
+Told = Signed | Settled | BalanceLow | Overcount | Completion | HostChosen | SetAside
 """What listeners hear of a job: a receipt was acknowledged, or settled; the deposit runs low; the host
-counted more than is signed for; all is over.
+counted more than is signed for; all is over. And of hosts: which one is asked from now on, and which one is
+not for a while.
 """
 
 _KINDS: Mapping[Kind, type[Told]] = {
@@ -48,6 +49,8 @@ _KINDS: Mapping[Kind, type[Told]] = {
     "balance_low": BalanceLow,
     "overcount": Overcount,
     "completed": Completion,
+    "host_chosen": HostChosen,
+    "set_aside": SetAside,
 }
 
 
@@ -64,10 +67,12 @@ class Reply:
     reason: str
     """Why it ended: `stop`, `length`, or in the words of docs/protocol.md, section 9."""
     job_id: JobId
+    host: str = ""
+    """The URL of the host that made it."""
 
 
 class AsyncSession:
-    """Pays one host for what is asked of its models, within a deposit. `async with` it.
+    """Pays hosts for what is asked of their models, within a deposit. `async with` it.
 
     Entering connects to the chain; the first request opens a job, which all further ones share. Leaving
     completes it: what was not spent comes back. A program that was killed goes on with its job when it runs
@@ -81,7 +86,7 @@ class AsyncSession:
         model: str | None = None,
         max_price: Amount | None = None,
         max_per_day: Amount | None = None,
-        host: str | None = None,
+        host: str | Sequence[str] | None = None,
         idle: float = IDLE,
         tokenizers: Sequence[str] = (),
         config: PayerConfig | None = None,
@@ -89,10 +94,11 @@ class AsyncSession:
         """What may be spent, and on what.
 
         `deposit`: in escrow at a time, like "2 USDC"; by default PAYER_DEPOSIT of the dollar.
-        `model`: by default the first that the host names.
+        `model`: by default the first that the chosen host names.
         `max_price`: the most per million tokens, prompt or generated, in the same asset.
         `max_per_day`: the most on a day of the chain's clock (UTC); by default one deposit.
-        `host`: its URL, by default HOST_URL.
+        `host`: its URL, or those of several to choose among; by default HOST_URL, or else all registered
+        hosts. Chosen is by price and by this payer's own record of them; when one fails, the next is asked.
         `idle`: seconds without a request until a job is completed.
         `tokenizers`: what to hold the host's counts against, each as "MODEL=FILE@sha256:DIGITS", a GGUF or a
             `tokenizers` JSON; by default PAYER_TOKENIZERS. A model without one is held to bounds.
@@ -102,7 +108,7 @@ class AsyncSession:
         self._model = model
         self._prices = [] if max_price is None else [str(typed(max_price))]
         self._per_day = typed(max_per_day)
-        self._host = host
+        self._hosts = [host] if isinstance(host, str) else list(host or ())
         self._idle = idle
         self._tokenizers = tokenizers
         self._config = config
@@ -118,8 +124,9 @@ class AsyncSession:
             purse = await parts.enter_async_context(wallet.opened(self._config, self._tokenizers))
             asset = purse.asset(_symbol(self._deposit))
             caps = purse.caps(self._deposit, self._per_day, self._prices, asset)
-            host_url = purse.host_url(self._host)
-            spender = Spender(purse, caps, host_url, asset=asset, idle=self._idle, hear=self._heard)
+            spender = Spender(
+                purse, caps, purse.host_urls(self._hosts), asset=asset, idle=self._idle, hear=self._heard
+            )
             self._spender = await parts.enter_async_context(spender)
             self._gateway = Gateway(spender, max_tokens=purse.config.max_tokens)
             self._parts = parts.pop_all()
@@ -157,14 +164,20 @@ class AsyncSession:
     @overload
     def on(self, kind: Literal["completed"], listener: Callable[[Completion], object]) -> None: ...
 
+    @overload
+    def on(self, kind: Literal["host_chosen"], listener: Callable[[HostChosen], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["set_aside"], listener: Callable[[SetAside], object]) -> None: ...
+
     def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
         """Calls `listener` with each event of that kind: a Signed for `checkpoint`, a Settled, a BalanceLow,
-        an Overcount, or a Completion. Amounts in them are base units.
+        an Overcount, a Completion, a HostChosen, or a SetAside. Amounts in them are base units.
         """
         self._listeners.append((_KINDS[kind], listener))
 
     async def models(self) -> list[str]:
-        """What the host sells within the caps. SessionError if it does not answer."""
+        """What the hosts sell within the caps. SessionError if none can be asked."""
         async with self.gateway.answer("GET", "/v1/models", b"") as answer:
             assert isinstance(answer.body, bytes)
             told = orjson.loads(answer.body)
@@ -201,7 +214,7 @@ class AsyncSession:
 
         return transport.async_client(self.gateway, **options)
 
-    def _heard(self, job: Job, event: Event | Opened | ToppedUp | Completion) -> None:
+    def _heard(self, job: Job | None, event: OfJob | OfHost) -> None:
         for kind, listener in self._listeners:
             if isinstance(event, kind):
                 listener(event)
@@ -209,7 +222,7 @@ class AsyncSession:
 
 def _reply(paid: Paid, reason: str) -> Reply:
     told = paid.tally()
-    return Reply(paid.totals, Decimal(told["cost"]), told["asset"], reason, paid.job)
+    return Reply(paid.totals, Decimal(told["cost"]), told["asset"], reason, paid.job, paid.candidate.url)
 
 
 def typed(amount: Amount | None) -> str | None:

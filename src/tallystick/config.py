@@ -487,8 +487,16 @@ class PayerConfig:
         default="http://127.0.0.1:8545", repr=False
     )
     """The chain's JSON-RPC endpoint, or several: one that fails or lags is then set aside."""
-    host_url: Annotated[str, Variable("HOST_URL", http_url)] = "http://127.0.0.1:8402"
-    """The host that is talked to where none is named with `--host`."""
+    host_url: Annotated[str | None, Variable("HOST_URL", http_url)] = None
+    """The host that is asked where none is named with `--host`. Not set: the proxy and the SDK choose among
+    the registered ones; the other commands ask this machine's, `http://127.0.0.1:8402`.
+    """
+    first_token: Annotated[int, Variable("PAYER_FIRST_TOKEN", Number(1, HOUR))] = 30
+    """How long the proxy and the SDK wait for the first token of a reply before they ask another host."""
+    set_aside: Annotated[int, Variable("PAYER_SET_ASIDE", Number(0, 24 * HOUR))] = 600
+    """How long the proxy and the SDK ask others before a host that failed; twice as long for each further
+    time in a row, a day at the most.
+    """
     data_dir: Annotated[Path, Variable("PAYER_DATA_DIR", _path)] = Path("~/.tally/payer")
     """The session keys and receipts."""
     deposit: Annotated[str, Variable("PAYER_DEPOSIT", _amount)] = "2"

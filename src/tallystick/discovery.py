@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -54,7 +54,11 @@ class Offer:
 
 async def listings(chain: Chain) -> list[Listing]:
     """All registered hosts, longest known first. ChainError if the chain cannot be asked."""
-    registered = await chain.hosts()
+    return await asked(chain, await chain.hosts())
+
+
+async def asked(chain: Chain, registered: Mapping[Address, str]) -> list[Listing]:
+    """Each of these hosts, asked for its quote; to each how it describes itself. ChainError."""
     now = (await chain.block()).timestamp
     turns = asyncio.Semaphore(AT_ONCE)
     local = chain.deployment.chain_id == DEVNET

@@ -20,6 +20,8 @@
     │   └── Superseded           what was to be written belongs to an ownership that is over
     ├── ReceiptError             a receipt, signature or transcript that does not hold
     └── SessionError             the payer's side cannot go on
+        ├── HostLate             the host has not begun its reply in time
+        ├── PriceRose            the host asks more than when it was chosen
         └── HostRefused          the host turned down what the payer asked; carries the host's problem object
 
 A row of the table is the whole story of a refusal: HTTP status, meaning, whose move it is, what mends it,
@@ -144,6 +146,14 @@ class ReceiptError(TallystickError):
 
 class SessionError(TallystickError):
     """The payer's side cannot go on."""
+
+
+class HostLate(SessionError):
+    """The host has not begun its reply in time."""
+
+
+class PriceRose(SessionError):
+    """The host asks more than when it was chosen: nothing was opened at the new price."""
 
 
 class HostRefused(SessionError):
@@ -462,6 +472,13 @@ REFUSALS: dict[str, Row] = {
         "The payer's side cannot go on with its host.",
         "host",
         "Try again; if it stays so, choose another host with --host.",
+        retry=True,
+    ),
+    "hosts_failed": Row(
+        503,
+        "No host that may be asked has served the request.",
+        "host",
+        "Try again; the detail has what each one did. `tally hosts` lists others, and --host names one.",
         retry=True,
     ),
     "host_disputed": Row(

@@ -103,7 +103,13 @@ class Exchange:
         """What came and was not read; an empty list: there is no more."""
         self._held = 0
         """Bytes of it."""
-        self._failure: TallystickError | None = None
+        self.failure: TallystickError | None = None
+        """Why the reply broke off, at the host or on the way; known once what came was read."""
+        self.first_token: float | None = None
+        """Seconds from asking to the first token."""
+        self._began = asyncio.get_running_loop().time()
+        self._first: list[Part] = []
+        """What came until the first token, and was not read."""
         self._answer: aiohttp.ClientResponse | None = None
         self._taking: asyncio.Task[None] | None = None
 
@@ -128,18 +134,40 @@ class Exchange:
             await asyncio.wait([self._taking], timeout=LEAVING)
         finally:
             self._taking.cancel()
+            await asyncio.wait([self._taking])  # then its tab is closed, and what it overcounted is known
+
+    async def begun(self) -> None:
+        """Waits for the first token, or the end. Raises why there is none, if the reply broke off before."""
+        while self.first_token is None:
+            try:
+                parts = await self._next()
+            except StopAsyncIteration:
+                self._waiting.put_nowait([])
+                return
+            if failed := next((part.error for part in parts if part.error is not None), None):
+                self.failure = HostRefused(frames.problem(failed))
+                raise self.failure
+            self._first += parts
+            if any(part.tally is not None and part.tally.totals.tokens for part in parts):
+                self.first_token = asyncio.get_running_loop().time() - self._began
 
     def __aiter__(self) -> AsyncIterator[list[Part]]:
         return self
 
     async def __anext__(self) -> list[Part]:
         """What came since the last time. ReceiptError or SessionError if the reply broke off."""
+        if self._first:
+            first, self._first = self._first, []
+            return first
+        return await self._next()
+
+    async def _next(self) -> list[Part]:
         parts = await self._waiting.get()
         self._held -= sum(len(part.raw) for part in parts)
         if parts:
             return parts
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         raise StopAsyncIteration
 
     async def _ask(self) -> aiohttp.ClientResponse:
@@ -168,9 +196,9 @@ class Exchange:
             raise SessionError("connection_lost: the host broke the reply off; what came is signed for")
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             told = str(error) or type(error).__name__
-            self._failure = SessionError(f"connection_lost: the reply broke off: {told}")
+            self.failure = SessionError(f"connection_lost: the reply broke off: {told}")
         except TallystickError as error:
-            self._failure = error
+            self.failure = error
         finally:
             answer.close()
             await self._over()
@@ -180,7 +208,7 @@ class Exchange:
         try:
             await self.tab.close()
         except TallystickError as error:
-            self._failure = self._failure or error
+            self.failure = self.failure or error
         finally:
             self._waiting.put_nowait([])
 
@@ -208,7 +236,7 @@ class Exchange:
     def _hold(self, parts: list[Part]) -> None:
         self._held += sum(len(part.raw) for part in parts)
         if self._held > MAX_REPLY:
-            raise SessionError(f"{MAX_REPLY} bytes of the reply were not read by whoever asked")
+            raise TallystickError(f"{MAX_REPLY} bytes of the reply were not read by whoever asked")
         self._waiting.put_nowait(parts)
 
 

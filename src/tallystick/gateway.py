@@ -10,22 +10,26 @@ OpenAI's shape, with whose move it is and what mends it. Knows no socket.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import orjson
+import structlog
 
 from tallystick import caps, frames, pricing, reply, wire
+from tallystick.blame import NOT_YET, USED_UP, blame
 from tallystick.config import MAX_TOKENS
 from tallystick.errors import (
     ChainError,
     ConfigError,
     ContractError,
+    HostLate,
     HostRefused,
     LedgerError,
+    PriceRose,
     ReceiptError,
     Refusal,
     SessionError,
@@ -35,11 +39,14 @@ from tallystick.exchange import Exchange, Part
 from tallystick.frames import Problem
 from tallystick.mends import complaint
 from tallystick.networks import Asset
+from tallystick.ranking import Candidate
+from tallystick.record import Came, Trouble
 from tallystick.reply import Form
 from tallystick.session import Session
 from tallystick.spending import Spender
 from tallystick.transcript import prompt_form
-from tallystick.types import Prices, Totals
+from tallystick.tries import Tries, Try
+from tallystick.types import Totals
 from tallystick.wallet import asset_at
 from tallystick.wire import ReplyRequest
 
@@ -51,16 +58,8 @@ EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "
 JSON = {"content-type": "application/json"}
 
 _OURS = frozenset({"job_id", "tally", "id", "access"})
-_NOT_YET = frozenset({"job_unconfirmed", "deposit_exhausted"})
-"""What a host says of a job that it has not seen grow yet: by the payer's own count there is enough."""
-_USED_UP = frozenset(
-    """
-    job_closed job_completing job_ended job_unknown credit_used_up expiry_too_near price_too_low
-    interval_too_small interval_too_large claim_window_too_short asset_not_accepted model_mismatch
-    signer_reused
-    """.split()
-)
-"""What another job mends."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,7 @@ class Gateway:
         """`max_tokens`: of a choice, where a request names no number."""
         self._spender = spender
         self._max_tokens = max_tokens
+        self._first_token = float(spender.wallet.config.first_token)
 
     @asynccontextmanager
     async def answer(self, method: str, path: str, body: bytes) -> AsyncIterator[Answer]:
@@ -110,22 +110,17 @@ class Gateway:
             raise Refusal("not_found")
         _allow(method, "POST")
         asked = ROUTES[path].read(body)
-        paid = await parts.enter_async_context(self.paid(path, asked))
-        headers = {"tally-job": str(paid.job), "tally-cost-at-most": paid.told(paid.at_most)}
         if asked.stream:
-            return Answer(200, paid.events(asked.include_usage), {**EVENTS, **headers})
-        whole = await paid.whole(ROUTES[path].form)
-        headers["tally-cost"] = paid.told(paid.value)
-        return Answer(200, orjson.dumps(whole), {**JSON, **headers})
+            paid = await parts.enter_async_context(self.paid(path, asked))
+            return Answer(200, paid.events(asked.include_usage), {**EVENTS, **paid.headers})
+        paid, whole = await self._whole(path, asked)
+        headers = {**JSON, **paid.headers, "tally-cost": paid.told(paid.value)}
+        return Answer(200, orjson.dumps(whole), headers)
 
     async def _models(self, name: str) -> Answer:
-        """The host's models that the caps let one pay for; or the one of that name."""
-        quote, spender = await self._spender.quote(), self._spender
-        models = []
-        for model in quote.models:
-            prices = quote.models[model].get(spender.asset)
-            if prices is not None and spender.caps.allows(model, prices):
-                models.append(_model(model, quote.host, prices))
+        """The models that the caps allow, each of whoever would be asked; or the one of that name."""
+        spender = self._spender
+        models = [_model(each) for each in await spender.hosts.sold(spender.asset, spender.caps)]
         if not name:
             return Answer(200, orjson.dumps({"object": "list", "data": models}))
         found = next((model for model in models if model["id"] == name), None)
@@ -135,46 +130,129 @@ class Gateway:
 
     @asynccontextmanager
     async def paid(self, path: str, asked: ReplyRequest) -> AsyncIterator[Paid]:
-        """A reply under way, on a job that pays for it; leaving ends it. Raises what keeps it from that."""
-        order = await self._order(path, asked)
+        """A reply that has begun, on a job that pays for it; leaving ends it. Raises TallystickError."""
         async with AsyncExitStack() as parts:
-            yield await self._paid(order, parts)
+            yield await self._begun(path, asked, Tries(), parts)
 
-    async def _order(self, path: str, asked: ReplyRequest) -> Order:
-        """What is sent to the host, and the most that it can cost. Raises what `Spender.prices` raises."""
-        model = asked.model or next(iter((await self._spender.quote()).models), "")
+    async def _whole(self, path: str, asked: ReplyRequest) -> tuple[Paid, dict[str, Any]]:
+        """A reply in one piece. Of one that broke off nobody has read anything: the next host is asked."""
+        tries = Tries()
+        while True:
+            async with AsyncExitStack() as parts:
+                paid = await self._begun(path, asked, tries, parts)
+                try:
+                    return paid, await paid.whole(ROUTES[path].form)
+                except TallystickError as error:
+                    if blame(error) is None:
+                        raise
+                    tries.add(Try(paid.candidate.url, error, paid.cost()))
+
+    async def _begun(self, path: str, asked: ReplyRequest, tries: Tries, parts: AsyncExitStack) -> Paid:
+        """A reply that has begun, at the first host that does; `parts` ends it. Raises TallystickError."""
+        while True:
+            candidate = await self._next_host(asked.model, tries)
+            order = self._order(path, asked, candidate)
+            try:
+                return await self._paid(order, tries, parts)
+            except PriceRose as error:
+                if candidate.url in tries.risen:
+                    raise
+                tries.add(Try(candidate.url, error))
+            except Refusal as refusal:
+                raise tries.after(refusal) from refusal
+            except TallystickError as error:
+                if (trouble := blame(error)) is None:
+                    raise
+                tries.add(Try(candidate.url, error))
+                await self._spender.note(candidate, Came(trouble=trouble, cause=complaint(error)))
+
+    async def _next_host(self, model: str | None, tries: Tries) -> Candidate:
+        """Who is asked now. Raises why there is nobody, or why nobody is left."""
+        chosen = await self._spender.choose(model, tries.urls)
+        if chosen is None and tries.risen:
+            chosen = await self._spender.choose(model, tries.failed)
+        if chosen is None:
+            raise tries.error
+        return chosen.candidate
+
+    def _order(self, path: str, asked: ReplyRequest, candidate: Candidate) -> Order:
+        """What is sent to a host, and the most that it can cost there."""
         each = asked.max_tokens or self._max_tokens
         body = {name: member for name, member in asked.sent.items() if name not in _OURS}
-        body["model"] = model
+        body["model"] = candidate.model
         if asked.max_tokens is None:
             body["max_tokens"] = each
         max_tokens = each * asked.choices
-        prices = await self._spender.prices(model)
-        cost = caps.at_most(len(prompt_form(body)), max_tokens, asked.choices, prices)
-        return Order(path, asked, body, model, max_tokens, cost)
+        cost = caps.at_most(len(prompt_form(body)), max_tokens, asked.choices, candidate.prices)
+        return Order(path, asked, body, candidate, max_tokens, cost)
 
-    async def _paid(self, order: Order, parts: AsyncExitStack) -> Paid:
-        """The reply under way, on a job that pays for it; `parts` ends both. Raises TallystickError."""
+    async def _paid(self, order: Order, tries: Tries, parts: AsyncExitStack) -> Paid:
+        """The reply from the order's host, once it has begun; `parts` ends it. Raises TallystickError."""
         loop = asyncio.get_running_loop()
         deadline, retired = loop.time() + PATIENCE, False
         while True:
             async with AsyncExitStack() as attempt:
-                session = await attempt.enter_async_context(self._spender.paying(order.model, order.cost))
+                paying = self._spender.paying(order.candidate, order.cost)
+                session = await attempt.enter_async_context(paying)
+                exchange = _exchange(session, order)
                 try:
-                    exchange = await attempt.enter_async_context(_exchange(session, order))
+                    await self._start(exchange, order.candidate, tries, attempt)
+                except HostLate:
+                    self._spender.see_to(attempt.pop_all().aclose())  # which waits for what is on its way
+                    raise
                 except HostRefused as refusal:
                     code = refusal.problem.code
-                    if code in _USED_UP and not retired:
+                    if code in USED_UP and not retired:
                         retired = True
                         await self._spender.retire(session)
-                    elif code not in _NOT_YET or loop.time() > deadline:
+                    elif code not in NOT_YET or loop.time() > deadline:
                         raise
                     else:
                         await asyncio.sleep(PAUSE)
                     continue
-                parts.push_async_exit(attempt.pop_all())
                 asset = asset_at(self._spender.wallet.chain, session.job.asset)
-                return Paid(exchange, session, order, asset)
+                paid = Paid(exchange, session, order, asset, tries, self._note)
+                parts.push_async_callback(paid.over)
+                parts.push_async_exit(attempt.pop_all())
+                return paid
+
+    async def _start(
+        self, exchange: Exchange, candidate: Candidate, tries: Tries, attempt: AsyncExitStack
+    ) -> None:
+        """Asks, and waits for the first token; `attempt` ends it.
+
+        HostLate if it is not there in time, and there is another host; raises what Exchange raises.
+        """
+        starting = asyncio.create_task(_first(exchange, attempt))
+        try:
+            await asyncio.wait([starting], timeout=self._first_token)
+            if not starting.done() and await self._is_other(candidate, tries) and not starting.done():
+                within = f"within {self._first_token:.0f} s (PAYER_FIRST_TOKEN)"
+                raise HostLate(f"{candidate.url} has not begun its reply {within}")
+            await starting
+        finally:
+            starting.cancel()
+            await asyncio.wait([starting])
+
+    async def _is_other(self, candidate: Candidate, tries: Tries) -> bool:
+        """There is another host that was not asked yet."""
+        try:
+            return await self._spender.is_other(candidate, tries.urls)
+        except TallystickError as error:
+            log.warning("host.late", url=candidate.url, cause=f"no other is known: {error}")
+            return False
+
+    async def _note(self, candidate: Candidate, came: Came) -> None:
+        """Writes down what came of a reply that is over, for its host's record."""
+        try:
+            await self._spender.note(candidate, came)
+        except TallystickError as error:
+            log.warning("host.not_noted", host=candidate.host, cause=str(error))
+
+
+async def _first(exchange: Exchange, attempt: AsyncExitStack) -> None:
+    await attempt.enter_async_context(exchange)
+    await exchange.begun()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +262,7 @@ class Order:
     path: str
     asked: ReplyRequest
     body: Mapping[str, Any] = field(repr=False)
-    model: str
+    candidate: Candidate
     max_tokens: int
     """Of all choices together."""
     cost: int
@@ -195,9 +273,11 @@ def _exchange(session: Session, order: Order) -> Exchange:
     return Exchange(session, order.path, order.body, max_tokens=order.max_tokens, choices=order.asked.choices)
 
 
-def _model(name: str, host: str, prices: Prices) -> dict[str, Any]:
+def _model(candidate: Candidate) -> dict[str, Any]:
+    prices = candidate.prices
     priced = {"per_million": str(prices.per_million), "prompt_per_million": str(prices.prompt_per_million)}
-    return {"id": name, "object": "model", "created": 0, "owned_by": host, "price": priced}
+    owner = {"owned_by": candidate.host, "host": candidate.url}
+    return {"id": candidate.model, "object": "model", "created": 0, **owner, "price": priced}
 
 
 def _allow(method: str, wanted: str) -> None:
@@ -208,14 +288,62 @@ def _allow(method: str, wanted: str) -> None:
 class Paid:
     """A reply that is under way, and what it costs."""
 
-    def __init__(self, exchange: Exchange, session: Session, order: Order, asset: Asset) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        session: Session,
+        order: Order,
+        asset: Asset,
+        tries: Tries,
+        note: Callable[[Candidate, Came], Awaitable[None]],
+    ) -> None:
         self.job = session.job.id
+        self.candidate = order.candidate
         self.at_most = order.cost * pricing.MILLION
         """What it can cost, in micro base units."""
         self._exchange = exchange
         self._session = session
+        self._order = order
         self._symbol = asset.symbol
         self._decimals = asset.decimals
+        self._tries = tries
+        self._note = note
+        self._noted = False
+        self._failure: TallystickError | None = None
+        """Why it broke off, as its reader was told."""
+        self._last = b""
+        """The newest event that had a choice."""
+        self._ended: set[int] = set()
+        """Choices that came to their end."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is known of it when it begins."""
+        at_most = self.told(self.at_most)
+        return {"tally-job": str(self.job), "tally-host": self.candidate.url, "tally-cost-at-most": at_most}
+
+    def came(self) -> Came:
+        """What its host's record is to have of it, once it is over."""
+        trouble, cause = None, ""
+        failure = self._failure or self._exchange.failure
+        if (over := self._exchange.tab.overcount) is not None:
+            trouble = Trouble.OVERCOUNTED
+            cause = f"{over.counted} {over.what} counted, {over.bound} signed for"
+        elif failure is not None and (trouble := blame(failure)) is not None:
+            cause = complaint(failure)
+        return Came(self.totals.tokens, self._exchange.first_token, trouble, cause)
+
+    async def over(self) -> None:
+        """Has what came of it noted; twice is harmless."""
+        if not self._noted:
+            self._noted = True
+            await self._note(self.candidate, self.came())
+
+    def cost(self) -> dict[str, Any]:
+        """What came of it so far, and what that costs in whole units."""
+        totals, cost = self.totals, pricing.from_units(self.value, self._decimals + 6)
+        counts = {"prompt_tokens": totals.prompt_tokens, "tokens": totals.tokens}
+        return {"job_id": self.job, **counts, "cost": cost}
 
     @property
     def value(self) -> int:
@@ -228,20 +356,19 @@ class Paid:
 
     def tally(self) -> dict[str, Any]:
         """What came so far; what it costs, in whole units; what the job has left, in base units."""
-        totals = self.totals
         left = self._session.job.deposit - self._session.owed
-        told: dict[str, Any] = {
-            "job_id": self.job,
+        told = {
+            **self.cost(),
             "request": self._exchange.tab.request,
-            "prompt_tokens": totals.prompt_tokens,
-            "tokens": totals.tokens,
-            "cost": pricing.from_units(self.value, self._decimals + 6),
             "left": str(left),
             "asset": self._symbol,
+            "host": self.candidate.url,
         }
         over = self._exchange.tab.overcount
         if over is not None:
             told["overcount"] = {"what": over.what, "counted": over.counted, "signed": over.bound}
+        if self._tries:
+            told["tried"] = self._tries.told()
         return told
 
     @property
@@ -252,33 +379,61 @@ class Paid:
     async def parts(self) -> AsyncGenerator[list[Part], None]:
         """The reply as it comes. HostRefused if it broke off at the host, SessionError if on the way."""
         async for parts in self._exchange:
+            good = [part for part in parts if part.error is None]
+            if good:
+                yield good
             if failed := next((part.error for part in parts if part.error is not None), None):
-                raise HostRefused(frames.problem(failed))
-            yield parts
+                self._failure = HostRefused(frames.problem(failed))
+                raise self._failure
 
     async def events(self, include_usage: bool) -> AsyncGenerator[bytes, None]:
-        """The reply as server-sent events, as they come."""
+        """The reply as server-sent events, as they come.
+
+        One that breaks off ends as one that was cut, as its reader has the beginning; its `tally` says why.
+        """
         try:
-            async for parts in self._exchange:
+            async for parts in self.parts():
                 yield b"".join(self._event(part, include_usage) for part in parts)
         except TallystickError as error:
-            yield wire.sse(openai_error(problem_of(error)))
+            yield b"".join(map(wire.sse, self._broken(error, include_usage)))
+        if self.came().trouble is not None:
+            await self.over()  # so that the next request, which may come at once, goes elsewhere
         yield wire.SSE_DONE
 
     def _event(self, part: Part, include_usage: bool) -> bytes:
+        if part.said:
+            self._last = part.raw
         if part.finished or part.usage is not None:
             return self._closing(part, include_usage)
-        return b"data: " + part.raw + b"\n\n" if part.said or part.error is not None else b""
+        return b"data: " + part.raw + b"\n\n" if part.said else b""
 
     def _closing(self, part: Part, include_usage: bool) -> bytes:
         """An event that ends a choice or the reply: with what it cost until then."""
         if not part.said and not include_usage:
             return b""
         event = orjson.loads(part.raw)
+        self._ended |= {each.get("index", 0) for each in event["choices"] if each.get("finish_reason")}
         event["tally"] = {**(event.get("tally") or {}), **self.tally()}
         if part.usage is not None:
             event["usage"] = {**part.usage, "tally": event["tally"]}
         return wire.sse(event)
+
+    def _broken(self, error: TallystickError, include_usage: bool) -> Iterator[dict[str, Any]]:
+        """The end of a reply that broke off: what was not at its end has been cut."""
+        problem = problem_of(error)
+        if not self._last:
+            yield openai_error(problem)
+            return
+        head, blank = orjson.loads(self._last), ROUTES[self._order.path].form.blank
+        tally = {**self.tally(), "reason": problem["code"], "error": problem}
+        cut = set(range(self._order.asked.choices)) - self._ended
+        choices = [{"index": index, **blank, "finish_reason": "length"} for index in sorted(cut)]
+        yield {**head, "choices": choices, "tally": tally}
+        if include_usage:
+            totals = self.totals
+            counts = {"prompt_tokens": totals.prompt_tokens, "completion_tokens": totals.tokens}
+            usage = {**counts, "total_tokens": totals.prompt_tokens + totals.tokens, "tally": tally}
+            yield {**head, "choices": [], "tally": tally, "usage": usage}
 
     async def whole(self, form: Form) -> dict[str, Any]:
         """The reply in one piece. HostRefused if it broke off, SessionError if it cannot be read."""

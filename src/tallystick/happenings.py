@@ -11,25 +11,46 @@ from typing import Any
 from tallystick import jobs, pricing
 from tallystick.chain import Chain
 from tallystick.countersign import Overcount
-from tallystick.session import BalanceLow, Event, PromptAhead, Settled, Signed, Stopped
-from tallystick.spending import Opened, ToppedUp
+from tallystick.session import BalanceLow, PromptAhead, Settled, Signed, Stopped
+from tallystick.spending import HostChosen, OfHost, OfJob, Opened, SetAside, ToppedUp
 from tallystick.types import Completion, Job
 from tallystick.wallet import asset_at
 
 Told = dict[str, Any]
 Whole = Callable[[int], str]
 """Base units as digits of whole units."""
-Happening = Event | Opened | ToppedUp | Completion
+Happening = OfJob | OfHost
 
 
-def told(chain: Chain, job: Job, event: Happening) -> Told:
-    """One event of a job; its `kind` says what the other members are. ConfigError for no known asset."""
+def told(chain: Chain, job: Job | None, event: Happening) -> Told:
+    """One event, of a job or of a host; its `kind` says what the other members are. ConfigError for no known
+    asset.
+    """
+    if isinstance(event, HostChosen | SetAside):
+        return _of_host(event)
+    assert job is not None
     asset = asset_at(chain, job.asset)
     common = {"job_id": job.id, "symbol": asset.symbol, "decimals": asset.decimals}
     return {**common, **_members(job, event, lambda units: pricing.from_units(units, asset.decimals))}
 
 
-def _members(job: Job, event: Happening, whole: Whole) -> Told:
+def _of_host(event: OfHost) -> Told:
+    of = {"host": event.host, "url": event.url}
+    match event:
+        case HostChosen():
+            return {"kind": "host_chosen", **of, "model": event.model, "why": event.why}
+        case SetAside():
+            seconds = round(event.seconds)
+            return {
+                "kind": "set_aside",
+                **of,
+                "trouble": event.trouble,
+                "cause": event.cause,
+                "seconds": seconds,
+            }
+
+
+def _members(job: Job, event: OfJob, whole: Whole) -> Told:
     match event:
         case Opened() | ToppedUp() | Completion() | BalanceLow():
             return _money(event, whole)

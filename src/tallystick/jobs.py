@@ -6,16 +6,18 @@ Works from the payer's store and the chain; the host is asked only where it has 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import aiohttp
 
-from tallystick import archive, discovery, proof, wallet
-from tallystick.chain import Chain, deployment_at
-from tallystick.config import BEARER_MAX, PayerConfig
+from tallystick import archive, discovery, proof, ranking, wallet
+from tallystick.chain import Chain
+from tallystick.config import BEARER_MAX
 from tallystick.contracts import CompletionRequested, ToppedUp
 from tallystick.discovery import Offer
 from tallystick.errors import ConfigError, SessionError
+from tallystick.record import Record
 from tallystick.session import Session
 from tallystick.store import StoredJob
 from tallystick.types import Address, Completion, Job, JobId, JobStatus, Settlement, Totals
@@ -118,13 +120,19 @@ async def reclaim(number: int) -> dict[str, Any]:
 
 
 async def hosts(model: str | None, asset: str | None) -> dict[str, Any]:
-    """What registered hosts sell in an asset, cheapest first; and who cannot be used, and why."""
-    config = PayerConfig.from_env()
-    async with Chain(config.rpc_url, await deployment_at(config.rpc_url)) as chain:
-        paid_in = wallet.named_asset(chain, asset) if asset else config.asset or wallet.dollar(chain)
+    """What registered hosts sell in an asset, cheapest first, each with this payer's own record of it.
+
+    And who cannot be used, and why.
+    """
+    async with wallet.opened() as purse:
+        chain, paid_in = purse.chain, purse.asset(asset)
         found = await discovery.listings(chain)
+        records = await asyncio.to_thread(purse.store.records, chain.deployment.chain_id)
         return {
-            "offers": [_offered(chain, offer, paid_in) for offer in discovery.offers(found, paid_in, model)],
+            "offers": [
+                _offered(chain, offer, paid_in, records.get(offer.listing.host, Record(offer.listing.host)))
+                for offer in discovery.offers(found, paid_in, model)
+            ],
             "unusable": [
                 {"host": each.host, "endpoint": each.endpoint, "trouble": each.trouble}
                 for each in found
@@ -133,13 +141,14 @@ async def hosts(model: str | None, asset: str | None) -> dict[str, Any]:
         }
 
 
-def _offered(chain: Chain, offer: Offer, asset: Address) -> dict[str, Any]:
+def _offered(chain: Chain, offer: Offer, asset: Address, record: Record) -> dict[str, Any]:
     return {
         "model": offer.model,
         "price": wallet.money(chain, asset, offer.prices.per_million),
         "prompt_price": wallet.money(chain, asset, offer.prices.prompt_per_million),
         "endpoint": offer.listing.endpoint,
         "host": offer.listing.host,
+        "record": ranking.told(record, time.time()),
     }
 
 

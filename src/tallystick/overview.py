@@ -6,10 +6,12 @@ Amounts are digits of whole units of their asset, exactly: "1.998976"; times are
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
-from tallystick import archive, pricing, proof
-from tallystick.errors import Refusal, TallystickError
+from tallystick import archive, pricing, proof, ranking
+from tallystick.discovery import Listing
+from tallystick.errors import Refusal, SessionError, TallystickError
 from tallystick.gateway import problem_of
 from tallystick.spending import InUse, Spender
 from tallystick.store import StoredJob
@@ -52,7 +54,6 @@ class Overview:
         day = await spender.today()
         room = max(0, await spender.room(day))
         return {
-            "host_url": spender.host_url,
             "payer": self.payer,
             "asset": {"symbol": known.symbol, "decimals": known.decimals},
             "now": now,
@@ -64,24 +65,38 @@ class Overview:
             "wallet": self._whole_units(await chain.token_balance(spender.asset, self.payer)),
             "gas": pricing.from_units(await chain.eth_balance(self.payer), 18),
             "kept": self._whole_units(await chain.refunds(self.payer, spender.asset)),
-            **await self._models(),
+            **await self._hosts(),
             "jobs": await self._jobs(now, room),
         }
 
-    async def _models(self) -> Told:
-        """What the host sells that the caps allow; or why that is not known."""
-        spender = self._spender
+    async def _hosts(self) -> Told:
+        """The hosts with this payer's record of each, and the models that the caps allow; or why they are not
+        known.
+        """
+        spender, hosts = self._spender, self._spender.hosts
         try:
-            quote = await spender.quote()
+            listings = await hosts.listings()
+            sold = await hosts.sold(spender.asset, spender.caps)
         except TallystickError as error:
-            return {"models": [], "host_problem": problem_of(error)}
-        priced = {name: quote.models[name].get(spender.asset) for name in quote.models}
+            return {"models": [], "hosts": [], "host_problem": problem_of(error)}
+        told: Told = {
+            "models": [{"name": each.model, "url": each.url, **self._priced(each.prices)} for each in sold],
+            "hosts": [self._host(listing) for listing in listings],
+        }
+        if not any(listing.quote for listing in listings):
+            told["host_problem"] = problem_of(SessionError(ranking.without_quotes(listings)))
+        return told
+
+    def _host(self, listing: Listing) -> Told:
+        record = self._spender.hosts.record(listing.host)
+        asked = any(used.place.url == listing.endpoint for used in self._spender.jobs)
         return {
-            "models": [
-                {"name": name, **self._priced(prices)}
-                for name, prices in priced.items()
-                if prices is not None and spender.caps.allows(name, prices)
-            ]
+            "host": listing.host,
+            "url": listing.endpoint,
+            "trouble": listing.trouble,
+            "record": ranking.told(record, time.time()),
+            "aside": record.is_aside(time.time()),
+            "asked": asked,
         }
 
     def _priced(self, prices: Prices) -> Told:

@@ -293,7 +293,8 @@ def alone(directory: Path) -> Iterator[None]:
 class Wanted:
     """The options of the command. Amounts are in whole units of the asset."""
 
-    host: str | None = None
+    hosts: Sequence[str] = ()
+    """URLs to choose among; none: HOST_URL, or all registered hosts."""
     deposit: str | None = None
     per_day: str | None = None
     prices: Sequence[str] = ()
@@ -324,9 +325,9 @@ async def running(wanted: Wanted) -> AsyncIterator[tuple[str, str]]:
             purse = locked.unlocked()  # a keystore's password is asked for now, not with the first request
             address, port = listen_of(purse.config, wanted.listen)
             key = Secret(wanted.api_key) if wanted.api_key else purse.config.proxy_api_key
-            asset, host_url = purse.asset(), purse.host_url(wanted.host)
+            asset, urls = purse.asset(), purse.host_urls(wanted.hosts)
             caps = purse.caps(wanted.deposit, wanted.per_day, wanted.prices, asset)
-            async with Spender(purse, caps, host_url, asset=asset, idle=wanted.idle) as spender:
+            async with Spender(purse, caps, urls, asset=asset, idle=wanted.idle) as spender:
                 gateway = Gateway(spender, max_tokens=purse.config.max_tokens)
                 try:
                     async with listening(spender, gateway, address, port, key) as url:
@@ -341,4 +342,6 @@ def _told(purse: Wallet, spender: Spender) -> str:
         wallet.money(purse.chain, spender.asset, units)
         for units in (spender.caps.deposit, spender.caps.per_day)
     )
-    return f"pays {spender.host_url}: at most {deposit} in escrow for a job, at most {per_day} a day"
+    urls = spender.hosts.urls
+    hosts = ", ".join(urls) if urls else "registered hosts (`tally hosts` lists them)"
+    return f"pays {hosts}: at most {deposit} in escrow for a job, at most {per_day} a day"

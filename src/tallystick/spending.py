@@ -1,7 +1,8 @@
 """The jobs that requests are paid from: opened when needed, topped up within caps, completed when idle.
 
-    async with Spender(purse, caps, "http://127.0.0.1:8402") as spender:
-        async with spender.paying("llama", cost=500) as session: ...
+    async with Spender(purse, caps, ["https://host.example"]) as spender:
+        chosen = await spender.choose("llama")
+        async with spender.paying(chosen.candidate, cost=500) as session: ...
 
 What may be spent is decided in `caps.py`, and staked in the store before money moves: a payer that is killed
 finds its jobs again, and what they count for. Leaving completes all jobs, so that the rest comes back.
@@ -10,25 +11,29 @@ finds its jobs again, and what they count for. Leaving completes all jobs, so th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import structlog
 
 from tallystick import caps as rules
-from tallystick import opening, proof
+from tallystick import opening, proof, ranking
 from tallystick.caps import Caps, Purse, Stake
 from tallystick.contracts import CompletionRequested
-from tallystick.errors import Refusal, SessionError, TallystickError
+from tallystick.errors import PriceRose, Refusal, SessionError, TallystickError
+from tallystick.hosts import Hosts
 from tallystick.opening import Quote
+from tallystick.ranking import Candidate, Chosen
+from tallystick.record import Came
 from tallystick.session import Event, Session, Stopped
 from tallystick.store import StoredJob
-from tallystick.types import Address, Completion, Job, JobId, JobStatus, Prices
+from tallystick.types import Address, Completion, Job, JobId, JobStatus
 from tallystick.wallet import Wallet, money
 
 IDLE = 900.0
@@ -37,8 +42,6 @@ LOOK = 5.0
 """Seconds between two looks for jobs that are idle."""
 TIDY_EVERY = 600.0
 """Seconds between two tries to end jobs that nobody uses any more."""
-QUOTE_AGE = 60.0
-"""Seconds for which a host's quote is relied on; what a job costs is in its own terms."""
 COMPLETE = 60.0
 """Seconds that a host has to complete a job in."""
 
@@ -57,7 +60,40 @@ class ToppedUp:
     units: int
 
 
-Hear = Callable[[Job, Event | Opened | ToppedUp | Completion], None]
+@dataclass(frozen=True, slots=True)
+class HostChosen:
+    """A model's requests go to this host from now on."""
+
+    host: Address
+    url: str
+    model: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Others are asked before this host, for so many seconds."""
+
+    host: Address
+    url: str
+    trouble: str
+    """`failed`, `late` or `overcounted`."""
+    cause: str
+    seconds: float
+
+
+OfJob = Event | Opened | ToppedUp | Completion
+OfHost = HostChosen | SetAside
+Hear = Callable[[Job | None, OfJob | OfHost], None]
+"""Told what happens: to a job, or to none but of a host."""
+
+
+class Place(NamedTuple):
+    """Where a job is used: all requests for a model at a host share one."""
+
+    url: str
+    model: str
+
 
 log = structlog.get_logger(__name__)
 
@@ -77,11 +113,23 @@ class InUse:
     """It takes no more requests."""
     abandoned: bool = False
     """Nobody reads any more what comes of its requests."""
+    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def is_quiet(self) -> bool:
         """No request is under way that anybody waits for."""
         return self.abandoned or not self.requests
+
+    async def connect(self) -> None:
+        """Sees to it that the host is connected to, one at a time. Raises what `Session.connect` raises."""
+        async with self.connecting:
+            if not self.session.connected:
+                await self.session.connect()
+
+    @property
+    def place(self) -> Place:
+        """Where it is used."""
+        return Place(self.session.host_url, self.session.model)
 
     @property
     def purse(self) -> Purse:
@@ -90,33 +138,39 @@ class InUse:
 
 
 class Spender:
-    """One payer's spending with one host. One job a model, which all its requests share."""
+    """One payer's spending. One job a model and host, which all requests for it share."""
 
     def __init__(
         self,
         wallet: Wallet,
         caps: Caps,
-        host_url: str,
+        urls: Sequence[str] = (),
         *,
         asset: Address | None = None,
         idle: float = IDLE,
         hear: Hear | None = None,
     ) -> None:
-        """`asset`: what is paid in, which the caps are in too; by default the wallet's."""
+        """`urls`: of the hosts that may be paid; none: whoever is registered.
+
+        `asset`: what is paid in, which the caps are in too; by default the wallet's.
+        """
         self.wallet = wallet
         self.caps = caps
-        self.host_url = host_url
+        self.hosts = Hosts(wallet, urls)
         self.asset = asset or wallet.asset()
         self._idle = idle
         self._listeners: list[Hear] = [hear] if hear else []
-        self._in_use: dict[str, InUse] = {}
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One request at a time sees to the job of its model."""
+        self._in_use: dict[Place, InUse] = {}
+        self._turns: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One request at a time sees to the job of its place."""
+        self._told: dict[str, str] = {}
+        """The URL that was told last as chosen, by model."""
         self._money = asyncio.Lock()
         """Whoever holds it may stake: the day's room is looked at and taken in one go."""
-        self._quote: tuple[float, Quote] | None = None
         self._retired: set[Address] = set()
         """Signers of jobs that take no more requests."""
+        self._leaving: set[InUse] = set()
+        """Jobs that are being completed, once nothing is under way on them."""
         self._looking: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -130,14 +184,16 @@ class Spender:
         assert self._looking is not None
         self._looking.cancel()
         await asyncio.wait([self._looking])
-        await asyncio.gather(*map(_abandon, self.jobs))
-        await asyncio.gather(*self._ending, *(self._complete(model) for model in list(self._in_use)))
+        await asyncio.gather(*map(_abandon, [*self.jobs, *self._leaving]))
+        await asyncio.gather(*(self._complete(place) for place in list(self._in_use)))
+        while self._ending:
+            await asyncio.gather(*self._ending)
 
     def on(self, hear: Hear) -> None:
-        """Calls `hear` with what happens to each job, in the order it comes."""
+        """Calls `hear` with what happens, in the order it comes."""
         self._listeners.append(hear)
 
-    def _tell(self, job: Job, event: Event | Opened | ToppedUp | Completion) -> None:
+    def _tell(self, job: Job | None, event: OfJob | OfHost) -> None:
         for hear in self._listeners:
             hear(job, event)
 
@@ -146,40 +202,74 @@ class Spender:
         """The jobs in use."""
         return list(self._in_use.values())
 
-    async def quote(self) -> Quote:
-        """What the host takes, as it said a minute ago at most. SessionError if it does not answer."""
-        now = asyncio.get_running_loop().time()
-        if self._quote is None or now - self._quote[0] > QUOTE_AGE:
-            self._quote = now, await opening.fetch_quote(self.host_url)
-        return self._quote[1]
+    # Choosing a host
 
-    async def prices(self, model: str) -> Prices:
-        """What requests for a model cost: by the job that pays for them, or by the quote.
+    async def choose(self, model: str | None, passed: Collection[str] = ()) -> Chosen | None:
+        """The host for a request, and why it; its job's prices, or those of its quote.
 
-        Refusal `model_unknown`, `asset_not_accepted` or `price_above_cap`.
+        `model`: None for the first that the host names. `passed`: URLs that are not asked again; None if
+        nobody is left then. Raises what `Hosts.choose` raises.
         """
-        used = self._in_use.get(model)
-        if used is not None and not used.retired:
-            return used.session.job.prices
-        quote = await self.quote()
-        if model not in quote.models:
-            raise Refusal("model_unknown", f"The host has {', '.join(quote.models)}, and no {model!r}.")
-        if self.asset not in quote.models[model]:
-            raise Refusal("asset_not_accepted", f"The host does not sell {model!r} for {self.asset}.")
-        prices = quote.models[model][self.asset]
-        self.caps.check_price(model, prices)
-        return prices
+        engaged = [self._engaged(used) for used in self.jobs if model in (None, used.session.model)]
+        chosen = await self.hosts.choose(model, self.asset, self.caps, engaged, passed)
+        if chosen is not None:
+            self._tell_chosen(chosen)
+        return chosen
+
+    async def is_other(self, candidate: Candidate, passed: Collection[str]) -> bool:
+        """There is another host for the model, and none of `passed`, that is not set aside."""
+        model, others = candidate.model, {*passed, candidate.url}
+        engaged = [self._engaged(used) for used in self.jobs if used.session.model == model]
+        chosen = await self.hosts.choose(model, self.asset, self.caps, engaged, others)
+        return chosen is not None and not self.hosts.is_aside(chosen.candidate.host)
+
+    def _engaged(self, used: InUse) -> Candidate:
+        job, record = used.session.job, self.hosts.record(used.session.job.host)
+        return Candidate(job.host, *used.place, job.prices, record, engaged=True)
+
+    def _tell_chosen(self, chosen: Chosen) -> None:
+        to = chosen.candidate
+        if self._told.get(to.model) == to.url:
+            return
+        self._told[to.model] = to.url
+        log.info("host.chosen", host=to.host, url=to.url, model=to.model, why=chosen.why)
+        self._tell(None, HostChosen(to.host, to.url, to.model, chosen.why))
+
+    async def note(self, candidate: Candidate, came: Came) -> None:
+        """Writes down what came of one request. After a trouble others are asked before that host, and its
+        jobs are completed if there are others.
+        """
+        if not await self.hosts.is_paid(candidate.url):
+            return  # nobody proves to be that host, so nothing of it is known
+        record = await self.hosts.note(candidate.host, came)
+        if came.trouble is None:
+            return
+        seconds = max(0.0, record.aside_until - time.time())
+        told = SetAside(candidate.host, candidate.url, came.trouble.value, came.cause, seconds)
+        log.warning("host.set_aside", **asdict(told))
+        self._tell(None, told)
+        self.see_to(self._leave(candidate.url))
+
+    async def _leave(self, url: str) -> None:
+        """Ends the jobs at a host for whose models others are asked now."""
+        try:
+            for used in [used for used in self.jobs if used.place.url == url]:
+                chosen = await self.choose(used.place.model)
+                if chosen is not None and chosen.candidate.url != url:
+                    await self.retire(used.session)
+        except TallystickError as error:
+            log.warning("host.not_left", url=url, cause=str(error))
 
     # Paying for requests
 
     @asynccontextmanager
-    async def paying(self, model: str, cost: int) -> AsyncIterator[Session]:
+    async def paying(self, candidate: Candidate, cost: int) -> AsyncIterator[Session]:
         """A connected session on a job that can pay `cost` base units, kept free for as long as this lasts.
 
-        Refusal `cap_reached`, or what `prices` refuses; SessionError if the host does not answer; ChainError
-        if the chain does not.
+        Refusal `cap_reached`; PriceRose; SessionError if the host does not answer, or does not stand by its
+        quote; ChainError if the chain does not answer.
         """
-        used = await self._reserve(model, cost)
+        used = await self._reserve(candidate, cost)
         try:
             yield used.session
         finally:
@@ -190,26 +280,26 @@ class Spender:
 
     async def retire(self, session: Session) -> None:
         """The host takes no more requests on this job: the next one has another."""
-        used = self._in_use.get(session.model)
+        used = self._in_use.get(Place(session.host_url, session.model))
         if used is not None and used.session is session:
-            self._quote = None
             self._take_out(used)
-            self._spawn(self._end(used))
+            self.see_to(self._end(used))
 
     def _take_out(self, used: InUse) -> None:
         """It takes no more requests."""
-        if used is self._in_use.get(used.session.model):
-            del self._in_use[used.session.model]
+        if used is self._in_use.get(used.place):
+            del self._in_use[used.place]
         self._retired.add(used.session.job.signer)
         used.retired = True
         used.released.set()
 
-    async def _reserve(self, model: str, cost: int) -> InUse:
+    async def _reserve(self, candidate: Candidate, cost: int) -> InUse:
+        place = Place(candidate.url, candidate.model)
         while True:
-            used = self._in_use.get(model)
+            used = self._in_use.get(place)
             if used is None or not used.session.connected or used.purse.free < cost:
-                async with self._turns[model]:
-                    used = await self._seen_to(model, cost)
+                async with self._turns[place]:
+                    used = await self._seen_to(candidate, place, cost)
             if used is not None and not used.retired and used.purse.free >= cost:
                 used.reserved += cost
                 used.requests += 1
@@ -217,13 +307,12 @@ class Spender:
             if used is not None:
                 await used.released.wait()
 
-    async def _seen_to(self, model: str, cost: int) -> InUse | None:
-        """The model's job, connected and with enough in it; what is under way may have to end first."""
-        used = self._in_use.get(model)
+    async def _seen_to(self, candidate: Candidate, place: Place, cost: int) -> InUse | None:
+        """The place's job, connected and with enough in it; what is under way may have to end first."""
+        used = self._in_use.get(place)
         if used is None:
-            used = await self._go_on(model) or await self._open(model, cost)
-        if not used.session.connected:
-            await used.session.connect()
+            used = await self._go_on(candidate) or await self._open_with_room(candidate, cost)
+        await used.connect()
         try:
             await self._fund(used, cost)
         except Refusal:
@@ -249,23 +338,26 @@ class Spender:
         log.info("job.topped_up", job=job.id, by=self._money_told(more))
         self._tell(used.session.job, ToppedUp(more))
 
-    async def _go_on(self, model: str) -> InUse | None:
-        """A job of the store that can pay for this model, within what the day leaves."""
+    async def _go_on(self, candidate: Candidate) -> InUse | None:
+        """A job of the store that can pay for this, within what the day leaves."""
         async with self._money:
             for stored, job in reversed(await self.wallet.jobs()):
                 if (
                     job is not None
-                    and await self._fits(stored, job, model)
+                    and (stored.host_url, stored.model) == (candidate.url, candidate.model)
+                    and ranking.within(job.prices, candidate.prices)
+                    and await self._fits(stored, job)
                     and await self._adopt(stored, job)
                 ):
                     return await self._resume(job)
         return None
 
-    async def _fits(self, stored: StoredJob, job: Job, model: str) -> bool:
+    async def _fits(self, stored: StoredJob, job: Job) -> bool:
+        """A job that may be gone on with."""
         return (
             stored.signer not in self._retired
-            and (stored.host_url, stored.model, job.asset) == (self.host_url, model, self.asset)
-            and self.caps.allows(model, job.prices)
+            and job.asset == self.asset
+            and self.caps.allows(stored.model, job.prices)
             and not self.wallet.store.is_claimed(stored.signer)
             and await self.wallet.is_usable(job)
         )
@@ -283,15 +375,26 @@ class Spender:
         await asyncio.to_thread(self.wallet.store.stake, stake)
         return True
 
-    async def _open(self, model: str, cost: int, deposit: int | None = None) -> InUse:
+    async def _open_with_room(self, candidate: Candidate, cost: int) -> InUse:
+        """A new job; if the caps leave too little, once what comes back of ending jobs has made room."""
+        try:
+            return await self._open(candidate, cost)
+        except Refusal as refusal:
+            if refusal.code != "cap_reached" or not self._ending:
+                raise
+        await asyncio.wait(set(self._ending), timeout=COMPLETE)
+        return await self._open(candidate, cost)
+
+    async def _open(self, candidate: Candidate, cost: int, deposit: int | None = None) -> InUse:
         """A new job, with all that the caps leave unless `deposit` is named.
 
-        Refusal `cap_reached`; raises what `opening.open_job` raises.
+        Refusal `cap_reached`, `payment_failed` without ETH for gas; PriceRose; raises what `opening.open_job`
+        raises.
         """
-        self._quote = None  # Terms are made of one that is good for half its time still.
-        await self.prices(model)
+        url, model = candidate.url, candidate.model
+        quote = await self._as_chosen(candidate)
         key = self.wallet.key()
-        await self.wallet.check_gas(proof.address(key))
+        await self._check_gas(proof.address(key))
         async with self._money:
             day = await self.today()
             most = self.caps.first_deposit(cost, await self.room(day))
@@ -302,15 +405,39 @@ class Spender:
                 asset=self.asset,
                 max_price=self.caps.max_price(model),
             )
-            chain, store, quote = self.wallet.chain, self.wallet.store, await self.quote()
-            if not quote.paid:
-                log.warning("host.not_paid", host=quote.host, cause=f"it {opening.UNPAID}")
-            stored, job = await opening.open_job(chain, store, key, self.host_url, wishes, quote, day=day)
-        log.info("job.opened", job=job.id, model=model, deposit=self._money_told(deposit))
+            chain, store = self.wallet.chain, self.wallet.store
+            stored, job = await opening.open_job(chain, store, key, url, wishes, quote, day=day)
+        log.info("job.opened", job=job.id, host=url, model=model, deposit=self._money_told(deposit))
         ahead, scale = self.wallet.config.ahead, self.wallet.recounts.of(job.host, stored.model)
         used = self._using(Session(chain, store, stored, job, ahead=ahead, scale=scale))
         self._tell(job, Opened(deposit))
         return used
+
+    async def _as_chosen(self, candidate: Candidate) -> Quote:
+        """The host's quote as of now: terms are made of one that is good for half its time still.
+
+        PriceRose if it asks more than when it was chosen; SessionError if it does not stand by what it said.
+        """
+        quote = await self.hosts.renew(candidate.url)
+        prices = quote.prices(candidate.model, self.asset)
+        if not ranking.within(prices, candidate.prices):
+            before, now = (
+                f"{self._money_told(each.per_million)} and {self._money_told(each.prompt_per_million)}"
+                for each in (candidate.prices, prices)
+            )
+            log.warning("host.price_rose", url=candidate.url, model=candidate.model, before=before, now=now)
+            raise PriceRose(
+                f"{candidate.url} asks {now} a million tokens and prompt tokens now, not {before}"
+            )
+        if not quote.paid:
+            log.warning("host.not_paid", host=quote.host, cause=f"it {opening.UNPAID}")
+        return quote
+
+    async def _check_gas(self, payer: Address) -> None:
+        try:
+            await self.wallet.check_gas(payer)
+        except SessionError as error:
+            raise Refusal("payment_failed", str(error)) from error
 
     async def _resume(self, job: Job) -> InUse:
         session = await self.wallet.resume(job.id)
@@ -320,18 +447,18 @@ class Spender:
     def _using(self, session: Session) -> InUse:
         used = InUse(session, asyncio.get_running_loop().time())
         session.on(lambda event: self._heard(used, event))
-        self._in_use[session.model] = used
+        self._in_use[used.place] = used
         return used
 
     def _heard(self, used: InUse, event: Event) -> None:
         self._tell(used.session.job, event)
         if isinstance(event, Stopped) and used.requests:
-            self._spawn(self._reconnect(used))
+            self.see_to(self._reconnect(used))
 
     async def _reconnect(self, used: InUse) -> None:
         """What is under way over HTTP needs its receipts sent."""
         try:
-            await used.session.connect()
+            await used.connect()
         except TallystickError as error:
             log.warning("job.not_connected", job=used.session.job.id, cause=str(error))
 
@@ -340,13 +467,17 @@ class Spender:
     async def open(self, model: str, deposit: int) -> Job:
         """Opens a job of `deposit` base units, which the model's requests are then paid from.
 
-        Refusal `job_in_use` if there is one already, `cap_reached`; raises what `opening.open_job` raises.
+        Refusal `job_in_use` if there is one already, `cap_reached`; raises what `choose` and
+        `opening.open_job` raise.
         """
-        async with self._turns[model]:
-            used = self._in_use.get(model) or await self._go_on(model)
+        chosen = await self.choose(model)
+        assert chosen is not None
+        place = Place(chosen.candidate.url, model)
+        async with self._turns[place]:
+            used = self._in_use.get(place) or await self._go_on(chosen.candidate)
             if used is not None:
                 raise Refusal("job_in_use", f"Job {used.session.job.id} pays for {model!r}.")
-            return (await self._open(model, deposit, deposit)).session.job
+            return (await self._open(chosen.candidate, deposit, deposit)).session.job
 
     async def top_up(self, job_id: JobId, units: int) -> Job:
         """Adds `units` base units to a job. Refusal `cap_reached`, or `asset_not_accepted`."""
@@ -392,7 +523,7 @@ class Spender:
         stored = self.wallet.stored(job_id)
         if stored is None:
             raise Refusal("job_unknown", f"Job {job_id} is not in the store of this payer.")
-        async with self._turns[stored.model]:
+        async with self._turns[Place(stored.host_url, stored.model)]:
             used = next((used for used in self.jobs if used.session.job.id == job_id), None)
             used = used or InUse(await self.wallet.resume(job_id), 0.0)
             if used.session.job.status is JobStatus.CLOSED:
@@ -400,7 +531,7 @@ class Spender:
             try:
                 yield used
             finally:
-                if used is not self._in_use.get(used.session.model):
+                if used is not self._in_use.get(used.place):
                     await used.session.close()
 
     async def _hold(self, used: InUse, day: str) -> None:
@@ -456,17 +587,17 @@ class Spender:
         loop = asyncio.get_running_loop()
         tidied = float("-inf")
         while True:
-            for model, used in list(self._in_use.items()):
+            for place, used in list(self._in_use.items()):
                 if not used.requests and loop.time() - used.idle_since > self._idle:
-                    await self._complete(model)
+                    await self._complete(place)
             if loop.time() - tidied > TIDY_EVERY:
                 tidied = loop.time()
                 await self._tidy()
             await asyncio.sleep(min(LOOK, self._idle))
 
-    async def _complete(self, model: str) -> None:
-        async with self._turns[model]:
-            used = self._in_use.get(model)
+    async def _complete(self, place: Place) -> None:
+        async with self._turns[place]:
+            used = self._in_use.get(place)
             if used is not None and used.is_quiet:
                 self._take_out(used)
                 await self._end(used)
@@ -477,18 +608,24 @@ class Spender:
             await self._finish(used)
         except TallystickError as error:
             job_id = used.session.job.id
-            mend = f"tally job complete {job_id} --on-chain"
+            mend = (
+                f"tally job complete {job_id} --on-chain, "
+                f"and tally job reclaim {job_id} once the host's time to claim is over"
+            )
             log.warning("job.not_completed", job=job_id, cause=str(error), mend=mend)
 
     async def _finish(self, used: InUse) -> Completion:
         """Completes a job once nothing is under way on it. Raises what `Session.complete` raises."""
-        await _quiet(used)
         session = used.session
+        self._leaving.add(used)
         try:
-            if not session.connected:
-                await session.connect()
+            await _quiet(used)
+            if not await self.hosts.is_paid(session.host_url):
+                raise SessionError(f"the host of job {session.job.id} {opening.UNPAID}")
+            await used.connect()
             completion = await session.complete(seconds=COMPLETE)
         finally:
+            self._leaving.discard(used)
             await session.close()
         await self._completed(session.job, completion)
         return completion
@@ -504,10 +641,11 @@ class Spender:
     async def _tidy(self) -> None:
         """Sees to the staked jobs that an earlier run has left, or that could not be completed."""
         try:
+            await opening.find_openings(self.wallet.chain, self.wallet.store)
             staked = {stake.signer for stake in await self._stakes(await self.today())}
             for stored, job in await self.wallet.jobs():
                 if job is not None and stored.signer in staked:
-                    async with self._turns[stored.model]:
+                    async with self._turns[Place(stored.host_url, stored.model)]:
                         await self._tidied(stored, job)
         except TallystickError as error:
             log.warning("jobs.not_tidied", cause=str(error))
@@ -522,12 +660,19 @@ class Spender:
             await asyncio.to_thread(self.wallet.store.end, stored.signer)
         elif now >= job.closes_at:
             await self._completed(job, await self.wallet.reclaim(job))
-        elif stored.model not in self._in_use and await self._fits(stored, job, stored.model):
+        elif self._is_free(stored, job) and await self._fits(stored, job):
             await self._resume(job)
         else:
             await self._end(InUse(await self.wallet.resume(job.id), 0))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _is_free(self, stored: StoredJob, job: Job) -> bool:
+        """Its host may be asked, is not set aside, and has no other job in use for the model."""
+        urls, place = self.hosts.urls, Place(stored.host_url, stored.model)
+        may_be_asked = not urls or place.url in urls
+        return may_be_asked and place not in self._in_use and not self.hosts.is_aside(job.host)
+
+    def see_to(self, work: Coroutine[Any, Any, None]) -> None:
+        """Has something done beside; leaving waits for it."""
         task = asyncio.create_task(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

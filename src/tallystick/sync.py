@@ -21,7 +21,7 @@ from tallystick.client import Amount, AsyncSession, Kind, Messages, Reply
 from tallystick.config import PayerConfig
 from tallystick.countersign import Overcount
 from tallystick.session import BalanceLow, Settled, Signed
-from tallystick.spending import IDLE
+from tallystick.spending import IDLE, HostChosen, SetAside
 from tallystick.types import Completion
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class _Ended:
 
 
 class Session:
-    """Pays one host for what is asked of its models, within a deposit. `with` it.
+    """Pays hosts for what is asked of their models, within a deposit. `with` it.
 
     Takes what AsyncSession takes, and raises what that raises. Its methods may be called from any thread, and
     side by side; listeners are called in a thread of the session's.
@@ -53,7 +53,7 @@ class Session:
         model: str | None = None,
         max_price: Amount | None = None,
         max_per_day: Amount | None = None,
-        host: str | None = None,
+        host: str | Sequence[str] | None = None,
         idle: float = IDLE,
         tokenizers: Sequence[str] = (),
         config: PayerConfig | None = None,
@@ -111,6 +111,12 @@ class Session:
 
     @overload
     def on(self, kind: Literal["completed"], listener: Callable[[Completion], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["host_chosen"], listener: Callable[[HostChosen], object]) -> None: ...
+
+    @overload
+    def on(self, kind: Literal["set_aside"], listener: Callable[[SetAside], object]) -> None: ...
 
     def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
         """As AsyncSession.on."""

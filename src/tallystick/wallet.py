@@ -26,6 +26,8 @@ from tallystick.store import Store, StoredJob
 from tallystick.types import Address, Completion, Job, JobId, JobStatus, Totals
 
 Say = Callable[[str], object]
+LOCAL_HOST = "http://127.0.0.1:8402"
+"""Where `tally host run` answers, unless it is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,17 @@ class Wallet:
         return Caps(min(escrow, day), day, most.pop("", None), most)
 
     def host_url(self, named: str | None = None) -> str:
-        """The host of that URL, by default HOST_URL's. ConfigError if it is none."""
+        """The host of that URL, by default HOST_URL's, or this machine's. ConfigError if it is none."""
+        return next(iter(self.host_urls([named] if named else [])), LOCAL_HOST)
+
+    def host_urls(self, named: Sequence[str] = ()) -> list[str]:
+        """The hosts of those URLs, by default HOST_URL's; without it none is named. ConfigError."""
+        if not named:
+            return [] if self.config.host_url is None else [self.config.host_url]
         try:
-            return http_url(named) if named else self.config.host_url
+            return [http_url(url) for url in named]
         except ValueError as error:
-            raise ConfigError(f"--host {named}: {error}") from None
+            raise ConfigError(f"--host {' '.join(named)}: {error}") from None
 
     def units(self, amount: str, asset: Address, name: str) -> int:
         """An amount in base units: "2", or "2 USDC" where the asset is USDC.

@@ -178,7 +178,7 @@ async function answer(exchange, body) {
 function failed(exchange, problem) {
   exchange.fail(problem);
   follow();
-  announce(`No answer. ${problem.message}`);
+  announce(`${exchange.tally.tokens ? "The answer broke off." : "No answer."} ${problem.message}`);
 }
 
 function begin(exchange) {

@@ -13,6 +13,7 @@ const view = {
   happened: document.querySelector("#happened"),
   nothing: document.querySelector("#nothing"),
   later: document.querySelector("#later"),
+  hosts: document.querySelector("#hosts"),
 };
 
 /** Shows how things stand. `act(action, job)` is called for what the payer wants of a job. */
@@ -26,6 +27,7 @@ export function standing(now, act) {
   view.later.hidden = false;
   rows(view.jobs, open, act);
   rows(view.closed, closed, act);
+  hosts(now.hosts);
   put(document, "#closed-count", closed.length ? `(${closed.length})` : "(none)");
   if (had !== document.body) keepFocus(had);
 }
@@ -33,7 +35,7 @@ export function standing(now, act) {
 function sums(now, open) {
   const { asset } = now;
   const escrow = sum(open.map((job) => less(job.deposit, job.settled, asset.decimals)), asset.decimals);
-  put(document, "#paying", `pays ${now.host_url} from ${now.payer}`);
+  put(document, "#paying", `pays ${paid(now.hosts)} from ${now.payer}`);
   put(document, "#wallet", shown(now.wallet, asset));
   put(document, "#escrow", shown(escrow, asset));
   put(document, "#refundable", shown(sum(open.map((job) => job.refundable), asset.decimals), asset));
@@ -41,6 +43,23 @@ function sums(now, open) {
   put(document, "#room", shown(now.room, asset));
   view.kept.hidden = now.kept === "0";
   put(view.kept, "span", `${shown(now.kept, asset)} came back and wait in the contract.`);
+}
+
+/** Who is paid: where a job is in use, or else who may be. */
+function paid(hosts) {
+  const asked = hosts.filter((host) => host.asked);
+  if (asked.length) return asked.map((host) => host.url).join(" and ");
+  return hosts.length === 1 ? hosts[0].url : `one of ${hosts.length} hosts that are known`;
+}
+
+/** The hosts, each with the payer's own record of it. */
+function hosts(all) {
+  view.hosts.replaceChildren(...all.map((host) => {
+    const row = document.createElement("li");
+    row.append(cell("b", host.url || host.host), " ", cell("span", host.trouble || host.record));
+    row.dataset.aside = host.aside;
+    return row;
+  }));
 }
 
 /** One row for each job; a row that is there stays, with what has the focus in it. */
@@ -101,13 +120,15 @@ const SAID = {
   overcount: (it) => [`the host counted ${it.counted} ${it.what.replace("_", " ")}, signed ${it.signed}`],
   stopped: (it) => [`stopped: ${it.reason}`],
   completed: (it) => ["completed; came back", it.refund],
+  host_chosen: (it) => [`is asked for ${it.model} from now on: ${it.why}`],
+  set_aside: (it) => [`is set aside for ${it.seconds} s: ${it.cause}`],
 };
 
 /** Tells an event, newest first; loud ones also to a screen reader. */
 export function happened(event) {
   const [what, amount] = SAID[event.kind](event);
   const row = document.createElement("li");
-  const text = `Job ${event.job_id} ${what}`;
+  const text = `${event.job_id ? `Job ${event.job_id}` : event.url} ${what}`;
   row.append(cell("time", clock(new Date())), cell("span", text), cell("b", amount ? shown(amount, event) : ""));
   view.happened.prepend(row);
   view.nothing.hidden = true;

@@ -86,6 +86,7 @@ async function* chunks(answer) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Problem(chunk.error);
     yield chunk;
+    if (chunk.tally?.error) throw new Problem(chunk.tally.error);
   }
 }
 
