@@ -41,6 +41,7 @@ lint: $(DEV) $(NODE) forge ## formatting, lint, types, compiler warnings, genera
 	cd contracts && forge fmt --check src test symbolic
 	cd contracts && forge build --force
 	.venv/bin/python scripts/abi.py --check
+	.venv/bin/python scripts/natspec.py
 	.venv/bin/python scripts/vectors.py --check
 	.venv/bin/python scripts/errors.py --check
 	.venv/bin/python scripts/settings.py --check

@@ -242,7 +242,7 @@ abstract contract ProofSystem is IProofSystem, EIP712, ReentrancyGuardTransient 
     ) private {
         uint256 owedBefore = prices.owed(tally.promptTokens(), tally.tokens());
         job.tally = tally.withTotals(promptTokens, tokens);
-        // Neither `owed` nor what the host and the treasury have of it can shrink while the totals grow.
+        // Neither `owed` nor what the host and the treasury have of it can shrink while the totals grow: Pricing says why.
         unchecked {
             uint256 fee = Pricing.fee(owed) - Pricing.fee(owedBefore);
             uint256 hostAmount = owed - owedBefore - fee;

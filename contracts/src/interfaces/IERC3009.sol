@@ -6,6 +6,14 @@ pragma solidity ^0.8.34;
 /// kind to the token, so that the payer can be a contract. Circle's USDC has it since its version 2.2.
 interface IERC3009 {
     /// @notice Moves `value` from `from` to the sender, who has to be `to`, if `from` signed that and the nonce is unused.
+    /// @param from Whose money it is, and who has signed.
+    /// @param to Who receives it: the sender.
+    /// @param value How much, in base units of the token.
+    /// @param validAfter Good later than this moment, in Unix seconds.
+    /// @param validBefore Good earlier than this moment, in Unix seconds.
+    /// @param nonce Any 32 bytes that `from` has not authorized with before.
+    /// @param signature Of `from`, over the token's EIP-712 message `ReceiveWithAuthorization` of all the others: 65
+    /// bytes of a key, or what a contract takes by ERC-1271.
     function receiveWithAuthorization(
         address from,
         address to,

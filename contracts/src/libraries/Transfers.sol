@@ -19,11 +19,11 @@ library Transfers {
     /// @dev What a receiver or token is given to take a refund.
     uint256 private constant REFUND_GAS = 100_000;
 
-    /// @dev What must be left before a refund: 64/63 of REFUND_GAS, 36 600 that a call with value to a new account costs,
-    /// and enough to credit the refund and finish when all of it was used up in vain.
+    /// @dev To be left before a refund: 64/63 of REFUND_GAS, 36 600 for value to a new account, enough to credit it.
     uint256 private constant GAS_BEFORE_REFUND = 180_000;
 
-    /// @dev Takes exactly `amount` from `from`, or reverts.
+    /// @dev Takes exactly `amount` from `from`, or reverts. `from` is always the sender, and both callers are payable.
+    // slither-disable-next-line arbitrary-send-erc20,msg-value-in-nonpayable
     function pull(address asset, address from, uint256 amount) internal {
         uint256 value = asset == ETH ? amount : 0;
         if (msg.value != value) revert IJobMarketplace.WrongValue(value, msg.value);
@@ -55,7 +55,7 @@ library Transfers {
     }
 
     /// @dev Offers `amount` to `to` with bounded gas and takes at most one word of an answer. Never reverts for what the
-    /// other side does; reverts when the caller left too little gas to ask it fairly.
+    /// other side does; reverts when the caller left too little gas to ask it fairly and credit it if that is in vain.
     function offer(address asset, address to, uint256 amount) internal returns (bool taken) {
         uint256 left = gasleft();
         if (left < GAS_BEFORE_REFUND) revert IProofSystem.RefundNeedsGas(left, GAS_BEFORE_REFUND);
