@@ -17,16 +17,15 @@ PACKAGE = ROOT / "src" / "tallystick"
 CONTRACTS = ROOT / "contracts" / "src"
 # From vocabulary to edges to what drives them; what is lower knows nothing of what is higher.
 ORDER = """
-    types errors config
-    keccak pricing meter transcript proof receipt allowance countersign caps admission policy gas fees
-    wire reply
+    types errors config keccak pricing meter transcript proof authorization
+    receipt allowance countersign caps admission policy gas fees wire reply
     engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts roster endpoint endpoints chain sender site
-    account stream work lookout accounts desk claims watcher standby settlement node peer relay metrics server
-    websocket
-    opening frames vocabulary recount tab evidence archive session exchange wallet keystore
+    account stream work lookout accounts desk claims watcher standby settlement sponsor node peer
+    relay metrics server websocket
+    gasless opening frames vocabulary recount tab evidence archive session exchange wallet keystore
     discovery record blame ranking hosts tries
-    spending gateway repeats transport client sync feed happenings overview page proxy
+    spending gateway retries transport client sync feed happenings overview page proxy
     devnet testing mends survey statement prospects reconciliation printout doctor registration
     inspection solvency deployment verification screen demo commands cli
 """.split()

@@ -121,7 +121,7 @@ def test_a_store_from_before_there_were_revisions_goes_on(tmp_path: Path) -> Non
 
 
 def _write_a_job(directory: Path) -> None:
-    """As the program did that knew no revisions: rows as they are today."""
+    """As the program did that knew no revisions: rows as they are today, but for what has come since."""
     row = {column.name: getattr(OPENING, column.name) for column in jobs.columns}
     signed = orjson.dumps(wire.receipt_out(receipt(25)))
     engine = sa.create_engine(f"sqlite:///{directory / 'payer.db'}")
@@ -136,6 +136,7 @@ def _write_a_job(directory: Path) -> None:
                 acknowledged_tokens=25,
             )
         )
+        connection.exec_driver_sql("ALTER TABLE jobs DROP COLUMN good_until")
     engine.dispose()
 
 

@@ -48,6 +48,8 @@ class Offer:
     claim_window_min: int
     """Seconds."""
     limits: Limits = Limits()
+    relay_fee: int = 0
+    """Base units of the deployment's dollar for sending a payer's opening; 0: the host sends none."""
 
     def model(self, name: str | None) -> Model | None:
         """The model of that name; the first one if none is named."""
@@ -83,6 +85,7 @@ class Offer:
             "interval": {"min": INTERVAL_MIN, "max": self.interval_max},
             "claim_window_min": self.claim_window_min,
             "expiry_margin": EXPIRY_MARGIN,
+            "relay_fee": str(self.relay_fee),
         }
 
 

@@ -436,6 +436,13 @@ class HostConfig:
     single ones. An asset without an amount has no limit."""
     exposure_max: Annotated[Amounts, Variable("HOST_EXPOSURE_MAX", _amounts)] = Amounts("10")
     """The most that all jobs together may owe unsigned, likewise."""
+    relay_fee: Annotated[str, Variable("HOST_RELAY_FEE", _amount)] = "0"
+    """What a payer without ETH pays to have its opening sent, in whole units of the deployment's dollar. 0:
+    the host sends nothing for payers."""
+    relay_budget: Annotated[str, Variable("HOST_RELAY_BUDGET", _amount)] = "0.01"
+    """The most ETH that goes into payers' gas on a day (UTC)."""
+    relay_per_payer: Annotated[int, Variable("HOST_RELAY_PER_PAYER", Number(1, 1_000))] = 3
+    """How many openings and top-ups are sent for one payer on a day."""
     early: Annotated[bool, Variable("HOST_EARLY", _switch)] = False
     """Serve a job before it is as deep as that, one interval in all: a reorganisation may take it back."""
     policy: Annotated[Policy | None, Variable("HOST_POLICY", _policy)] = None
@@ -503,6 +510,9 @@ class PayerConfig:
     """The deposit of a new job, in whole units of its asset."""
     asset: Annotated[Address | None, Variable("PAYER_ASSET", checked_address)] = None
     """What new jobs are paid in. Not set: the deployment's dollar token."""
+    relay_fee_max: Annotated[str, Variable("PAYER_RELAY_FEE_MAX", _amount)] = "0.10"
+    """The most that is paid to have an opening sent by its host, for want of ETH, in whole units of the
+    deployment's dollar."""
     interval: Annotated[int, Variable("PAYER_INTERVAL", Number(INTERVAL_MIN, 1_000_000))] = INTERVAL
     """The interval of a new job: tokens that may be delivered beyond the last receipt."""
     ahead: Annotated[int, Variable("PAYER_AHEAD", Number(0, 1_000_000))] = 0

@@ -28,10 +28,20 @@ from web3.types import LogReceipt
 
 from tallystick import errors
 from tallystick.artifacts import artifact
+from tallystick.authorization import Purpose, TopUp, terms_out
 from tallystick.errors import ContractError, Panicked, Reverted, UnknownRevert
 from tallystick.keccak import keccak
 from tallystick.networks import Deployment
-from tallystick.types import ETH, Address, Completion, JobId, Settlement, Terms, Totals
+from tallystick.types import (
+    ETH,
+    Address,
+    Authorization,
+    Completion,
+    JobId,
+    Settlement,
+    Terms,
+    Totals,
+)
 
 # Calls
 
@@ -231,22 +241,6 @@ def _reason(args: Mapping[str, Any]) -> ContractError:
     return decode_revert(args["reason"] + encode(["uint256", "uint256"], [args["first"], args["second"]]))
 
 
-def _terms_out(terms: Terms) -> tuple[Any, ...]:
-    return (
-        terms.host,
-        terms.asset,
-        terms.deposit,
-        terms.prices.per_million,
-        terms.prices.prompt_per_million,
-        terms.signer,
-        terms.max_tokens_per_second,
-        terms.claim_window,
-        terms.expires_at,
-        terms.checkpoint_interval,
-        terms.model_id,
-    )
-
-
 # A job's state
 
 _WORD = 32
@@ -339,11 +333,20 @@ class Contracts:
     def create_job(self, terms: Terms) -> Call:
         """Opens a job; an ERC-20 deposit has to be approved first."""
         value = terms.deposit if terms.asset == ETH else 0
-        return _call(self._marketplace, "createJob", _terms_out(terms), value=value)
+        return _call(self._marketplace, "createJob", terms_out(terms), value=value)
 
     def top_up(self, job_id: JobId, amount: int, asset: Address) -> Call:
         """Adds `amount` to the deposit of a job in `asset`; an ERC-20 has to be approved first."""
         return _call(self._marketplace, "topUp", job_id, amount, value=amount if asset == ETH else 0)
+
+    def authorized(self, purpose: Purpose, auth: Authorization) -> Call:
+        """Opens or tops up a job of `auth.payer`, by anybody: who opens it earns the relay fee."""
+        signed = (auth.payer, auth.valid_after, auth.valid_before, auth.signature)
+        if isinstance(purpose, TopUp):
+            args: tuple[Any, ...] = (purpose.job_id, purpose.amount, purpose.salt, signed)
+            return _call(self._marketplace, "topUpWithAuthorization", *args)
+        args = (terms_out(purpose.terms), purpose.relay_fee, purpose.salt, signed)
+        return _call(self._marketplace, "createJobWithAuthorization", *args)
 
     def approve(self, asset: Address, amount: int) -> Call:
         """Lets the marketplace take `amount` of the sender's ERC-20 `asset`."""

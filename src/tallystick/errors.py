@@ -127,13 +127,16 @@ class LedgerError(TallystickError):
 
 
 class Elsewhere(LedgerError):
-    """Another process of the host owns job `job_id`, and is reached at `address`, for `seconds` or longer."""
+    """Another process of the host owns job `job_id` (None: sends its transactions), and is reached at
+    `address`, for `seconds` or longer.
+    """
 
-    def __init__(self, job_id: int, address: str | None, seconds: float) -> None:
+    def __init__(self, job_id: int | None, address: str | None, seconds: float) -> None:
         self.job_id = job_id
         self.address = address
         self.seconds = seconds
-        super().__init__(f"job {job_id} is served by the process at {address or 'an unknown address'}")
+        what = "the host's key" if job_id is None else f"job {job_id}"
+        super().__init__(f"{what} is in the hands of the process at {address or 'an unknown address'}")
 
 
 class Superseded(LedgerError):
@@ -447,9 +450,9 @@ REFUSALS: dict[str, Row] = {
     ),
     "job_elsewhere": Row(
         503,
-        "Another process of the host serves the job, and does not answer.",
+        "Another process of the host serves the job, or sends its transactions, and does not answer.",
         "host",
-        "Try again after the seconds that `Retry-After` names: another process takes the job over by then.",
+        "Try again after the seconds that `Retry-After` names: another process takes over by then.",
         retry=True,
     ),
     "cap_reached": Row(
@@ -486,6 +489,64 @@ REFUSALS: dict[str, Row] = {
         "What the host counts or holds cannot be signed for.",
         "host",
         "Go no further with this host; no more is paid than what was signed.",
+    ),
+    "not_relayed": Row(
+        403,
+        "This host does not send what a payer has authorized, or not in this asset.",
+        "payer",
+        "Open the job with ETH for gas, or with a host whose quote has a `relay_fee`, in the dollar.",
+    ),
+    "relay_fee_too_low": Row(
+        402,
+        "The authorization leaves the host less than the `relay_fee` of its quote.",
+        "payer",
+        "Sign the `relay_fee` of the host's present quote.",
+    ),
+    "relay_limit": Row(
+        429,
+        "The host has sent as much for this payer on this day as it does.",
+        "payer",
+        "Send it yourself with ETH for gas, or ask again on the next day (UTC).",
+        retry=True,
+    ),
+    "relay_budget_spent": Row(
+        503,
+        "What the host spends on payers' gas on a day is spent.",
+        "host",
+        "Send it yourself with ETH for gas, or ask again on the next day; the host's limit is "
+        "HOST_RELAY_BUDGET.",
+        retry=True,
+    ),
+    "relay_no_gas": Row(
+        503,
+        "The host has no ETH to send transactions with.",
+        "host",
+        "Try again later; the host sends ETH to the address of its key.",
+        retry=True,
+    ),
+    "deposit_too_low": Row(
+        402,
+        "What would be in escrow does not pay for one interval.",
+        "payer",
+        "Deposit more, or name a smaller interval.",
+    ),
+    "authorization_runs_out": Row(
+        402,
+        "The authorization may have run out before it is on the chain.",
+        "payer",
+        "Sign one that is good for some minutes more.",
+    ),
+    "authorization_reverts": Row(
+        422,
+        "The chain does not take what was authorized; nothing was sent.",
+        "payer",
+        "Mend what the detail names (signature, balance, time, terms), and sign with another salt.",
+    ),
+    "top_up_not_earned": Row(
+        402,
+        "The job has not earned its host yet what sending a top-up costs.",
+        "payer",
+        "Use what is in the job first, or top it up with ETH for gas.",
     ),
     "job_in_use": Row(
         400,

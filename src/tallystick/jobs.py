@@ -14,7 +14,7 @@ import aiohttp
 from tallystick import archive, discovery, proof, ranking, wallet
 from tallystick.chain import Chain
 from tallystick.config import BEARER_MAX
-from tallystick.contracts import CompletionRequested, ToppedUp
+from tallystick.contracts import CompletionRequested
 from tallystick.discovery import Offer
 from tallystick.errors import ConfigError, SessionError
 from tallystick.record import Record
@@ -70,14 +70,13 @@ async def top_up(number: int, amount: str) -> dict[str, Any]:
         job = await purse.job(JobId(number))
         if job.status is JobStatus.CLOSED:
             raise SessionError(f"job {number} is closed: open another with `tally job open`")
-        result = await purse.top_up(job, purse.units(amount, job.asset, "AMOUNT"))
-        topped = next(event for event in result.events if isinstance(event, ToppedUp))
+        topped = await purse.top_up(job, purse.units(amount, job.asset, "AMOUNT"))
         return {
             "job_id": number,
             "asset": job.asset,
             "amount": topped.amount,
             "deposit": topped.deposit,
-            "tx": result.hash,
+            "tx": topped.tx,
         }
 
 

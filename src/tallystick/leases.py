@@ -152,8 +152,13 @@ def led(connection: Connection, address: Address, process: str) -> int | None:
 
 def is_led_by_other(connection: Connection, address: Address, process: str) -> bool:
     """True if there is no use in trying to take a key."""
+    return led_elsewhere(connection, address, process) is not None
+
+
+def led_elsewhere(connection: Connection, address: Address, process: str) -> Owner | None:
+    """The other process that sends for a key."""
     row = connection.execute(_SENDER, {"of": address}).mappings().first()
-    return row is not None and other(connection, row["owner"], process) is not None
+    return None if row is None else other(connection, row["owner"], process)
 
 
 def check_sender(connection: Connection, address: Address, hold: Hold) -> None:

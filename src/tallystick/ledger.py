@@ -31,7 +31,7 @@ from tallystick.errors import LedgerError
 from tallystick.heartbeat import Heartbeat
 from tallystick.leases import Hold, Owner
 from tallystick.rows import Arrived, DueRow, Outstanding
-from tallystick.tables import Attempt, Cursor, Draft, JobRow, State, Transaction, UnderWay
+from tallystick.tables import Attempt, Cursor, Draft, JobRow, Sent, State, Transaction, UnderWay
 from tallystick.types import Address, Completion, Job, JobId, Receipt, RequestId, Settlement, Totals
 from tallystick.writer import Writer
 
@@ -426,6 +426,28 @@ class Ledger:
             settlements,
             completions,
         )
+
+    # What is sent for payers
+
+    async def errand(self, payer: Address, nonce: bytes) -> Sent | None:
+        """What was sent with an authorization of a payer's; None: nothing was."""
+        return await self._read(outbox.errand, payer, nonce)
+
+    async def errands_since(self, at: int) -> list[Sent]:
+        """All that was sent for payers from a moment of the chain's clock on, oldest first."""
+        return await self._read(outbox.errands_since, at)
+
+    async def errands_of(self, job_id: JobId) -> list[Sent]:
+        """The top-ups of a job that were sent for its payer, oldest first."""
+        return await self._read(outbox.errands_of, job_id)
+
+    async def errand_cost(self, sent: Sent, wei: int) -> None:
+        """What an errand has cost, by its receipt."""
+        await self._write(outbox.cost, sent.transaction.id, wei)
+
+    async def sender_elsewhere(self, address: Address) -> Owner | None:
+        """The other process that sends for a key now."""
+        return await self._read(leases.led_elsewhere, address, self.process)
 
     async def take_back(self, transaction: Transaction) -> Transaction:
         """Its receipt is gone: it is in flight again, and what it did is undone."""

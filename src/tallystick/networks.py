@@ -54,6 +54,11 @@ class Deployment:
         return self.chain_id == DEVNET
 
     @property
+    def dollar(self) -> Address:
+        """The first asset that is not ETH."""
+        return next(asset for asset in self.assets if asset != ETH)
+
+    @property
     def depth(self) -> int:
         """How far behind the latest block to read, so that what is read has its confirmations."""
         return self.confirmations - 1

@@ -34,6 +34,7 @@ from tallystick.pricing import to_units
 from tallystick.quote import FILE, Promises, digest
 from tallystick.sender import Sender
 from tallystick.settlement import Settlement
+from tallystick.sponsor import Allowance, Sponsor
 from tallystick.types import ETH, Address, Completion, JobId, Model, Prices, Totals
 from tallystick.types import Settlement as Settled
 
@@ -101,6 +102,8 @@ class Node:
         self._engine = engine
         self.sender: Sender | None = None
         """What settles; None: nothing is settled."""
+        self.sponsor: Sponsor | None = None
+        """What sends for payers; None: nothing is sent."""
         self._settlement: Settlement | None = None
         self._watchers: defaultdict[JobId, set[Watcher]] = defaultdict(set)
         self._events: defaultdict[tuple[JobId, str], list[Settled | Completion]] = defaultdict(list)
@@ -175,7 +178,6 @@ class Node:
             "confirmations": self.chain.deployment.confirmations,
             "receipt_timeout": self.config.receipt_timeout,
             "grace": self.config.grace,
-            "relay_fee": "0",
             "valid_until": await self.promises.extend(int(self.lookout.clock())),
             "paid": self._settlement is not None,
             "version": __version__,
@@ -240,6 +242,9 @@ class Node:
         if self.config.host_private_key is None:
             return
         sender = self.sender = Sender(self.chain, self.ledger, self.config.host_private_key.reveal())
+        allowance = Allowance(to_units(self.config.relay_budget, 18), self.config.relay_per_payer)
+        parts = (self.chain, self.ledger, sender, self.lookout, self.promises)
+        self.sponsor = Sponsor(*parts, allowance)
         thrift = thrift_of(self.config, self.chain.deployment)
         self._settlement = Settlement(
             self.ledger, self.chain, sender, drain=self.desk.accounts.drain, thrift=thrift
@@ -358,7 +363,7 @@ def _ledger(config: HostConfig) -> Ledger:
 
 def offer_of(config: HostConfig, deployment: Deployment, models: list[str]) -> Offer:
     """What a config comes to on one chain. ConfigError for assets and prices that make no sense there."""
-    priced = config.assets or (AssetPrice(next(address for address in deployment.assets if address != ETH)),)
+    priced = config.assets or (AssetPrice(deployment.dollar),)
     prices = dict(_prices(config, deployment, entry) for entry in priced)
     return Offer(
         domain=proof.Domain(deployment.chain_id, deployment.marketplace),
@@ -371,7 +376,21 @@ def offer_of(config: HostConfig, deployment: Deployment, models: list[str]) -> O
             _in_units(config.exposure_per_payer, "HOST_EXPOSURE_PER_PAYER", deployment),
             _in_units(config.exposure_max, "HOST_EXPOSURE_MAX", deployment),
         ),
+        relay_fee=_relay_fee(config, deployment, prices) if config.host_private_key else 0,
     )
+
+
+def _relay_fee(config: HostConfig, deployment: Deployment, prices: dict[Address, Prices]) -> int:
+    """In base units of the deployment's dollar."""
+    dollar = deployment.dollar
+    try:
+        relay_fee = to_units(config.relay_fee, deployment.assets[dollar].decimals)
+    except ValueError as error:
+        raise ConfigError(f"HOST_RELAY_FEE cannot be set: {error}") from error
+    if relay_fee and dollar not in prices:
+        symbol = deployment.assets[dollar].symbol
+        raise ConfigError(f"HOST_RELAY_FEE is in {symbol}, which HOST_ASSETS leaves out")
+    return relay_fee
 
 
 def policy_of(config: HostConfig, deployment: Deployment) -> Policy:

@@ -18,17 +18,28 @@ import msgspec
 from tallystick import __version__, wire
 from tallystick.errors import REFUSALS
 from tallystick.proof import MAX_JOB_ID
+from tallystick.tables import State
 
 Schema = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
-_FORMS = {"ChatRequest": wire.Chat, "TextRequest": wire.Text, "Receipt": wire.ReceiptForm}
+_FORMS = {
+    "ChatRequest": wire.Chat,
+    "TextRequest": wire.Text,
+    "Receipt": wire.ReceiptForm,
+    "Opening": wire.OpeningForm,
+    "TopUp": wire.TopUpForm,
+}
 _IN_PROMPT = ("ChatRequest", "TextRequest", "_Message", "_TextPart", "_RefusalPart")
 _BODY = ("invalid_request", "too_large")
 _ASKED = ("access_missing", "tls_required", "access_malformed", "access_expired", "host_not_set_up")
 _CHAIN = ("chain_unavailable", "ledger_unavailable", "job_elsewhere", "node_failed")
 _OWNED = ("job_unknown", "job_unconfirmed", "job_of_another_host", "access_forged", "job_mismatch")
 _RECEIPT = ("receipt_out_of_order", "receipt_mismatch", "receipt_forged", "receipt_not_needed")
+_RELAYED = (
+    *("not_relayed", "relay_limit", "relay_budget_spent", "relay_no_gas", "deposit_too_low"),
+    *("authorization_runs_out", "authorization_reverts", "host_not_set_up"),
+)
 _SERVED = (
     *("job_closed", "job_completing", "job_ended", "signer_reused"),
     *("asset_not_accepted", "model_unknown", "model_mismatch", "price_too_low", "interval_too_large"),
@@ -195,6 +206,12 @@ def _answers() -> dict[str, Schema]:
             settled=_TOTALS,
             receipt=_or_null(_ref("Receipt")),
         ),
+        "Sent": _object(
+            "tx state job_id",
+            tx={"type": "string", "pattern": "^0x[0-9a-f]{64}$"},
+            state={"enum": [*State]},
+            job_id=_or_null(_COUNT),
+        ),
         "Alive": _object("status", status={"const": "alive"}),
         "Ready": _object(
             "ready reasons engines",
@@ -329,6 +346,31 @@ OPERATIONS = (
             *(*_BODY, *_OWNED, *_RECEIPT, *_CHAIN),
         ),
         body=_COMPLETE,
+        parameters=(_JOB,),
+    ),
+    Operation(
+        *("post", "/v1/jobs", "A job opened for a payer, who has authorized it.", _ref("Sent"), 202),
+        refusals=(
+            *("job_of_another_host", "signer_reused", "asset_not_accepted", "model_mismatch"),
+            *("model_unknown", "price_too_low", "interval_too_large", "interval_too_small"),
+            "claim_window_too_short",
+            *("expiry_too_near", "relay_fee_too_low", *_RELAYED, *_BODY, *_CHAIN),
+        ),
+        body=_ref("Opening"),
+    ),
+    Operation(
+        *(
+            "post",
+            "/v1/jobs/{job_id}/top-up",
+            "A deposit added to for a payer, who has authorized it.",
+            _ref("Sent"),
+            202,
+        ),
+        refusals=(
+            *("not_found", "job_unknown", "job_of_another_host", "job_closed", "job_completing"),
+            *("top_up_not_earned", *_RELAYED, *_BODY, *_CHAIN),
+        ),
+        body=_ref("TopUp"),
         parameters=(_JOB,),
     ),
     Operation("get", "/healthz", "Alive.", _ref("Alive")),

@@ -8,7 +8,7 @@ What a job costs and what is at risk is known before anything is sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +18,9 @@ import msgspec
 import orjson
 from eth_utils.address import to_checksum_address
 
-from tallystick import pricing, proof
+from tallystick import gasless, pricing, proof
 from tallystick.addresses import is_private
+from tallystick.authorization import Consent, Opening, new_salt
 from tallystick.caps import Stake
 from tallystick.chain import Chain
 from tallystick.config import CLAIM_WINDOW, LIFETIME, http_url
@@ -28,7 +29,7 @@ from tallystick.errors import ContractError, ReceiptError, SessionError
 from tallystick.networks import Deployment
 from tallystick.quote import digest
 from tallystick.store import Store, StoredJob
-from tallystick.types import ETH, ZERO_HASH, Address, Job, JobId, Prices, Terms
+from tallystick.types import ZERO_HASH, Address, Job, JobId, Prices, Terms
 
 ATTESTED_LIFETIME = 3_600
 """Seconds, for a host-attested job: idle, it is worth rate times time to its host."""
@@ -40,6 +41,8 @@ UNPAID = (
     "has no key to be paid with: its quote is unsigned and binds nobody, and it settles nothing; the deposit "
     "comes back whole, but only by `tally job complete JOB --on-chain` and, later, `tally job reclaim JOB`"
 )
+Show = Callable[[Consent[Opening]], object]
+"""Is told what the payer's wallet is about to sign."""
 _PORTS = {"http": 80, "https": 443}
 _MEND = "choose another host (`tally hosts`), or ask this one's operator."
 
@@ -59,6 +62,8 @@ class Quote:
     """Where the host says that payers reach it."""
     valid_until: int
     """In seconds of the chain's clock."""
+    relay_fee: int = 0
+    """Base units of the deployment's dollar for sending an opening in it; 0: the host sends none."""
     paid: bool = True
     """False: the host has no key, so the quote is unsigned and binds nobody, nothing will be settled, and all
     comes back after the claim window.
@@ -133,6 +138,7 @@ class _QuoteForm(msgspec.Struct):
     endpoint: str
     valid_until: int
     signature: str | None
+    relay_fee: str = "0"
     paid: bool = True
 
 
@@ -168,6 +174,7 @@ def _quote_in(form: _QuoteForm) -> Quote:
         claim_window_min=form.claim_window_min,
         endpoint=http_url(form.endpoint),
         valid_until=form.valid_until,
+        relay_fee=int(form.relay_fee),
         paid=form.paid,
     )
 
@@ -213,6 +220,10 @@ class Wishes:
     """Above 0: a host-attested job. No receipt is asked for: the host's word is paid, up to this rate."""
     max_price: int | None = None
     """Base units per million tokens of either kind that the payer is ready to pay; None: what is asked."""
+    gasless: bool = False
+    """Have the host send the opening in any case; otherwise it does where there is too little ETH for gas."""
+    max_relay_fee: int | None = None
+    """Base units of the deposit that the host may get for that; None: what is asked."""
 
 
 def terms_for(
@@ -223,7 +234,7 @@ def terms_for(
     """
     check_holds(quote, deployment, now)
     model = wishes.model or next(iter(quote.models), "")
-    asset = wishes.asset if wishes.asset is not None else dollar(deployment)
+    asset = wishes.asset if wishes.asset is not None else deployment.dollar
     prices = quote.prices(model, asset)
     asked = max(prices.per_million, prices.prompt_per_million)
     if wishes.max_price is not None and asked > wishes.max_price:
@@ -246,11 +257,6 @@ def terms_for(
         checkpoint_interval=wishes.interval,
         model_id=proof.model_id(model) if wishes.model else ZERO_HASH,
     )
-
-
-def dollar(deployment: Deployment) -> Address:
-    """The deployment's dollar: its first asset that is not ETH."""
-    return next(asset for asset in deployment.assets if asset != ETH)
 
 
 def check_holds(quote: Quote, deployment: Deployment, now: int) -> None:
@@ -299,17 +305,22 @@ async def open_job(
     quote: Quote | None = None,
     *,
     day: str | None = None,
+    show: Show | None = None,
 ) -> tuple[StoredJob, Job]:
     """Opens a job: the session key is in the store before the money moves.
 
-    `day`: of whose allowance the deposit is; it is staked together with the key (see caps.Stake).
-    SessionError where host and payer do not meet, ContractError if the chain refuses (no balance, host not
-    registered).
+    A payer without ETH for gas authorizes its host to, where its quote has a relay fee; `show` is told
+    before anything is signed for that. `day`: of whose allowance the deposit is; it is staked together with
+    the key (see caps.Stake). SessionError where host and payer do not meet, ContractError if the chain
+    refuses (no balance, host not registered).
     """
     quote = quote or await fetch_quote(host_url)
     key = proof.new_key()
     now = (await chain.block()).timestamp
     model, terms = terms_for(quote, wishes, chain.deployment, proof.address(key), now)
+    agreed = await _authorizing(chain, proof.address(payer_key), quote, wishes, terms)
+    if agreed is not None and show is not None:
+        show(agreed)
     stored = StoredJob(
         terms.signer,
         key,
@@ -320,15 +331,58 @@ async def open_job(
         model,
         None,
         False,
+        agreed.valid_before if agreed is not None else None,
     )
-    stake = Stake(terms.signer, terms.asset, day, 0, terms.deposit) if day is not None else None
+    fee = agreed.purpose.relay_fee if agreed is not None else 0
+    # The fee is spent when the job begins, and nothing of it is the job's.
+    stake = Stake(terms.signer, terms.asset, day, -fee, terms.deposit - fee) if day is not None else None
     await asyncio.to_thread(store.opening, stored, stake)
     try:
-        job_id = await _pay_in(chain, payer_key, terms)
+        if agreed is not None:
+            job_id = (await gasless.open_job(chain, host_url, quote.host, agreed, payer_key)).job_id
+        else:
+            job_id = await _pay_in(chain, payer_key, terms)
     except ContractError:
         await asyncio.to_thread(store.unstake, stored.signer)
         raise
     return await _opened(chain, store, stored, job_id)
+
+
+async def _authorizing(
+    chain: Chain, payer: Address, quote: Quote, wishes: Wishes, terms: Terms
+) -> Consent[Opening] | None:
+    """What the payer is to sign so that the host sends the opening; None: the payer sends it itself.
+
+    SessionError for a payer that can do neither.
+    """
+    if not wishes.gasless and not await gasless.is_short(chain, payer):
+        return None
+    obstacle = _obstacle(quote, wishes, terms, chain.deployment)
+    if obstacle is None:
+        opening = Opening(terms, quote.relay_fee, new_salt())
+        return await gasless.consent(chain, payer, opening)
+    if wishes.gasless:
+        raise SessionError(f"the host cannot be asked to send the opening: {obstacle}")
+    if await chain.eth_balance(payer) == 0:
+        where = f"chain {chain.deployment.chain_id}"
+        raise SessionError(
+            f"{payer} has no ETH for gas on {where}, and the host does not open the job for it: {obstacle}. "
+            "Send it some ETH, or choose a host that does"
+        )
+    return None
+
+
+def _obstacle(quote: Quote, wishes: Wishes, terms: Terms, deployment: Deployment) -> str | None:
+    """Why the host does not send an opening on these terms."""
+    symbol = deployment.assets[deployment.dollar].symbol
+    if not quote.relay_fee:
+        return "its quote has no relay_fee"
+    if terms.asset != deployment.dollar:
+        return f"it does so for {symbol} alone"
+    if wishes.max_relay_fee is not None and quote.relay_fee > wishes.max_relay_fee:
+        most = wishes.max_relay_fee
+        return f"it asks {quote.relay_fee} base units, above the {most} of PAYER_RELAY_FEE_MAX"
+    return None
 
 
 async def _pay_in(chain: Chain, payer_key: bytes, terms: Terms) -> JobId:
@@ -340,13 +394,19 @@ async def find_openings(chain: Chain, store: Store) -> list[Job]:
     """Finds jobs whose key was written and whose id was not: the payer was stopped in between. Writes their
     ids.
 
-    An opening that never reached the chain stays as it is: its key is worth nothing.
+    An opening that never reached the chain stays as it is: its key is worth nothing. One whose authorization
+    has run out never will, and is over.
     """
     found = []
     for stored in store.openings(chain.deployment.chain_id, chain.deployment.marketplace):
+        latest = await chain.block_number()
+        past = (await chain.block(max(0, latest - chain.deployment.depth))).timestamp
         created = await chain.jobs(payer=stored.payer)
         ids = [event.job_id for event in created if event.signer == stored.signer]
         found += [(await _opened(chain, store, stored, job_id))[1] for job_id in ids]
+        if not ids and stored.good_until is not None and past >= stored.good_until:
+            await asyncio.to_thread(store.unstake, stored.signer)
+            await asyncio.to_thread(store.end, stored.signer)
     return found
 
 

@@ -20,6 +20,8 @@ from tallystick.tables import (
     Attempt,
     Carried,
     Draft,
+    Errand,
+    Sent,
     State,
     Transaction,
     UnderWay,
@@ -27,6 +29,7 @@ from tallystick.tables import (
     attempt_out,
     attempts,
     claims,
+    errands,
     transactions,
 )
 from tallystick.types import Address, Completion, JobId, Settlement, Totals
@@ -66,6 +69,34 @@ def at_nonces(connection: Connection, sender: Address, nonces: range) -> list[Tr
     """The transactions of a key with these nonces, by nonce."""
     within = and_(transactions.c.nonce >= nonces.start, transactions.c.nonce < nonces.stop)
     return _find(connection, and_(transactions.c.sender == sender, within))
+
+
+def errand(connection: Connection, payer: Address, nonce: bytes) -> Sent | None:
+    """What was sent with an authorization of a payer's; None: nothing was."""
+    found = _sent(connection, and_(errands.c.payer == payer, errands.c.nonce == nonce))
+    return found[0] if found else None
+
+
+def errands_since(connection: Connection, at: int) -> list[Sent]:
+    """All that was sent for payers from a moment of the chain's clock on, oldest first."""
+    return _sent(connection, errands.c.at >= at)
+
+
+def errands_of(connection: Connection, job_id: JobId) -> list[Sent]:
+    """The top-ups of a job that were sent for its payer, oldest first."""
+    return _sent(connection, errands.c.job_id == job_id)
+
+
+def _sent(connection: Connection, condition: ColumnElement[bool]) -> list[Sent]:
+    query = select(errands).where(condition).order_by(errands.c.transaction_id)
+    return [
+        Sent(_errand_in(row), _one(connection, row["transaction_id"]), row["cost"])
+        for row in connection.execute(query).mappings().all()
+    ]
+
+
+def _errand_in(row: RowMapping) -> Errand:
+    return Errand(Address(row["payer"]), row["nonce"], row["at"], row["job_id"])
 
 
 def _one(connection: Connection, id_: int) -> Transaction:
@@ -127,7 +158,19 @@ def save(connection: Connection, hold: Hold, draft: Draft, attempt: Attempt) -> 
     connection.execute(insert(attempts), attempt_out(id_, 0, attempt))
     if draft.carried:
         connection.execute(insert(claims), [_claim_out(id_, carried) for carried in draft.carried])
+    if draft.errand is not None:
+        connection.execute(insert(errands), _errand_out(id_, draft.errand))
     return _one(connection, id_)
+
+
+def _errand_out(transaction_id: int, errand: Errand) -> dict[str, Any]:
+    return {
+        "transaction_id": transaction_id,
+        "payer": errand.payer,
+        "nonce": errand.nonce,
+        "job_id": errand.job_id,
+        "at": errand.at,
+    }
 
 
 def _claim_out(transaction_id: int, carried: Carried) -> dict[str, Any]:
@@ -202,6 +245,11 @@ def finish(
     for completion in completions:
         rows.closed(connection, completion, hold.process)
     return _one(connection, transaction.id)
+
+
+def cost(connection: Connection, transaction_id: int, wei: int) -> None:
+    """What an errand has cost, by its receipt."""
+    connection.execute(update(errands).where(errands.c.transaction_id == transaction_id), {"cost": wei})
 
 
 def take_back(connection: Connection, hold: Hold, transaction: Transaction) -> Transaction:

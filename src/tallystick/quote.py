@@ -81,6 +81,7 @@ class _Promise(msgspec.Struct):
     interval_max: int
     claim_window_min: int
     valid_until: int
+    relay_fee: str = "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,14 @@ def _promise_in(entry: _Promise, offer: Offer) -> Promise:
     """Of models that are served no more nothing can be kept."""
     models = tuple(_model_in(model) for model in entry.models if offer.model(model.name) is not None)
     interval_max, claim_window_min = entry.interval_max, entry.claim_window_min
-    past = replace(offer, models=models, interval_max=interval_max, claim_window_min=claim_window_min)
+    past = replace(
+        offer,
+        models=models,
+        interval_max=interval_max,
+        claim_window_min=claim_window_min,
+        # What a host that sends nothing any more has promised, it cannot keep.
+        relay_fee=int(entry.relay_fee) if offer.relay_fee else 0,
+    )
     return Promise(past, entry.valid_until)
 
 

@@ -123,6 +123,9 @@ async def until_lost(ledger: Ledger, owner: Elsewhere) -> None:
     while True:
         await asyncio.sleep(LOOK_EVERY)
         with suppress(LedgerError):
+            # What is asked of the key's process is short: it is not waited for longer than this.
+            if owner.job_id is None:
+                return
             found = await ledger.served_elsewhere(JobId(owner.job_id))
             if found is None or found.address != owner.address:
                 return
@@ -176,6 +179,7 @@ class Uplinks:
                 raise owner
             if owner.address not in self._sockets:
                 self._sockets[owner.address] = await self._connect(owner, owner.address)
+            assert owner.job_id is not None
             self.jobs.add(JobId(owner.job_id))
             return self._sockets[owner.address]
 

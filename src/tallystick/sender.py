@@ -37,7 +37,7 @@ from tallystick.fees import (
     read_answer,
 )
 from tallystick.ledger import Ledger
-from tallystick.tables import Attempt, Carried, Draft, State, Transaction
+from tallystick.tables import Attempt, Carried, Draft, Errand, State, Transaction
 from tallystick.types import Address, Completion, Settlement
 
 POLL = 1.0
@@ -165,12 +165,19 @@ class Sender:
         self._woken.set()
 
     async def submit(
-        self, call: Call, purpose: str, carried: Sequence[Carried] = (), *, gas: int = 0
+        self,
+        call: Call,
+        purpose: str,
+        carried: Sequence[Carried] = (),
+        *,
+        gas: int = 0,
+        errand: Errand | None = None,
     ) -> Transaction:
         """Signs, saves and sends a transaction; returns it once it is saved, whether or not it was taken.
 
-        `carried`: what it claims for which jobs. `gas`: its limit, where what it may need is known. Raises
-        the ContractError that the call would meet, and LedgerError while another process sends for the key.
+        `carried`: what it claims for which jobs. `gas`: its limit, where what it may need is known. `errand`:
+        for which payer it is, who is sent nothing else with the same nonce. Raises the ContractError that the
+        call would meet, and LedgerError while another process sends for the key.
         """
         async with self._turn:
             await self._lead()
@@ -180,9 +187,9 @@ class Sender:
                 await self._step()
             estimate = await self._chain.estimate_gas(call, self.address)
             nonce = max(await self._ledger.next_nonce(self.address), await self._chain.nonce(self.address))
-            # A quarter more: what is done may cost what it does not now.
-            limit = gas if gas >= estimate else estimate + estimate // 4
-            draft = Draft(self.address, nonce, purpose, call.to, call.data, call.value, limit, tuple(carried))
+            limit = gas if gas >= estimate else limit_of(estimate)
+            what = (call.to, call.data, call.value, limit, tuple(carried), errand)
+            draft = Draft(self.address, nonce, purpose, *what)
             transaction = await self._save(draft)
             self.poke()
             return await self._broadcast(transaction)
@@ -464,6 +471,11 @@ class Sender:
         elif self._trouble and not trouble:
             log.info("sender.recovered")
         self._trouble = trouble
+
+
+def limit_of(estimate: int) -> int:
+    """Gas for what is estimated to need so much: a quarter more, as it may cost what it does not now."""
+    return estimate + estimate // 4
 
 
 def _seen_at(transactions: Iterable[Transaction]) -> int:

@@ -3,6 +3,7 @@
     POST /v1/chat/completions     GET /v1/models             GET  /v1/jobs/{id}              GET /healthz
     POST /v1/completions          GET /v1/models/{model}     POST /v1/jobs/{id}/receipts     GET /readyz
     GET  /v1/session (WebSocket)  GET /v1/host               POST /v1/jobs/{id}/complete     GET /metrics
+                                  POST /v1/jobs              POST /v1/jobs/{id}/top-up
 
 Replies are completions.py's and websocket.py's; all else is here, in one piece. Decides nothing.
 """
@@ -37,6 +38,7 @@ from tallystick.peer import BODY, PeerGone, access_of, from_here, read_body
 from tallystick.proof import MAX_JOB_ID
 from tallystick.relay import Relay, was_passed_on
 from tallystick.replay import Replays
+from tallystick.sponsor import Sponsor
 from tallystick.types import JobId
 from tallystick.websocket import Sessions, refuse_upgrade
 
@@ -61,9 +63,11 @@ def app(node: Node) -> Starlette:
             Route("/v1/models", routes.models),
             Route("/v1/models/{model:path}", routes.model),
             Route("/v1/host", routes.host),
+            Route("/v1/jobs", routes.open, methods=["POST"]),
             Route("/v1/jobs/{job_id}", routes.job),
             Route("/v1/jobs/{job_id}/receipts", routes.receipts, methods=["POST"]),
             Route("/v1/jobs/{job_id}/complete", routes.complete, methods=["POST"]),
+            Route("/v1/jobs/{job_id}/top-up", routes.top_up, methods=["POST"]),
             Route("/healthz", routes.healthz),
             Route("/readyz", routes.readyz),
             Route("/metrics", routes.metrics),
@@ -124,6 +128,22 @@ class Routes:
         if receipt is not None:
             _same_job(job_id, receipt.job_id)
         return _json(await self._node.desk.end(job_id, receipt, end), status=202)
+
+    async def open(self, request: Request) -> Response:
+        body = await read_body(request.scope, request.receive)
+        return _json(await self._sponsor.open(*wire.opening_in(wire.parse(body))), status=202)
+
+    async def top_up(self, request: Request) -> Response:
+        job_id = _job_in_path(request)
+        body = await read_body(request.scope, request.receive)
+        sent = await self._sponsor.top_up(job_id, *wire.top_up_in(wire.parse(body)))
+        return _json(sent, status=202)
+
+    @property
+    def _sponsor(self) -> Sponsor:
+        if self._node.sponsor is None:
+            raise Refusal("not_relayed")
+        return self._node.sponsor
 
     async def pass_on(self, request: Request, error: Exception) -> Response:
         """Has the process answer that serves the job; one that was asked by another process refuses."""

@@ -24,6 +24,7 @@ import structlog
 
 from tallystick import caps as rules
 from tallystick import opening, proof, ranking
+from tallystick.authorization import Consent, Opening
 from tallystick.caps import Caps, Purse, Stake
 from tallystick.contracts import CompletionRequested
 from tallystick.errors import PriceRose, Refusal, SessionError, TallystickError
@@ -394,7 +395,8 @@ class Spender:
         url, model = candidate.url, candidate.model
         quote = await self._as_chosen(candidate)
         key = self.wallet.key()
-        await self._check_gas(proof.address(key))
+        if not quote.relay_fee:
+            await self._check_gas(proof.address(key))
         async with self._money:
             day = await self.today()
             most = self.caps.first_deposit(cost, await self.room(day))
@@ -406,7 +408,9 @@ class Spender:
                 max_price=self.caps.max_price(model),
             )
             chain, store = self.wallet.chain, self.wallet.store
-            stored, job = await opening.open_job(chain, store, key, url, wishes, quote, day=day)
+            stored, job = await opening.open_job(
+                chain, store, key, url, wishes, quote, day=day, show=self._tell_authorized
+            )
         log.info("job.opened", job=job.id, host=url, model=model, deposit=self._money_told(deposit))
         ahead, scale = self.wallet.config.ahead, self.wallet.recounts.of(job.host, stored.model)
         used = self._using(Session(chain, store, stored, job, ahead=ahead, scale=scale))
@@ -432,6 +436,11 @@ class Spender:
         if not quote.paid:
             log.warning("host.not_paid", host=quote.host, cause=f"it {opening.UNPAID}")
         return quote
+
+    def _tell_authorized(self, agreed: Consent[Opening]) -> None:
+        """The host sends the opening, for its fee: the payer has too little ETH for gas."""
+        fee, digest = self._money_told(agreed.purpose.relay_fee), f"0x{agreed.digest.hex()}"
+        log.info("job.authorized", host=agreed.purpose.terms.host, relay_fee=fee, digest=digest)
 
     async def _check_gas(self, payer: Address) -> None:
         try:

@@ -27,7 +27,7 @@ from tallystick.record import Came, Record
 from tallystick.types import Ack, Address, JobId, Receipt, Totals
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "payer"
-REVISION = "0003"
+REVISION = "0004"
 """The newest of them: what a store is brought to when it is opened."""
 
 metadata = sa.MetaData()
@@ -44,6 +44,7 @@ jobs = sa.Table(
     sa.Column("model", sa.String, nullable=False),
     sa.Column("job_id", sa.Integer),
     sa.Column("ended", sa.Boolean, nullable=False, default=False),
+    sa.Column("good_until", sa.Integer),
     sa.UniqueConstraint("chain_id", "contract", "job_id"),
 )
 
@@ -101,6 +102,8 @@ class StoredJob:
     model: str
     job_id: JobId | None
     ended: bool
+    good_until: int | None = None
+    """Until when the opening may still come, of the chain's clock, if somebody else was to send it."""
 
 
 @dataclass(frozen=True, slots=True)

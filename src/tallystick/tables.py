@@ -196,6 +196,21 @@ claims = Table(
 )
 
 
+# What the host's key sends for payers: see sponsor.py
+
+errands = Table(
+    "errands",
+    metadata,
+    Column("transaction_id", Serial, ForeignKey("transactions.id"), primary_key=True),
+    Column("payer", String(42), nullable=False),
+    Column("nonce", LargeBinary(32), nullable=False),
+    Column("job_id", BigInteger),
+    Column("at", BigInteger, nullable=False, index=True),
+    Column("cost", Big),
+    UniqueConstraint("payer", "nonce"),
+)
+
+
 # How far the chain's events were read: see watcher.py
 
 cursors = Table(
@@ -335,6 +350,19 @@ class Carried:
 
 
 @dataclass(frozen=True, slots=True)
+class Errand:
+    """What a transaction does for a payer that has authorized it. No other one does the same."""
+
+    payer: Address
+    nonce: bytes
+    """Of the payer's authorization, 32 bytes."""
+    at: int
+    """Seconds of the chain's clock."""
+    job_id: JobId | None = None
+    """The job that is topped up; None: one is opened."""
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A transaction before it is saved. `value` and fees are in wei."""
 
@@ -346,6 +374,8 @@ class Draft:
     value: int
     gas: int
     carried: tuple[Carried, ...] = ()
+    errand: Errand | None = None
+    """Only of one that is to be saved; `Sent` has it afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +397,28 @@ class Transaction:
     @property
     def newest(self) -> Attempt:
         return self.attempts[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An errand, and what became of its transaction."""
+
+    errand: Errand
+    transaction: Transaction
+    cost: int | None
+    """Wei that its receipt says it has cost; None: that was not looked up yet."""
+
+    @property
+    def at_most(self) -> int:
+        """Wei that it has cost, or may cost."""
+        if self.cost is not None:
+            return self.cost
+        return self.transaction.draft.gas * max(each.fees.max_fee for each in self.transaction.attempts)
+
+    @property
+    def tx(self) -> str:
+        """The hash that is in a block, or the newest."""
+        return self.transaction.mined_hash or self.transaction.newest.hash
 
 
 @dataclass(frozen=True, slots=True)

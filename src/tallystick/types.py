@@ -114,6 +114,17 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Authorization:
+    """A payer's EIP-3009 authorization, for whoever brings it to the chain. Times of the chain's clock."""
+
+    payer: Address
+    valid_after: int
+    valid_before: int
+    signature: bytes
+    """65 bytes of a key, or whatever a payer that is a contract takes (ERC-1271)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as the chain tells it, with `interval` and `model_id` from its `JobCreated` event."""
 

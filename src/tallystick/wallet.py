@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from getpass import getpass
 
-from tallystick import archive, opening, pricing, proof
+from tallystick import archive, gasless, opening, pricing, proof
+from tallystick.authorization import Consent, Opening, TopUp, new_salt
 from tallystick.caps import Caps
 from tallystick.chain import Chain, TxResult, deployment_at
 from tallystick.config import PayerConfig, Secret, TokenizerFile, http_url, tokenizer_files
-from tallystick.contracts import Call
+from tallystick.contracts import Call, ToppedUp
 from tallystick.errors import ConfigError, NotYetReclaimable, SessionError
+from tallystick.mends import when
 from tallystick.networks import Asset, Deployment
 from tallystick.opening import Wishes
 from tallystick.pricing import MAX_DEPOSIT, MILLION, from_units, to_units
@@ -52,7 +54,7 @@ class Wallet:
     def asset(self, named: str | None = None) -> Address:
         """The asset of that symbol or address; by default PAYER_ASSET or the deployment's dollar."""
         return (
-            named_asset(self.chain, named) if named else self.config.asset or opening.dollar(self.deployment)
+            named_asset(self.chain, named) if named else self.config.asset or self.deployment.dollar
         )
 
     @property
@@ -65,7 +67,13 @@ class Wallet:
         return self.store.job(self.deployment.chain_id, self.deployment.marketplace, job_id)
 
     def wishes(
-        self, deposit: str | None, model: str | None, *, asset: str | None = None, rate: int = 0
+        self,
+        deposit: str | None,
+        model: str | None,
+        *,
+        asset: str | None = None,
+        rate: int = 0,
+        gasless: bool = False,
     ) -> Wishes:
         """What the settings and a command's options ask of a job. `deposit` in whole units of the asset."""
         paid_in = self.asset(asset)
@@ -78,7 +86,17 @@ class Wallet:
             # An attested job is short by itself: idle, it is worth rate times time to its host.
             lifetime=None if rate else self.config.expiry,
             max_tokens_per_second=rate,
+            gasless=gasless,
+            max_relay_fee=self._max_relay_fee(),
         )
+
+    def _max_relay_fee(self) -> int:
+        """In base units of the deployment's dollar. ConfigError."""
+        try:
+            decimals = asset_at(self.chain, self.deployment.dollar).decimals
+            return to_units(self.config.relay_fee_max, decimals)
+        except ValueError as error:
+            raise ConfigError(f"PAYER_RELAY_FEE_MAX: {error}") from error
 
     def caps(self, deposit: str | None, per_day: str | None, prices: Iterable[str], asset: Address) -> Caps:
         """What may be spent; a day's cap is one deposit where none is named. ConfigError.
@@ -125,25 +143,19 @@ class Wallet:
         return units
 
     async def open(self, host_url: str, wishes: Wishes, say: Say) -> Session:
-        """Opens a job, and says before that what the payer should know of the host.
+        """Opens a job, and says before that what the payer should know of the host, and what it signs for it.
 
-        Raises what `opening.open_job` raises, and SessionError without ETH for gas.
+        Raises what `opening.open_job` raises.
         """
         key = self.key()
-        await self.check_gas(proof.address(key))
         quote = await opening.fetch_quote(host_url)
         if not quote.paid:
             say(f"{host_url} {opening.UNPAID}")
-        return await Session.open(
-            self.chain,
-            self.store,
-            key,
-            host_url,
-            wishes,
-            ahead=self.config.ahead,
-            quote=quote,
-            recounts=self.recounts,
+        _, job = await opening.open_job(
+            *(self.chain, self.store, key, host_url, wishes, quote),
+            show=lambda agreed: say(shown(self.chain, agreed)),
         )
+        return await self.resume(job.id)
 
     async def resume(self, job_id: JobId) -> Session:
         """A session on a job of the store. SessionError if it is not there, or not on this chain."""
@@ -168,11 +180,29 @@ class Wallet:
             )
         return job
 
-    async def top_up(self, job: Job, units: int) -> TxResult:
-        """Adds to a job's deposit."""
+    async def top_up(self, job: Job, units: int) -> ToppedUp:
+        """Adds to a job's deposit; without ETH for gas the job's host is asked to send it.
+
+        Raises what `gasless.top_up` raises where it does, and SessionError where nobody can.
+        """
         key = self.key()
-        await self.check_gas(proof.address(key))
-        return await self.chain.pay_in(self.chain.top_up(job.id, units, job.asset), job.asset, units, key)
+        payer = proof.address(key)
+        if await gasless.is_short(self.chain, payer) and (url := await self._sponsor(job)) is not None:
+            more = TopUp(job.id, job.asset, units, new_salt())
+            agreed = await gasless.consent(self.chain, payer, more)
+            return await gasless.top_up(self.chain, url, job.host, agreed, key)
+        await self.check_gas(payer)
+        call = self.chain.top_up(job.id, units, job.asset)
+        result = await self.chain.pay_in(call, job.asset, units, key)
+        return next(event for event in result.events if isinstance(event, ToppedUp))
+
+    async def _sponsor(self, job: Job) -> str | None:
+        """The URL of the job's host, if it sends what its payers authorize."""
+        stored = self.stored(job.id)
+        if stored is None or job.asset != self.deployment.dollar:
+            return None
+        quote = await opening.fetch_quote(stored.host_url)
+        return stored.host_url if quote.relay_fee and quote.host == job.host else None
 
     async def reclaim(self, job: Job) -> Completion:
         """Takes the rest of a job back.
@@ -229,7 +259,8 @@ class Wallet:
         """SessionError for an account without ETH, which can send no transaction."""
         if await self.chain.eth_balance(payer) == 0:
             raise SessionError(
-                f"{payer} has no ETH for gas on chain {self.deployment.chain_id}: send it some"
+                f"{payer} has no ETH for gas on chain {self.deployment.chain_id}: send it some. What a host "
+                "completes needs none, and `tally job reclaim JOB` works from any account"
             )
 
 
@@ -264,7 +295,7 @@ def _files(config: PayerConfig, named: Sequence[str]) -> list[TokenizerFile]:
 
 def dollar(chain: Chain) -> Address:
     """The deployment's dollar."""
-    return opening.dollar(chain.deployment)
+    return chain.deployment.dollar
 
 
 def named_asset(chain: Chain, named: str) -> Address:
@@ -287,6 +318,38 @@ def money(chain: Chain, asset: Address, units: int) -> str:
     """An amount for people: "1.5 tUSD"."""
     known = asset_at(chain, asset)
     return f"{from_units(units, known.decimals)} {known.symbol}"
+
+
+def shown(chain: Chain, agreed: Consent[Opening]) -> str:
+    """What a payer's wallet is about to sign, for people: the terms, and the hashes that stand for them."""
+    opening, token = agreed.purpose, agreed.token
+    terms, asset = opening.terms, opening.asset
+    deposit, fee, rest, price, prompt_price = (
+        money(chain, asset, units)
+        for units in (
+            *(terms.deposit, opening.relay_fee, terms.deposit - opening.relay_fee),
+            *(terms.prices.per_million, terms.prices.prompt_per_million),
+        )
+    )
+    lines = {
+        "payer": agreed.payer,
+        "pays": f"{deposit}: {rest} into escrow, {fee} to who sends it",
+        "host": terms.host,
+        "price": f"{price} a million tokens, {prompt_price} a million prompt tokens",
+        "session key": terms.signer,
+        "interval": f"{terms.checkpoint_interval} tokens",
+        "claim window": f"{terms.claim_window} s",
+        "ends by itself": when(terms.expires_at),
+        "good until": when(agreed.valid_before),
+        "contract": f"{agreed.domain.contract} on chain {token.chain_id}",
+        "nonce": f"0x{agreed.nonce.hex()} (the hash of these terms)",
+        "signed for": f"{token.name} {token.version} at {token.token}, ReceiveWithAuthorization (EIP-3009)",
+        "domain hash": f"0x{token.separator.hex()}",
+        "message hash": f"0x{agreed.message.hex()}",
+        "digest": f"0x{agreed.digest.hex()}",
+    }
+    told = "\n".join(f"  {name:<15}{value}" for name, value in lines.items())
+    return f"the host opens the job, for {fee} of the deposit; this wallet signs, and sends nothing:\n{told}"
 
 
 def describe(purse: Wallet, job: Job) -> str:

@@ -12,12 +12,25 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import orjson
+from eth_utils.address import to_checksum_address
 
 from tallystick import transcript
+from tallystick.authorization import Opening, TopUp
 from tallystick.errors import Refusal
 from tallystick.pricing import MAX_DEPOSIT, MAX_TOKENS
 from tallystick.proof import MAX_JOB_ID
-from tallystick.types import Ack, JobId, Position, Receipt, RequestId, Totals
+from tallystick.types import (
+    Ack,
+    Address,
+    Authorization,
+    JobId,
+    Position,
+    Prices,
+    Receipt,
+    RequestId,
+    Terms,
+    Totals,
+)
 
 MAX_BODY = 8_000_000
 """Bytes of a request body, of a WebSocket frame, of one server-sent event."""
@@ -43,6 +56,11 @@ _Request = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Hash = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-fA-F]{64}\Z")]
 _Signature = Annotated[str, msgspec.Meta(pattern=SIGNATURE.replace("$", r"\Z"))]
 _Money = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,28})\Z")]
+_Price = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,24})\Z")]
+_Address = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-fA-F]{40}\Z")]
+_Time = Annotated[int, msgspec.Meta(ge=0, le=2**48 - 1)]
+# Of a payer that is a contract it may be of any length (ERC-1271).
+_AnySignature = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-fA-F]{2}){1,4096}\Z")]
 # -1, 0 and null ask for the host's default; below -1 there is nothing to mean.
 _Limit = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
@@ -226,6 +244,122 @@ def ending_in(obj: Any) -> tuple[Receipt | None, bytes | None]:
     if form.end is not None and form.receipt is None:
         return None, _bytes(form.end)
     raise Refusal("invalid_request", "Send either `receipt` or `end`.")
+
+
+# Authorizations: what a payer has signed, for the host to send
+
+
+class AuthorizationForm(msgspec.Struct):
+    """A payer's EIP-3009 authorization as JSON (protocol §7)."""
+
+    payer: _Address
+    valid_after: _Time
+    valid_before: _Time
+    signature: _AnySignature
+
+
+class TermsForm(msgspec.Struct):
+    """A job's terms as JSON (protocol §7)."""
+
+    host: _Address
+    asset: _Address
+    deposit: _Money
+    price_per_million: _Price
+    prompt_price_per_million: _Price
+    signer: _Address
+    max_tokens_per_second: _Time
+    claim_window: _Time
+    expires_at: _Time
+    interval: _Time
+    model_id: _Hash
+
+
+class OpeningForm(msgspec.Struct):
+    """An opening that a payer has authorized, as JSON (protocol §7)."""
+
+    terms: TermsForm
+    relay_fee: _Money
+    salt: _Hash
+    authorization: AuthorizationForm
+
+
+class TopUpForm(msgspec.Struct):
+    """A top-up that a payer has authorized, as JSON (protocol §7)."""
+
+    amount: _Money
+    salt: _Hash
+    authorization: AuthorizationForm
+
+
+def opening_out(opening: Opening, auth: Authorization) -> dict[str, Any]:
+    """An authorized opening as JSON."""
+    terms = opening.terms
+    return {
+        "terms": {
+            "host": terms.host,
+            "asset": terms.asset,
+            "deposit": str(terms.deposit),
+            "price_per_million": str(terms.prices.per_million),
+            "prompt_price_per_million": str(terms.prices.prompt_per_million),
+            "signer": terms.signer,
+            "max_tokens_per_second": terms.max_tokens_per_second,
+            "claim_window": terms.claim_window,
+            "expires_at": terms.expires_at,
+            "interval": terms.checkpoint_interval,
+            "model_id": _hex(terms.model_id),
+        },
+        "relay_fee": str(opening.relay_fee),
+        "salt": _hex(opening.salt),
+        "authorization": _authorization_out(auth),
+    }
+
+
+def opening_in(obj: Any) -> tuple[Opening, Authorization]:
+    """An authorized opening; whether it holds is for others to say. Refusal `invalid_request`."""
+    form = _read(obj, OpeningForm)
+    opening = Opening(_terms(form.terms), int(form.relay_fee), _bytes(form.salt))
+    return opening, _authorization(form.authorization)
+
+
+def top_up_out(top_up: TopUp, auth: Authorization) -> dict[str, Any]:
+    """An authorized top-up as JSON; the path has its job."""
+    amount, salt = str(top_up.amount), _hex(top_up.salt)
+    return {"amount": amount, "salt": salt, "authorization": _authorization_out(auth)}
+
+
+def top_up_in(obj: Any) -> tuple[int, bytes, Authorization]:
+    """Amount, salt and authorization of a top-up. Refusal `invalid_request`."""
+    form = _read(obj, TopUpForm)
+    return int(form.amount), _bytes(form.salt), _authorization(form.authorization)
+
+
+def _authorization_out(auth: Authorization) -> dict[str, Any]:
+    return {
+        "payer": auth.payer,
+        "valid_after": auth.valid_after,
+        "valid_before": auth.valid_before,
+        "signature": _hex(auth.signature),
+    }
+
+
+def _authorization(form: AuthorizationForm) -> Authorization:
+    payer = Address(to_checksum_address(form.payer))
+    return Authorization(payer, form.valid_after, form.valid_before, _bytes(form.signature))
+
+
+def _terms(form: TermsForm) -> Terms:
+    return Terms(
+        host=Address(to_checksum_address(form.host)),
+        asset=Address(to_checksum_address(form.asset)),
+        deposit=int(form.deposit),
+        prices=Prices(int(form.price_per_million), int(form.prompt_price_per_million)),
+        signer=Address(to_checksum_address(form.signer)),
+        max_tokens_per_second=form.max_tokens_per_second,
+        claim_window=form.claim_window,
+        expires_at=form.expires_at,
+        checkpoint_interval=form.interval,
+        model_id=_bytes(form.model_id),
+    )
 
 
 # Tally: the running counts that come with every chunk

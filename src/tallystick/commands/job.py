@@ -40,12 +40,20 @@ def job_open(
             "up to so many tokens a second, for an hour at most.",
         ),
     ] = 0,
+    gasless: Annotated[
+        bool,
+        typer.Option(
+            "--gasless",
+            help="Sign alone, and have the host send it for its relay fee, as it does by itself where the "
+            "account has no ETH for gas.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Open a job with a host: its deposit goes into escrow."""
     from tallystick import jobs
 
-    wishes = {"deposit": deposit, "model": model, "asset": asset, "rate": rate}
+    wishes = {"deposit": deposit, "model": model, "asset": asset, "rate": rate, "gasless": gasless}
     said, opened = asyncio.run(jobs.open_(host, wishes, echo_note))
     if as_json:
         echo_json(opened)
