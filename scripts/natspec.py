@@ -32,7 +32,7 @@ def trees() -> dict[str, Node]:
         "sources": sources,
         "settings": {"outputSelection": {"*": {"": ["ast"]}}},
     }
-    solc = [ROOT / "scripts" / "solc", "--standard-json"]
+    solc = [str(ROOT / "scripts" / "solc"), "--standard-json"]
     answer = json.loads(
         subprocess.run(solc, input=json.dumps(request), capture_output=True, text=True, check=True).stdout
     )

@@ -14,7 +14,16 @@ import {
     RevertingReceiver,
     WillingReceiver
 } from "./mocks/Receivers.sol";
-import {AnsweringToken, GiftToken, HungryToken, ListedToken, SilentToken, TollToken} from "./mocks/Tokens.sol";
+import {TestDollar} from "./mocks/TestDollar.sol";
+import {
+    AnsweringToken,
+    GiftToken,
+    HungryToken,
+    ListedToken,
+    SilentToken,
+    SurchargeToken,
+    TollToken
+} from "./mocks/Tokens.sol";
 import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 
@@ -100,8 +109,27 @@ contract RefundsTest is Fixture {
         vm.assertEq(_refunds(address(receiver), ETH), DEPOSIT);
     }
 
+    function test_ReceiversThatBurnTheirGasCostTheHostUnder160000Each() public {
+        IProofSystem.Checkpoint[] memory rows = new IProofSystem.Checkpoint[](10);
+        for (uint256 i; i < rows.length; ++i) {
+            rows[i] = _row(_openAs(new GasBurningReceiver()), 0, 0, true);
+        }
+        bytes memory data = abi.encodeCall(market.submitCheckpoints, (rows));
+
+        uint256 before = gasleft();
+        vm.prank(host);
+        (bool closed,) = address(market).call(data);
+        uint256 spent = before - gasleft();
+
+        vm.assertTrue(closed);
+        vm.assertLe(rows.length * 100_000, spent);
+        vm.assertLe(spent, rows.length * 160_000);
+        vm.assertEq(market.getJob(rows.length).owed, 0);
+    }
+
     /// @dev Either every receiver has its money, or nothing has happened. In a transaction of its own, with all of it cold.
     /// forge-config: default.isolate = true
+    /// forge-config: deep.isolate = true
     function testFuzz_NoChoiceOfGasStarvesARefund(uint256 gas, uint256 way) public {
         way = _bound(way, 0, 4);
         bytes memory data = _closings(way);
@@ -122,6 +150,7 @@ contract RefundsTest is Fixture {
 
     /// @dev The least gas with which a call succeeds, to which `eth_estimateGas` halves its way.
     /// forge-config: default.isolate = true
+    /// forge-config: deep.isolate = true
     function test_TheGasThatIsEstimatedStarvesNoRefund() public {
         for (uint256 way; way < 5; ++way) {
             uint256 clean = vm.snapshotState();
@@ -364,6 +393,41 @@ contract RefundsTest is Fixture {
         vm.assertEq(dollar.balanceOf(payer) - before, DEPOSIT);
     }
 
+    /// @dev What nothing that comes in can show: the token takes more from the escrow than it delivers.
+    function test_ATokenThatChargesItsSenderIsPaidForByOtherJobsInIt() public {
+        SurchargeToken token = new SurchargeToken();
+        uint256 dollars = _open();
+        (uint256 first, uint256 second) = (_openIn(token), _openIn(token));
+        vm.assertEq(token.balanceOf(address(market)), 2 * DEPOSIT);
+
+        _complete(host, first);
+        vm.assertEq(token.balanceOf(address(market)), DEPOSIT - DEPOSIT / 100);
+
+        _complete(host, second);
+        vm.assertEq(_refunds(payer, address(token)), DEPOSIT);
+        vm.expectPartialRevert(IERC20Errors.ERC20InsufficientBalance.selector);
+        market.withdrawFor(payer, address(token));
+
+        vm.assertEq(dollar.balanceOf(address(market)), DEPOSIT);
+        uint256 before = dollar.balanceOf(payer);
+        _complete(host, dollars);
+        vm.assertEq(dollar.balanceOf(payer) - before, DEPOSIT);
+    }
+
+    /// @dev Whoever brings the missing units gives the others theirs: nothing is lost but what the token took.
+    function test_WhatATokenChargedItsSenderCanBeBroughtByAnybody() public {
+        SurchargeToken token = new SurchargeToken();
+        (uint256 first, uint256 second) = (_openIn(token), _openIn(token));
+        _complete(host, first);
+        _complete(host, second);
+
+        token.mint(address(market), 2 * DEPOSIT / 100);
+        market.withdrawFor(payer, address(token));
+
+        vm.assertEq(_refunds(payer, address(token)), 0);
+        vm.assertEq(token.balanceOf(address(market)), 0);
+    }
+
     // Refunds and payout addresses
 
     function test_ThePayoutAddressHasNoPartInRefunds() public {
@@ -468,6 +532,13 @@ contract RefundsTest is Fixture {
             if (closed) enough = gas;
             else tooLittle = gas;
         }
+    }
+
+    function _openIn(TestDollar token) private returns (uint256) {
+        token.mint(payer, 2 * DEPOSIT);
+        vm.prank(payer);
+        token.approve(address(market), type(uint256).max);
+        return _open(_termsIn(address(token)));
     }
 
     function _termsIn(address asset) private view returns (IJobMarketplace.Terms memory terms) {

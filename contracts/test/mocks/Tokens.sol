@@ -106,6 +106,14 @@ contract TollToken is TestDollar {
     }
 }
 
+/// @dev A token that brings what was asked for, and takes one unit in a hundred more from who sends it.
+contract SurchargeToken is TestDollar {
+    function _update(address from, address to, uint256 amount) internal override {
+        super._update(from, to, amount);
+        if (from != address(0) && to != address(0)) super._update(from, address(0), amount / 100);
+    }
+}
+
 /// @dev A token that pays more than it was asked to.
 contract GiftToken is TestDollar {
     function _update(address from, address to, uint256 amount) internal override {
