@@ -362,15 +362,18 @@ class Socket:
         await asyncio.wait([self._reading])
 
     async def _read(self) -> None:
-        async for message in self._socket:
-            frame = json.loads(message.data)
-            if frame.get("request") in self._frames:
-                self._frames[frame["request"]].put_nowait(frame)
-            elif frame["type"] in ("ack", "error"):
-                self._answers.put_nowait(frame)
+        with suppress(aiohttp.ClientError):  # the socket is closed then
+            async for message in self._socket:
+                self._hand_over(json.loads(message.data))
         self._answers.put_nowait(None)
         for queue in self._frames.values():
             queue.put_nowait(None)
+
+    def _hand_over(self, frame: dict[str, Any]) -> None:
+        if frame.get("request") in self._frames:
+            self._frames[frame["request"]].put_nowait(frame)
+        elif frame["type"] in ("ack", "error"):
+            self._answers.put_nowait(frame)
 
 
 async def _drained(queue: asyncio.Queue[dict[str, Any] | None]) -> AsyncIterator[dict[str, Any]]:
