@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cost import Cost
-from benchmarks.market import DEPOSIT, Market, Opened
+from benchmarks.market import DEPOSIT, UNLIMITED, Market, Opened
 from tallystick import proof
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet, account
@@ -40,6 +40,12 @@ ROWS = 50
 SIZES = (1, 10, ROWS, 100)
 RELAY_FEE = 10_000
 STRANGE_KEY = keccak(b"no job's signer")
+
+LATER = "a later job, larger totals"
+JOBS_BEFORE = 20_000_000
+"""How many jobs there were before a later one, whose number then has four bytes."""
+JOB_COUNT_SLOT = 11
+"""Where `forge inspect JobMarketplace storage-layout` has the number of jobs, in the lowest 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,17 @@ GOALS = {
 Figures = dict[str, dict[str, Cost]]
 """By goal, then by what is different; the goal itself is the one without difference."""
 ITSELF = ""
+WITH_FEE = "with a relay fee"
+
+DEARER = {
+    "receipted_checkpoint": LATER,
+    "batch_row": LATER,
+    "stale_row": LATER,
+    "bad_signature_row": LATER,
+    "close": LATER,
+    "open_eip3009": WITH_FEE,
+}
+"""By goal, the variant that is told against its limit too."""
 
 
 # Measuring
@@ -81,6 +98,8 @@ async def measured(devnet: Devnet) -> dict[str, Any]:
             "open_erc20": await openings(market),
             "open_eip3009": await relayed_openings(market),
         }
+        for goal, cost in (await later(market)).items():
+            figures[goal][LATER] = cost
     return {
         **{goal: figures[goal][ITSELF].gas for goal in GOALS},
         "details": {
@@ -165,9 +184,39 @@ async def relayed_openings(market: Market) -> dict[str, Cost]:
     return {
         ITSELF: await market.relayed(market.relay, 0),
         "with a salt": await market.relayed(market.relay, 0, keccak(b"salt")),
-        "with a relay fee": await market.relayed(market.relay, RELAY_FEE),
+        WITH_FEE: await market.relayed(market.relay, RELAY_FEE),
         "with a relay's first fee in the asset": await market.relayed(account(6), RELAY_FEE),
     }
+
+
+async def later(market: Market) -> dict[str, Cost]:
+    """By goal: jobs whose numbers have four bytes, claimed for totals of three bytes each."""
+    await market.approve(UNLIMITED)
+    await skip_jobs(market, JOBS_BEFORE)
+    jobs = [await market.open() for _ in range(ROWS)]
+    await market.batch([market.claim(job, larger(1)) for job in jobs], ROWS)
+    good = await market.batch([market.claim(job, larger(2)) for job in jobs], ROWS)
+    stale = await market.batch([market.claim(job, larger(1)) for job in jobs], 0)
+    bad = await market.batch([market.claim(job, larger(3), key=STRANGE_KEY) for job in jobs], ROWS)
+    return {
+        "batch_row": good.each(ROWS),
+        "stale_row": stale.each(ROWS),
+        "bad_signature_row": bad.each(ROWS),
+        "receipted_checkpoint": await market.single(market.claim(jobs[0], larger(3)), 1),
+        "close": await market.batch([market.claim(jobs[1], larger(3), complete=True)], 1),
+    }
+
+
+def larger(step: int) -> Totals:
+    """Of a later job's checkpoint number `step`."""
+    return Totals(100_000 * step, 500_000 * step)
+
+
+async def skip_jobs(market: Market, count: int) -> None:
+    """Lets the marketplace have had `count` jobs, as if the others had been opened."""
+    at = (market.chain.deployment.marketplace, hex(JOB_COUNT_SLOT))
+    word = int(await market.devnet.ask("eth_getStorageAt", *at, "latest"), 16)
+    await market.devnet.ask("anvil_setStorageAt", *at, f"0x{word >> 64 << 64 | count:064x}")
 
 
 # Holding
@@ -214,6 +263,15 @@ def figures_table(recorded: Mapping[str, Any]) -> str:
     return table(["", "gas", "at most", "floor", "above the floor"], lines)
 
 
+def dearer_table(recorded: Mapping[str, Any]) -> str:
+    lines = []
+    for name, what in DEARER.items():
+        gas, limit = recorded["details"]["variants"][name][what]["gas"], GOALS[name].limit
+        held = "holds" if gas <= limit else f"{number(gas - limit)} above"
+        lines.append([f"{GOALS[name].of}: {what}", f"**{number(gas)}**", number(limit), held])
+    return table(["", "gas", "limit of the plain figure", ""], lines)
+
+
 def floor_table(recorded: Mapping[str, Any]) -> str:
     """Without the parts that none has."""
     floors = recorded["details"]["floor"]
@@ -231,9 +289,18 @@ def variants_table(recorded: Mapping[str, Any]) -> str:
     return table(["", "gas", "floor", "above the floor"], lines)
 
 
+TABLES = {
+    "figures": figures_table,
+    "dearer": dearer_table,
+    "floor": floor_table,
+    "variants": variants_table,
+}
+"""By name of the section of docs/gas.md."""
+
+
 def page(before: str, recorded: Mapping[str, Any]) -> str:
     """docs/gas.md with the tables of what is recorded."""
-    for name, drawn in (("figures", figures_table), ("floor", floor_table), ("variants", variants_table)):
+    for name, drawn in TABLES.items():
         before = shown(before, name, drawn(recorded))
     return before
 
