@@ -696,6 +696,7 @@ def test_a_payer_finds_its_host_and_keeps_the_evidence(tally: Tally, tmp_path: P
     assert "unusable" in tally("hosts").stderr
     with tally.node():
         [offer] = tally.json("hosts")["offers"]
+        assert (offer["told"], offer["record"]["replies"]) == ("never asked", 0)
         tally("chat", "Why?", "--host", offer["endpoint"], "--complete", "--max-tokens", "20")
     [kept] = (tmp_path / "payer" / "evidence").iterdir()
     assert tally.json("verify", str(kept))["sound"]

@@ -27,6 +27,7 @@ from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.testing.engine import Hang, Script, Step, say
 from tallystick.types import Completion, JobId, JobStatus
 from tests.buying import MESSAGES, Bench
+from tests.market import GOOD, Market
 from tests.paying import register
 from tests.tokenizing import pieces, written
 
@@ -36,6 +37,12 @@ async def bench(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[B
     await register(devnet, chain)
     async with AsyncExitStack() as parts:
         yield Bench(devnet, chain, tmp_path, parts)
+
+
+@pytest.fixture
+async def market(devnet: Devnet, chain: Chain, tmp_path: Path) -> AsyncIterator[Market]:
+    async with AsyncExitStack() as parts:
+        yield Market(devnet, chain, tmp_path, parts)
 
 
 def config(bench: Bench) -> PayerConfig:
@@ -106,6 +113,25 @@ async def test_a_tokenizer_that_is_another_file_keeps_the_session_shut(bench: Be
         await session.__aenter__()
     with pytest.raises(ConfigError, match="MODEL=FILE@sha256"):
         await AsyncSession(config=config(bench), tokenizers=["tokenizer.json"]).__aenter__()
+
+
+async def test_a_session_finds_hosts_and_goes_on_with_the_next(market: Market) -> None:
+    """Without a URL: a reply that breaks off is raised, the next one is another host's; listeners hear it."""
+    dies = await market.sell(1, Script((*say("a"), Hang())), price="0.50")
+    lives = await market.sell(2, GOOD)
+    heard: list[Any] = []
+    async with AsyncSession(deposit="0.5", max_per_day="1", config=config(market)) as session:
+        session.on("host_chosen", heard.append)
+        session.on("set_aside", heard.append)
+        reply = session.chat("Why?")
+        assert await anext(reply) == "a"
+        dies.cut()
+        with pytest.raises(SessionError):
+            await anext(reply)
+        assert "".join([each async for each in session.chat("Why?")]) == "b " * 30
+        assert session.reply is not None
+        assert session.reply.host == lives.url
+    assert [each.url for each in heard] == [dies.url, dies.url, lives.url]
 
 
 async def test_leaving_a_reply_ends_it(bench: Bench) -> None:

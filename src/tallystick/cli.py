@@ -195,7 +195,7 @@ def hosts(
         return
     for each in found["offers"]:
         prices = f"{each['price']} generated, {each['prompt_price']} prompt, a million"
-        typer.echo(f"{each['model']:<24}  {prices}  {each['endpoint']}  {each['host']}  {each['record']}")
+        typer.echo(f"{each['model']:<24}  {prices}  {each['endpoint']}  {each['host']}  {each['told']}")
     for each in found["unusable"]:
         typer.echo(f"{each['host']}  {each['endpoint']}  unusable: {each['trouble']}", err=True)
     if found["offers"]:

@@ -159,7 +159,9 @@ class Gateway:
                     raise
                 tries.add(Try(candidate.url, error))
             except Refusal as refusal:
-                raise tries.after(refusal) from refusal
+                if not tries:
+                    raise
+                raise tries.after(refusal, self._spender.held_at(tries.failed)) from refusal
             except TallystickError as error:
                 if (trouble := blame(error)) is None:
                     raise

@@ -14,6 +14,8 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import structlog
+
 from tallystick import discovery, opening, ranking
 from tallystick.caps import Caps
 from tallystick.discovery import Listing
@@ -30,6 +32,8 @@ REGISTRY_AGE = 600.0
 """Seconds for which the registry's hosts are relied on."""
 UNKNOWN = Address("")
 """The address of a named host that has not said it."""
+
+log = structlog.get_logger(__name__)
 
 
 class Hosts:
@@ -104,10 +108,16 @@ class Hosts:
         return offers[:1] if model is None else [each for each in offers if each.model == model]
 
     async def sold(self, asset: Address, caps: Caps) -> list[Candidate]:
-        """All models that can be asked for, each with who would be asked first. Raises as `listings` does."""
+        """All models that can be asked for, each with who would be asked first.
+
+        SessionError if no host can be asked; raises what `listings` raises.
+        """
+        listings = await self.listings()
+        if not any(listing.quote for listing in listings):
+            raise SessionError(ranking.without_quotes(listings))
         found = [
             offer
-            for listing in await self.listings()
+            for listing in listings
             for offer in ranking.offers(listing, self.record(listing.host), asset, caps)
         ]
         first = {each.model: each for each in reversed(ranking.ranked(found, time.time()))}
@@ -168,6 +178,7 @@ class Hosts:
             quote = await opening.fetch_quote(url)
             opening.check_holds(quote, self._wallet.deployment, now)
         except SessionError as error:
+            log.warning("host.unusable", url=url, cause=str(error))
             return Listing(UNKNOWN, url, trouble=str(error))
         return Listing(quote.host, url, quote)
 

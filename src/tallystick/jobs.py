@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import Any
 
 import aiohttp
@@ -147,7 +148,8 @@ def _offered(chain: Chain, offer: Offer, asset: Address, record: Record) -> dict
         "prompt_price": wallet.money(chain, asset, offer.prices.prompt_per_million),
         "endpoint": offer.listing.endpoint,
         "host": offer.listing.host,
-        "record": ranking.told(record, time.time()),
+        "record": asdict(record),
+        "told": ranking.told(record, time.time()),
     }
 
 

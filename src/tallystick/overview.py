@@ -11,7 +11,7 @@ from typing import Any
 
 from tallystick import archive, pricing, proof, ranking
 from tallystick.discovery import Listing
-from tallystick.errors import Refusal, SessionError, TallystickError
+from tallystick.errors import Refusal, TallystickError
 from tallystick.gateway import problem_of
 from tallystick.spending import InUse, Spender
 from tallystick.store import StoredJob
@@ -75,17 +75,15 @@ class Overview:
         """
         spender, hosts = self._spender, self._spender.hosts
         try:
-            listings = await hosts.listings()
-            sold = await hosts.sold(spender.asset, spender.caps)
+            listings = [self._host(listing) for listing in await hosts.listings()]
         except TallystickError as error:
             return {"models": [], "hosts": [], "host_problem": problem_of(error)}
-        told: Told = {
-            "models": [{"name": each.model, "url": each.url, **self._priced(each.prices)} for each in sold],
-            "hosts": [self._host(listing) for listing in listings],
-        }
-        if not any(listing.quote for listing in listings):
-            told["host_problem"] = problem_of(SessionError(ranking.without_quotes(listings)))
-        return told
+        try:
+            sold = await hosts.sold(spender.asset, spender.caps)
+        except TallystickError as error:
+            return {"models": [], "hosts": listings, "host_problem": problem_of(error)}
+        models = [{"name": each.model, "url": each.url, **self._priced(each.prices)} for each in sold]
+        return {"models": models, "hosts": listings}
 
     def _host(self, listing: Listing) -> Told:
         record = self._spender.hosts.record(listing.host)

@@ -224,6 +224,11 @@ class Spender:
         chosen = await self.hosts.choose(model, self.asset, self.caps, engaged, others)
         return chosen is not None and not self.hosts.is_aside(chosen.candidate.host)
 
+    def held_at(self, urls: Collection[str]) -> list[JobId]:
+        """Jobs at these hosts that are not over."""
+        kept = self.wallet.store.jobs(*self._place)
+        return [stored.job_id for stored in kept if stored.host_url in urls and stored.job_id is not None]
+
     def _engaged(self, used: InUse) -> Candidate:
         job, record = used.session.job, self.hosts.record(used.session.job.host)
         return Candidate(job.host, *used.place, job.prices, record, engaged=True)

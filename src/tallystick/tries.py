@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.errors import HostRefused, PriceRose, Refusal, TallystickError
 from tallystick.mends import complaint
+from tallystick.types import JobId
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,13 @@ class Tries:
             return self._all[0].error
         return Refusal("hosts_failed", self._in_words(), tried=self.told())
 
-    def after(self, refusal: Refusal) -> Refusal:
-        """A refusal of the payer's own side, with what led to it."""
-        if not self._all:
-            return refusal
-        detail = f"{refusal.detail} It was to go on elsewhere: {self._in_words()}"
+    def after(self, refusal: Refusal, held: Sequence[JobId]) -> Refusal:
+        """A refusal of the payer's own side, with what led to it. `held`: open jobs at those hosts."""
+        jobs = " ".join(
+            f"What job {number} holds counts until it is back: tally job complete {number} --on-chain."
+            for number in held
+        )
+        detail = f"{refusal.detail} It was to go on elsewhere: {self._in_words()} {jobs}".rstrip()
         return Refusal(refusal.code, detail, **{**refusal.extra, "tried": self.told()})
 
     def _in_words(self) -> str:
