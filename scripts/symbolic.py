@@ -19,7 +19,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = ROOT / "contracts"
 BUILD = CONTRACTS / "cache" / "halmos" / "out"
-CHECKED = "CallsProof"
+CHECKED = {
+    "JobMarketplace": ("Calls.t.sol", "CallsProof"),
+    "NodeRegistry": ("Registry.t.sol", "RegistryProof"),
+}
+"""By contract: where each of its functions that change state has a check."""
 
 
 def artifact(source: str, name: str) -> dict[str, Any]:
@@ -28,27 +32,32 @@ def artifact(source: str, name: str) -> dict[str, Any]:
     return found
 
 
-def complaints() -> list[str]:
-    """What would make the proof one of something else, or of less."""
-    market = artifact("JobMarketplace.sol", "JobMarketplace")
-    deployed = json.loads((ROOT / "src" / "tallystick" / "abi" / "JobMarketplace.json").read_text())
-    changing = {
+def changing(abi: list[dict[str, Any]]) -> set[str]:
+    """The functions of a contract that change its state."""
+    return {
         entry["name"]
-        for entry in market["abi"]
+        for entry in abi
         if entry["type"] == "function" and entry["stateMutability"] in ("nonpayable", "payable")
     }
-    methods = artifact("Calls.t.sol", CHECKED)["methodIdentifiers"]
+
+
+def complaints(name: str) -> list[str]:
+    """What would make the proof of a contract one of something else, or of less."""
+    source, proof = CHECKED[name]
+    built = artifact(f"{name}.sol", name)
+    deployed = json.loads((ROOT / "src" / "tallystick" / "abi" / f"{name}.json").read_text())
+    methods = artifact(source, proof)["methodIdentifiers"]
     checked = {method.removeprefix("check_").split("(")[0] for method in methods}
-    found = [f"{name} has no check in {CHECKED}" for name in sorted(changing - checked)]
-    if market["bytecode"]["object"] != deployed["bytecode"]:
-        found.append("the bytecode is not that of src/tallystick/abi/JobMarketplace.json: run `make abi`")
+    found = [f"{function} has no check in {proof}" for function in sorted(changing(built["abi"]) - checked)]
+    if built["bytecode"]["object"] != deployed["bytecode"]:
+        found.append(f"the bytecode is not that of src/tallystick/abi/{name}.json: run `make abi`")
     return found
 
 
 def main(argv: list[str]) -> int:
     environment = {**os.environ, "FOUNDRY_PROFILE": "halmos"}
     subprocess.run(["forge", "build", "--quiet"], cwd=CONTRACTS, env=environment, check=True)
-    if found := complaints():
+    if found := [complaint for name in CHECKED for complaint in complaints(name)]:
         print("\n".join(f"symbolic: {complaint}" for complaint in found), file=sys.stderr)
         return 1
     halmos = Path(sys.executable).parent / "halmos"
