@@ -38,14 +38,19 @@ async def gather(chain: Chain, store: Store, stored: StoredJob) -> bytes:
 
 async def keep(chain: Chain, store: Store, stored: StoredJob) -> Path | None:
     """Writes the evidence of a job that is over. None, and a warning, where that has to be done later."""
-    name = f"job-{stored.chain_id}-{stored.contract[2:10].lower()}-{stored.job_id}.json"
     try:
         content = await gather(chain, store, stored)
-        return await asyncio.to_thread(store.keep, name, content)
+        return await asyncio.to_thread(store.keep, place(store, stored).name, content)
     except (ChainError, LedgerError, SessionError) as error:
         mend = f"tally job evidence {stored.job_id}"
         log.warning("evidence.not_kept", job=stored.job_id, cause=str(error), mend=mend)
         return None
+
+
+def place(store: Store, stored: StoredJob) -> Path:
+    """Where the evidence of a job of the store is kept, once the job is over."""
+    name = f"job-{stored.chain_id}-{stored.contract[2:10].lower()}-{stored.job_id}.json"
+    return store.path.parent / "evidence" / name
 
 
 def read(path: Path) -> Evidence:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -21,6 +21,7 @@ from tallystick.commands.output import AsJson, echo_json, echo_note, interrupt, 
 from tallystick.errors import TallystickError
 
 if TYPE_CHECKING:
+    from tallystick.config import PayerConfig
     from tallystick.proxy import Wanted
 
 
@@ -84,15 +85,45 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def reconcile(as_json: AsJson = False) -> None:
-    """Hold the host's ledger, its counts and the chain against each other, to the unit; say what mends it.
+def reconcile(
+    party: Annotated[
+        Literal["host", "payer"] | None,
+        typer.Option(
+            "--as", help="Whose books; by default the host's where its settings are, else the payer's."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a host's ledger and counts, or a payer's store and evidence, against the chain, to the unit.
 
-    Status 1 if anything differs that is not merely under way. Changes nothing, also while the node runs.
+    Says what mends it. Status 1 if anything differs that is not merely under way. Changes nothing, also while
+    node or proxy run.
     """
+    from tallystick.config import HostConfig, PayerConfig
+
+    keep_logs(level="critical")
+    payer = PayerConfig.from_env()
+    pays = payer.payer_private_key is not None or payer.keystore is not None
+    if party == "payer" or (party is None and pays and HostConfig.from_env().host is None):
+        _reconcile_payer(payer, as_json)
+    _reconcile_host(as_json)
+
+
+def _reconcile_payer(config: PayerConfig, as_json: bool) -> NoReturn:
+    from tallystick import paid
+
+    found = asyncio.run(paid.reconcile(config))
+    if as_json:
+        echo_json(paid.out(found))
+    else:
+        typer.echo("\n".join(paid.lines(found)))
+    raise typer.Exit(0 if found.agrees else 1)
+
+
+def _reconcile_host(as_json: bool) -> NoReturn:
     from tallystick import printout, reconciliation
     from tallystick.config import HostConfig
 
-    keep_logs(level="critical")
     report = asyncio.run(reconciliation.reconcile(HostConfig.from_env()))
     if as_json:
         echo_json(printout.report_out(report))

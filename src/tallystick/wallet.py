@@ -53,9 +53,7 @@ class Wallet:
 
     def asset(self, named: str | None = None) -> Address:
         """The asset of that symbol or address; by default PAYER_ASSET or the deployment's dollar."""
-        return (
-            named_asset(self.chain, named) if named else self.config.asset or self.deployment.dollar
-        )
+        return named_asset(self.chain, named) if named else self.config.asset or self.deployment.dollar
 
     @property
     def deployment(self) -> Deployment:
