@@ -24,14 +24,14 @@ library Pricing {
     /// @dev The treasury's part of what a job's totals are worth; the host has the rest.
     ///
     /// Neither part shrinks while what is owed grows. The fee does not, since its division keeps the order. The host's
-    /// part does not, since of each unit by which `owed_` grows the fee grows by one or by nothing: so fee(y) - fee(x)
-    /// <= y - x.
+    /// part does not, since with each unit by which `owed_` grows the fee grows by one or by nothing: for x <= y,
+    /// fee(y) - fee(x) is at most y - x.
     ///
-    /// Money is conserved however a job is split into checkpoints. One from totals worth x to totals worth y pays y -
-    /// x, fee(y) - fee(x) of it to the treasury. Added up from the opening, where nothing is owed, all but the last
-    /// cancel: the treasury has fee(z) and the host z - fee(z), z being what the last totals are worth, whatever came
-    /// in between. No claim is paid for which z is above the deposit, and a deposit only grows, so the refund, deposit
-    /// - z, is never negative; and the three together are the deposit.
+    /// Money is conserved however a job is split into checkpoints. One from totals worth x to totals worth y pays
+    /// y - x, of which the treasury has fee(y) - fee(x). Added up from the opening, where nothing is owed, all but the
+    /// last cancel: of z, which the last totals are worth, the treasury has fee(z) and the host z - fee(z), whatever
+    /// came in between. No claim is paid for which z is above the deposit, and a deposit only grows, so what is sent
+    /// back, the deposit less z, is never negative; and the three together are the deposit.
     function fee(uint256 owed_) internal pure returns (uint256) {
         return owed_ / FEE_DIVISOR;
     }
