@@ -15,6 +15,7 @@ from tallystick import lookout
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
+from tallystick.proxy import Wanted, running
 from tallystick.record import Record
 from tallystick.spending import HostChosen, SetAside
 from tallystick.testing.engine import Hang, Script, Step, say
@@ -62,6 +63,26 @@ async def test_a_host_is_found_and_the_reason_told(market: Market) -> None:
     assert (kept.replies, kept.tokens, kept.troubles) == (1, 30, 0)
     assert kept.first_token_ms is not None
     assert record(proxy, market.host(1)) == Record(market.host(1))
+
+
+async def test_the_command_needs_no_url(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tally proxy --deposit 2` alone: it says whom it may pay, and a client of it is answered."""
+    line = await market.sell(1, GOOD)
+    settings = {
+        "PAYER_PRIVATE_KEY": market.devnet.accounts.payer.private_key.hex(),
+        "RPC_URL": market.devnet.rpc_url,
+        "PAYER_DATA_DIR": str(market.directory / "payer"),
+        "PROXY_LISTEN": "127.0.0.1:0",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    async with (
+        running(Wanted(deposit="2")) as (url, told),
+        openai.AsyncOpenAI(base_url=url, api_key="-") as client,
+    ):
+        assert told.startswith("pays registered hosts")
+        answer = await client.chat.completions.create(model="scripted", messages=MESSAGES)
+        assert answer.model_dump()["tally"]["host"] == line.url
 
 
 async def test_models_of_all_hosts_are_listed(market: Market) -> None:
