@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,11 +13,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 from eth_abi.abi import encode
+from typer.testing import CliRunner
 
 from tallystick import gasless, opening, proof, spending
 from tallystick.authorization import VALID
 from tallystick.caps import Caps
 from tallystick.chain import Chain
+from tallystick.cli import app
 from tallystick.config import PayerConfig, Secret
 from tallystick.devnet import Devnet
 from tallystick.errors import ERC20InsufficientBalance, HostRefused, SessionError
@@ -107,6 +110,23 @@ async def test_the_terms_are_shown_beside_the_hash(poor: Poor) -> None:
     )
     used = await poor.devnet.ask("eth_call", {"to": poor.devnet.dollar, "data": "0x" + asking}, "latest")
     assert int(used, 16) == 1
+
+
+async def test_the_command_shows_what_it_signs(poor: Poor) -> None:
+    """`tally job open` prints terms and digest before it signs; with `--gasless` also where there is ETH."""
+    url = await poor.serve(REPLY, relay_fee="0.05")
+    await poor.devnet.ask("anvil_setBalance", poor.payer, hex(10**18))
+    env = {
+        "RPC_URL": poor.devnet.rpc_url,
+        "PAYER_PRIVATE_KEY": "0x" + poor.key.hex(),
+        "PAYER_DATA_DIR": str(poor.directory / "payer"),
+    }
+    command = ["job", "open", "--gasless", "--host", url]
+    ran = await asyncio.to_thread(CliRunner().invoke, app, command, env=env)
+    assert ran.exit_code == 0, ran.output
+    assert re.search(r"digest +0x[0-9a-f]{64}\n", ran.stderr)
+    assert "1.95 tUSD in escrow" in ran.stdout
+    assert await poor.wei() == 10**18
 
 
 async def test_anybody_can_reclaim_for_it(poor: Poor) -> None:
