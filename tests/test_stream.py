@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,6 +252,23 @@ async def test_holds_one_interval(counter: Counter, monkeypatch: pytest.MonkeyPa
         assert host.engine.asked[0].cancelled
         assert host.engine.tokens <= 2 * JOB.interval + 1
         assert host.counted.tokens <= JOB.interval
+
+
+async def test_streams_hold_one_interval_together(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 3: however many streams come one after another, an interval is held of them, and a read of each."""
+    monkeypatch.setattr(stream_module, "OVERRUN_PATIENCE", 0.02)
+    host = Host(counter, ScriptedEngine(Script(say(*"x" * 100))))
+    asked = [host.ask(100, number=number) for number in range(1, 7)]
+    async with AsyncExitStack() as streams:
+        for stream in asked:
+            await streams.enter_async_context(stream)
+            async for chunks in stream:
+                if chunks[-1].tally.get("waiting"):
+                    break
+            await host.engine.asked[-1].over.wait()
+        assert host.engine.tokens - host.counted.tokens <= JOB.interval + len(asked)
 
 
 async def test_deposit_exhausted(counter: Counter) -> None:

@@ -221,6 +221,11 @@ class Stream:
         """What was delivered, and counted before."""
         return self._sent
 
+    @property
+    def held(self) -> int:
+        """Tokens that the engine has made, and that were not delivered."""
+        return self._tokens(self._held[-1]) if self._held else 0
+
     def cut(self, reason: str) -> None:
         """Ends the stream before its reply is over; the first reason stands."""
         self._cut = self._cut or reason
@@ -270,25 +275,11 @@ class Stream:
         parts: list[Part] = []
         meter = self.account.meter
         counted, room = meter.counted, self.account.room()
-        while self._held:
-            before, sent = counted, self._sent
-            if run := self._run(counted, room):
-                counted += Totals(0, run.pieces[-1].tokens - sent.tokens)
-                self._deliver_run(run)
-                parts.append(run)
-            elif (tokens := self._tokens(self._held[0])) > room:
-                break
-            elif parts and self._held[0].beyond:
-                break  # how much of it is signed for is known once those before it are counted
-            else:
-                piece = self._held.popleft().whole()
-                brings = Totals(self._prompt_tokens(piece), tokens)
-                counted += brings
-                if chunk := self._deliver(piece, brings, counted):
-                    parts.append(chunk)
-            room -= counted.tokens - before.tokens
-            if checkpoint(before, counted, self.account.job.interval, meter.prices):
-                self._count(counted)  # a checkpoint is due at its own totals, not where the write ends
+        while self._held and (after := self._deliver_next(counted, room, parts)) is not None:
+            room -= after.tokens - counted.tokens
+            if checkpoint(counted, after, self.account.job.interval, meter.prices):
+                self._count(after)  # a checkpoint is due at its own totals, not where the write ends
+            counted = after
         # Once for all that goes out in one write, and before it does.
         self._count(counted)
         self._release_rest()
@@ -296,6 +287,23 @@ class Stream:
             self._deadline = None
         self._space.set()
         return parts
+
+    def _deliver_next(self, counted: Totals, room: int, parts: list[Part]) -> Totals | None:
+        """Adds a run, or else one piece, to `parts`: what is then counted of the job; None: it does not fit."""
+        if run := self._run(counted, room):
+            brings = Totals(0, run.pieces[-1].tokens - self._sent.tokens)
+            self._deliver_run(run)
+            parts.append(run)
+            return counted + brings
+        first = self._held[0]
+        # How much of what lies beyond is signed for is known once all before it is counted.
+        if (tokens := self._tokens(first)) > room or (parts and first.beyond):
+            return None
+        piece = self._held.popleft().whole()
+        brings = Totals(self._prompt_tokens(piece), tokens)
+        if chunk := self._deliver(piece, brings, counted + brings):
+            parts.append(chunk)
+        return counted + brings
 
     def _release_rest(self) -> None:
         """Once the engine has told how long the prompt is, no more is needed for it."""
@@ -476,8 +484,13 @@ class Stream:
     @property
     def _full(self) -> bool:
         """The streams of a job together hold one interval at most, beside what the last read brought."""
-        share = max(1, self.account.job.interval // len(self.account.streams or [self]))
-        return self.order.streamed and bool(self._held) and self._tokens(self._held[-1]) >= share
+        if not self.order.streamed or not self._held:
+            return False
+        held, interval, streams = self.held, self.account.job.interval, self.account.streams
+        if held >= max(1, interval // len(streams or [self])):
+            return True
+        # Streams that came when there were fewer had larger shares.
+        return held > self.account.room() and sum(stream.held for stream in streams) >= interval
 
     async def _space_again(self) -> None:
         """Reads no more until there is space; if nobody signs, the engine is not kept busy for long."""
