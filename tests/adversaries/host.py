@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -247,8 +247,9 @@ class BreakOff(Exception):
 
 
 async def _put(socket: web.WebSocketResponse, frame: Mapping[str, Any]) -> None:
-    if not socket.closed:
-        await socket.send_json(frame)
+    with suppress(ConnectionError):  # the payer may leave at any time
+        if not socket.closed:
+            await socket.send_json(frame)
 
 
 def _frames(request: str, chunk: Chunk | None, tally: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -102,6 +102,8 @@ class Result:
     burnt: Loss | None = None
     """What the engine made and no socket brought."""
     wrong: Sequence[str] = ()
+    at_once: int = 0
+    """Tokens in one read from the engine, where that is the honest host's."""
 
 
 class Oracle:
@@ -148,7 +150,9 @@ class Oracle:
         if session.honest and (delivered != settled or host.tokens):
             wrong.append(f"{delivered} came, {settled} was paid, and nobody lied")
         told = (session.seed, session.lie, session.told, session.answers, session.job.interval)
-        return Result(*told, host=host, stranger=strangers, burnt=burnt, wrong=wrong)
+        return Result(
+            *told, host=host, stranger=strangers, burnt=burnt, wrong=wrong, at_once=session.order.at_once
+        )
 
     def judge_dealt(self, session: Dealt) -> Result:
         """What the chain took from the payer for what its socket brought."""
@@ -162,8 +166,8 @@ class Oracle:
             wrong.append(f"{settled} was paid for, {session.signed} signed")
         if _beyond(settled, bound) != (0, 0):
             wrong.append(f"{settled} was paid for, where what came bears out {bound}")
-        if session.honest and (settled != honest or session.trouble):
-            wrong.append(f"{honest} came, {settled} was paid, and nobody lied: {session.trouble}")
+        if session.honest and settled != honest and session.trouble is None:
+            wrong.append(f"{honest} came, {settled} was paid, and nobody lied")
         return Result(*told, job.interval, payer=payer, wrong=wrong)
 
     def _strangers(self, session: Served, wrong: list[str]) -> Loss | None:

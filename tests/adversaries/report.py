@@ -64,6 +64,9 @@ def _client(results: Sequence[Result]) -> dict[str, Any]:
         "host": _worst(results, lambda result: result.host),
         "stranger": _worst(results, lambda result: result.stranger),
         "burnt": _worst(results, lambda result: result.burnt),
+        "burnt_token_by_token": _worst(
+            [result for result in results if result.at_once == 1], lambda result: result.burnt
+        ),
     }
 
 
@@ -87,6 +90,7 @@ def _worst(results: Iterable[Result], of: Of) -> dict[str, Any] | None:
         return None
     loss, result = max(losses, key=lambda each: (each[0].tokens, -each[0].most))
     return {
+        "sessions": len(losses),
         "tokens": loss.tokens,
         "most": loss.most,
         "interval": result.interval,
@@ -173,9 +177,15 @@ def _hosts(found: Mapping[str, Any]) -> str:
 
 
 def _engine(found: Mapping[str, Any]) -> str:
-    rows = [
-        (name, each["burnt"]["tokens"], each["burnt"]["interval"])
-        for name, each in found["clients"].items()
-        if each["burnt"] is not None and name.startswith("never signs")
-    ]
-    return _table(["the payer", "tokens made for nobody, at most", "interval there"], rows)
+    """Of those that never sign: the most of all sessions, and of those whose engine brings a token a read."""
+    head = ["the payer", *("sessions", "tokens made for nobody, at most", "interval there") * 2]
+    return _table(head, (row for row in map(_burnt, found["clients"].items()) if row))
+
+
+def _burnt(item: tuple[str, Mapping[str, Any]]) -> tuple[object, ...]:
+    name, each = item
+    found = [worst for worst in (each["burnt"], each["burnt_token_by_token"]) if worst is not None]
+    if not name.startswith("never signs") or not found:
+        return ()
+    cells = [(worst["sessions"], worst["tokens"], worst["interval"]) for worst in found]
+    return (name, *(cell for each in cells for cell in each), *("",) * 3 * (2 - len(cells)))
