@@ -254,9 +254,7 @@ async def test_holds_one_interval(counter: Counter, monkeypatch: pytest.MonkeyPa
         assert host.counted.tokens <= JOB.interval
 
 
-async def test_streams_hold_one_interval_together(
-    counter: Counter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_streams_hold_one_interval_together(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law 3: however many streams come one after another, an interval is held of them, and a read of each."""
     monkeypatch.setattr(stream_module, "OVERRUN_PATIENCE", 0.02)
     host = Host(counter, ScriptedEngine(Script(say(*"x" * 100))))
@@ -374,9 +372,7 @@ class Uncounting(ScriptedEngine):
     """Tells its count in a final usage alone; until then each chunk with a text is a token."""
 
     @asynccontextmanager
-    async def stream(
-        self, body: Mapping[str, Any], max_tokens: int
-    ) -> AsyncIterator[AsyncIterator[Pieces]]:
+    async def stream(self, body: Mapping[str, Any], max_tokens: int) -> AsyncIterator[AsyncIterator[Pieces]]:
         async with self.play(body, max_tokens) as reads:
             pieces = Provisional(0, None).told(uncounted(reads))
             yield pieces
