@@ -1,10 +1,11 @@
-"""`make honest`: honest requests in a row that their payer counts with the model's own file; none is disputed.
+"""`make honest`: honest requests that their payer counts with the model's own file; none may be disputed.
 
-    python -m benchmarks.honest [--requests 10000]
+    python -m benchmarks.honest [--requests 10000] [--go-on]
 
 A node with llama.cpp and the demonstration model, a job on a devnet, several replies at a time: what the node
 bills is held against the payer's own count of the text. Writes honest.json: how far the two were apart, and
-what was left of the reserve at the worst. Ends with status 1 if anything was not signed for in full.
+what was left of the reserve at the worst; `--go-on` adds to what it has. Ends with status 1 if anything was
+not signed for in full.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import random
 import sys
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,10 +75,10 @@ class Tally:
 class Payer:
     """Asks one host, and keeps the tally."""
 
-    def __init__(self, session: Session, recounts: Recounts, words: Vocabulary) -> None:
+    def __init__(self, session: Session, recounts: Recounts, words: Vocabulary, tally: Tally) -> None:
         scale = recounts.of(session.job.host, MODEL)
         assert scale is not None
-        self.tally = Tally()
+        self.tally = tally
         self._session = session
         self._account = scale.account
         self._words = words
@@ -106,8 +107,9 @@ class Payer:
         tally.least_reserve = min(tally.least_reserve, self._account.reserve)
 
 
-async def campaign(requests: int) -> Tally:
-    """So many requests, a few at a time."""
+async def campaign(requests: int, tally: Tally) -> None:
+    """So many requests more, a few at a time."""
+    begun = replace(tally)
     file = TokenizerFile(MODEL, DEMO, hashlib.sha256(DEMO.read_bytes()).hexdigest())
     async with AsyncExitStack() as parts:
         devnet = await parts.enter_async_context(Devnet())
@@ -117,13 +119,13 @@ async def campaign(requests: int) -> Tally:
         words = await opened(file)
         parts.push_async_callback(words.close)
         session = await parts.enter_async_context(await _session(devnet, chain, url, recounts, parts))
-        payer, numbers = Payer(session, recounts, words), iter(range(requests))
+        payer = Payer(session, recounts, words, tally)
+        numbers = iter(range(begun.requests, begun.requests + requests))
         await asyncio.gather(*(_asking(payer, numbers) for _ in range(AT_ONCE)))
         await session.flush()
-        if session.receipted.tokens != payer.tally.billed:
-            payer.tally.disputes += 1
+        if session.receipted.tokens != tally.billed - begun.billed:
+            tally.disputes += 1
         await session.complete()
-    return payer.tally
 
 
 async def _asking(payer: Payer, numbers: Any) -> None:
@@ -157,12 +159,20 @@ async def _session(
     return await Session.open(chain, store, payer.private_key, url, wishes, recounts=recounts)
 
 
+def known() -> Tally:
+    """What was written down before."""
+    written = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return Tally(**{each.name: written[each.name] for each in fields(Tally) if each.name in written})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--go-on", action="store_true")
     asked = parser.parse_args()
     keep_logs(level="error")
-    tally = asyncio.run(campaign(asked.requests))
+    tally = known() if asked.go_on else Tally()
+    asyncio.run(campaign(asked.requests, tally))
     rule = {"unseen": UNSEEN, "share_percent": SHARE, "reserve": RESERVE}
     RESULTS.write_text(json.dumps({**when(), "model": MODEL, "rule": rule, **asdict(tally)}, indent=2) + "\n")
     print(json.dumps(asdict(tally)))

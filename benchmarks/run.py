@@ -1,6 +1,6 @@
 """`make bench`: every figure, five rounds, one after the other in each; writes results.json and RESULTS.md.
 
-    python -m benchmarks.run [--rounds 5] [--only receipts settling streaming trouble]
+    python -m benchmarks.run [--rounds 5] [--only receipts settling streaming trouble sdk]
 
 What is measured runs alone: on two cores, the server that is measured has one, and what asks it the other.
 """
@@ -75,6 +75,15 @@ async def settling() -> AsyncIterator[list[Probe]]:
     yield [
         script("benchmarks.settling", "checkpoint", **{"settling.checkpoint": "seconds"}),
         script("benchmarks.settling", "transactions", **{"settling.transactions": "a_second"}),
+    ]
+
+
+@asynccontextmanager
+async def sdk() -> AsyncIterator[list[Probe]]:
+    """What a token costs its payer, in the SDK and in the official client."""
+    yield [
+        script("benchmarks.sdk", "session", **{"sdk.own": "microseconds"}),
+        script("benchmarks.sdk", "openai", **{"openai.own": "microseconds"}),
     ]
 
 
@@ -159,6 +168,7 @@ GROUPS = {
     "settling": settling,
     "streaming": streaming,
     "trouble": trouble.probes,
+    "sdk": sdk,
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick import proof, wire
+from tallystick import proof
 from tallystick.allowance import RESERVE
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
@@ -55,9 +55,8 @@ class Payer:
 
     async def take(self, tab: Tab, text: str, tokens: int, reason: str | None = None) -> None:
         """One chunk, and a receipt wherever one is due."""
-        told = wire.Tally(tab.request, Totals(12, tokens), Totals(), 0)
         tab.hear(0, {"content": text})
-        tab.take(told, text, reason)
+        tab.take(Totals(12, tokens), text, reason)
         if self.due.is_set():
             self.due.clear()
             await tab.recount()
@@ -177,7 +176,7 @@ async def test_reasoning_and_calls_are_counted_by_themselves(scale: Scale) -> No
     tab.hear(0, {"reasoning_content": "Let me see."})
     tab.hear(0, {"tool_calls": [call]})
     text = 'Let me see.tide{"port": "Deal"}' + "."  # the period stands for what the byte bound lacks
-    tab.take(wire.Tally(tab.request, Totals(12, min(tokens, len(text))), Totals(), 0), text, "tool_calls")
+    tab.take(Totals(12, min(tokens, len(text))), text, "tool_calls")
     await tab.close()
     assert payer.told == []
 

@@ -37,6 +37,7 @@ PROMPT_MARGIN = 64
 """Tokens that a chat template may add to a prompt, beyond the bytes of its RFC 8785 form (protocol §6)."""
 STILL_CHUNKS = 1_000
 """Chunks that may come without a token counted; a host that goes on beyond that only fills memory."""
+NOTHING = Totals()
 RECEIPT_POSITIONS = 256
 """The most positions in one receipt (protocol §13)."""
 
@@ -77,6 +78,11 @@ class _Incoming:
     """Counts that the own count has yet to vouch for, and after which chunks they came."""
     signed: Totals = field(default_factory=Totals)
 
+    @property
+    def seen(self) -> int:
+        """Generated tokens that it can be by what was seen: bytes, end tokens, and what was asked for."""
+        return min(self.max_tokens, self.bytes_received + self.unseen)
+
 
 class Countersigner:
     """Receipts of one job.
@@ -113,6 +119,8 @@ class Countersigner:
         self._requests: dict[RequestId, _Incoming] = {}
         self._marks: deque[list[Position]] = deque()
         self._received = self.acknowledged
+        self._quiet = 0
+        """Tokens that may come before the next end of an interval, or of a quarter of one."""
         self._offered = 0
         """Generated tokens that have yet to be vouched for, since the last time that this was due."""
         self._pending: Receipt | None = None
@@ -170,11 +178,10 @@ class Countersigner:
         incoming.still = incoming.still + 1 if counts == incoming.delivery.totals else 0
         if incoming.still > STILL_CHUNKS:
             raise ReceiptError(f"the host sent {STILL_CHUNKS} chunks without counting a token")
-        incoming.delivery.add(counts.prompt_tokens, counts.tokens, text)
-        incoming.bytes_received += len(text.encode())
+        incoming.bytes_received += incoming.delivery.take(counts, text)
         if finish_reason in ("stop", "tool_calls"):
             incoming.unseen = min(incoming.unseen + 1, incoming.choices)
-        if not self._seen(incoming).covers(counts):
+        if not self._can_be(incoming, counts):
             return False
         if incoming.own is None:
             return self._bear_out(incoming, counts, incoming.delivery.chunks)
@@ -210,8 +217,15 @@ class Countersigner:
 
     def _bear_out(self, incoming: _Incoming, counts: Totals, chunks: int) -> bool:
         """Takes counts for received, after so many chunks. True if a checkpoint is due."""
-        before, self._received = self._received, self._received + counts - self._within(incoming)
+        before, within = self._received, incoming.within or NOTHING
+        more = counts.tokens - within.tokens
+        prompts = before.prompt_tokens + counts.prompt_tokens - within.prompt_tokens
+        self._received = Totals(prompts, before.tokens + more)
         incoming.within, incoming.chunks = counts, chunks
+        if more <= self._quiet and prompts == before.prompt_tokens:
+            self._quiet -= more
+            return False
+        self._quiet = meter.quiet(self._received.tokens, self._interval)
         if meter.checkpoint(before, self._received, self._interval, self._prices):
             self._marks.append(self._moved())
             return True
@@ -316,7 +330,7 @@ class Countersigner:
         totals = stored.totals if stored else Totals()
         if acknowledged is None:
             acknowledged, self._ahead, self._prompts_ahead = totals, Totals(), 0
-        self._received = self._received + acknowledged - self.acknowledged
+        self._received, self._quiet = self._received + acknowledged - self.acknowledged, 0
         self.last, self.acknowledged, self._pending = stored, acknowledged, None
 
     def _check_mine(self, stored: Receipt) -> None:
@@ -355,22 +369,21 @@ class Countersigner:
 
     @staticmethod
     def _within(incoming: _Incoming) -> Totals:
-        return Totals() if incoming.within is None else incoming.within
+        return incoming.within or NOTHING
 
-    @classmethod
-    def _bound(cls, incoming: _Incoming) -> Totals:
+    @staticmethod
+    def _can_be(incoming: _Incoming, counts: Totals) -> bool:
+        """By what was seen, without any own count."""
+        return counts.tokens <= incoming.seen and counts.prompt_tokens <= incoming.prompt_bound
+
+    @staticmethod
+    def _bound(incoming: _Incoming) -> Totals:
         """The most that the payer can account for, with its own count where it has one."""
-        seen, own = cls._seen(incoming), incoming.own
+        seen, own = Totals(incoming.prompt_bound, incoming.seen), incoming.own
         if own is None:
             return seen
         prompt = seen.prompt_tokens if own.prompt_tokens is None else own.prompt_tokens
         return seen.lower(Totals(prompt, own.most))
-
-    @staticmethod
-    def _seen(incoming: _Incoming) -> Totals:
-        """What it can be without any own count: bytes received, unseen end tokens, what was asked for."""
-        accounted = incoming.bytes_received + incoming.unseen
-        return Totals(incoming.prompt_bound, min(incoming.max_tokens, accounted))
 
     def _overcount(self, incoming: _Incoming, counts: Totals) -> Overcount:
         bound = self._bound(incoming)

@@ -29,35 +29,33 @@ MAX_REPLY = 64_000_000
 _DONE = b"[DONE]"
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: int = 0
     delta: dict[str, Any] | None = None
     text: str | None = None
     finish_reason: str | None = None
 
     @property
-    def said(self) -> str:
-        """Its text as the transcript has it, of a chat or of a text that is completed."""
-        return delta_text(self.delta or {}) if self.text is None else self.text
+    def said(self) -> tuple[str, str]:
+        """Its text as the transcript has it, of a chat or of a text that is completed; and for the reader."""
+        if self.text is not None:
+            return self.text, self.text
+        delta = self.delta or {}
+        said, content = delta_text(delta), delta.get("content")
+        return said, content if isinstance(content, str) else ""
 
     @property
     def members(self) -> dict[str, Any]:
         """What it brings, as OpenAI's deltas have it."""
         return self.delta or {} if self.text is None else {"content": self.text}
 
-    @property
-    def content(self) -> str:
-        """Its text for the reader."""
-        content = (self.delta or {}).get("content") if self.text is None else self.text
-        return content if isinstance(content, str) else ""
 
-
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     """What the package reads of one event of a stream."""
 
     choices: list[_Choice] = []
     usage: dict[str, Any] | None = None
-    tally: wire.TallyForm | None = None
+    tally: frames.Running | None = None
     error: dict[str, Any] | None = None
 
 
@@ -70,7 +68,7 @@ class Part(msgspec.Struct, frozen=True, gc=False):
 
     raw: bytes
     """JSON."""
-    tally: wire.Tally | None
+    tally: frames.Running | None
     said: bool
     """It has choices: without any it only counts."""
     content: str
@@ -218,20 +216,26 @@ class Exchange:
             event = _EVENT.decode(payload)
         except msgspec.DecodeError as error:
             raise SessionError(f"the host sent an event that cannot be read: {error}") from error
-        told = None if event.tally is None else frames.tally(event.tally)
-        reasons = [choice.finish_reason for choice in event.choices if choice.finish_reason]
-        if told is not None:
-            if told.request != self.tab.request:
-                raise ReceiptError(f"the host counts for request {told.request}, which was not asked")
-            text = "".join(choice.said for choice in event.choices)
-            if self.tab.recounts:
-                for choice in event.choices:
-                    self.tab.hear(choice.index, choice.members)
-            self.tab.take(told, text, reasons[-1] if reasons else None)
-            if told.low:
-                self._session.run_low(told.left)
-        content = "".join(choice.content for choice in event.choices)
-        return Part(payload, told, bool(event.choices), content, bool(reasons), event.usage, event.error)
+        said = content = ""
+        reason: str | None = None
+        for choice in event.choices:
+            more, shown = choice.said
+            said, content, reason = said + more, content + shown, choice.finish_reason or reason
+        if event.tally is not None:
+            self._count(event.tally, event.choices, said, reason)
+        finished = reason is not None
+        return Part(payload, event.tally, bool(event.choices), content, finished, event.usage, event.error)
+
+    def _count(self, told: frames.Running, choices: list[_Choice], said: str, reason: str | None) -> None:
+        """Takes in what one event brought. ReceiptError, SessionError."""
+        if told.request != self.tab.request:
+            raise ReceiptError(f"the host counts for request {told.request}, which was not asked")
+        if self.tab.recounts:
+            for choice in choices:
+                self.tab.hear(choice.index, choice.members)
+        self.tab.take(told.totals, said, reason, due=told.due or told.waiting)
+        if told.low:
+            self._session.run_low(frames.left(told.left))
 
     def _hold(self, parts: list[Part]) -> None:
         self._held += sum(len(part.raw) for part in parts)

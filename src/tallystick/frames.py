@@ -6,14 +6,15 @@ not know. A host may send anything: whatever does not fit is one SessionError th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from tallystick import wire
 from tallystick.errors import Refusal, SessionError
+from tallystick.pricing import MAX_DEPOSIT, MAX_TOKENS
 from tallystick.transcript import delta_text
-from tallystick.types import Ack, Receipt
+from tallystick.types import Ack, Receipt, Totals
 
 
 class Problem(msgspec.Struct):
@@ -45,6 +46,28 @@ class Problem(msgspec.Struct):
         """The total of prompt tokens to sign, where a prompt does not fit the credit."""
         least = self.terms.get("prompt_tokens")
         return least if isinstance(least, int) else 0
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+
+
+class Running(msgspec.Struct, gc=False):
+    """What the payer reads of the `tally` of an event of a stream: there is one for every token."""
+
+    request: str
+    prompt_tokens: Count
+    tokens: Count
+    left: str
+    """As `left` reads it."""
+    due: bool = False
+    waiting: bool = False
+    low: bool = False
+    reason: str | None = None
+
+    @property
+    def totals(self) -> Totals:
+        """Of this request."""
+        return Totals(self.prompt_tokens, self.tokens)
 
 
 class Token(msgspec.Struct, tag="token"):
@@ -160,6 +183,13 @@ def tally(form: wire.TallyForm) -> wire.Tally:
         return wire.tally_of(form)
     except Refusal as refusal:
         raise SessionError(f"the host's counts cannot be read: {refusal.detail}") from refusal
+
+
+def left(told: str) -> int:
+    """What a deposit has left, in base units. SessionError."""
+    if not (told.isascii() and told.isdecimal()) or int(told) > MAX_DEPOSIT:
+        raise SessionError(f"the host's counts cannot be read: {told[:40]!r} is left")
+    return int(told)
 
 
 def receipt(body: Any) -> Receipt:

@@ -536,7 +536,7 @@ class Session:
             if tab.recounts:
                 tab.hear(0, frame.members)
         finish_reason = frame.finish_reason if isinstance(frame, Finished) else None
-        tab.take(told, text, finish_reason)
+        tab.take(told.totals, text, finish_reason, due=told.due or told.waiting)
         return told
 
     async def cancel(self, request: RequestId) -> None:

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tallystick import wire
 from tallystick.countersign import Countersigner, Overcount
 from tallystick.recount import Scale
 from tallystick.transcript import delta_parts
@@ -54,12 +53,16 @@ class Tab:
         """More may come."""
         return self._open
 
-    def take(self, told: wire.Tally, text: str = "", finish_reason: str | None = None) -> None:
-        """Counts what one chunk brought. ReceiptError for counts that nobody can sign."""
-        due = self._signs.receive(self.request, told.totals, text, finish_reason)
-        self.totals = told.totals
-        if due or told.due or told.waiting:
+    def take(
+        self, totals: Totals, text: str = "", finish_reason: str | None = None, *, due: bool = False
+    ) -> None:
+        """Counts what one chunk brought; `due`: the host asks for a receipt with it.
+
+        ReceiptError for counts that nobody can sign.
+        """
+        if self._signs.receive(self.request, totals, text, finish_reason) or due:
             self._due.set()
+        self.totals = totals
 
     @property
     def recounts(self) -> bool:

@@ -131,12 +131,17 @@ class Delivery:
 
     def add(self, prompt_tokens: int, tokens: int, text: str) -> None:
         """One chunk: the running counts with it, and its text. ReceiptError if a count goes down."""
-        totals = Totals(prompt_tokens, tokens)
-        if not totals.covers(self.totals):
-            raise ReceiptError(f"request {self.request} is counted down from {self.totals} to {totals}")
+        self.take(Totals(prompt_tokens, tokens), text)
+
+    def take(self, totals: Totals, text: str) -> int:
+        """The same of totals that are at hand; how many bytes the text has."""
+        known = self.totals
+        if totals.tokens < known.tokens or totals.prompt_tokens < known.prompt_tokens:
+            raise ReceiptError(f"request {self.request} is counted down from {known} to {totals}")
         self.totals = totals
         self._ends.append(totals)
-        self._texts.append(text.encode())
+        self._texts.append(data := text.encode())
+        return len(data)
 
     def add_each(self, chunks: Iterable[tuple[int, str]]) -> None:
         """Chunks with their running counts of generated tokens, none of which goes down, and their texts."""

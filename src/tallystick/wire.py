@@ -680,6 +680,8 @@ class SSEParser:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads of the events that `data` completes. ValueError for an event beyond the limit."""
+        if not self._rest and not self._data and (payloads := self._whole(data)):
+            return payloads
         self._rest += data
         if b"\n" not in data:
             self._check(len(self._rest))
@@ -696,6 +698,14 @@ class SSEParser:
             return None
         begun, self._rest = bytes(self._rest), bytearray()
         return begun
+
+    def _whole(self, data: bytes) -> list[bytes]:
+        """The payloads of a read that is whole events of one `data` line each, as most are; else none."""
+        if not data.startswith(b"data: ") or not data.endswith(b"\n\n") or len(data) > self._limit:
+            return []
+        payloads = data[6:-2].split(b"\n\ndata: ")
+        plain = data.count(b"\n") == 2 * len(payloads) and b"\r" not in data and b"" not in payloads
+        return payloads if plain else []
 
     def _line(self, line: bytes) -> bytes:
         """Takes one line; the payload of the event that it ends, or nothing."""
