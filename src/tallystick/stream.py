@@ -289,7 +289,7 @@ class Stream:
         return parts
 
     def _deliver_next(self, counted: Totals, room: int, parts: list[Part]) -> Totals | None:
-        """Adds a run, or else one piece, to `parts`: what is then counted of the job; None: it does not fit."""
+        """Adds a run, or else one piece, to `parts`: what is then counted of the job; None: nothing fits."""
         if run := self._run(counted, room):
             brings = Totals(0, run.pieces[-1].tokens - self._sent.tokens)
             self._deliver_run(run)
