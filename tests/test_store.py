@@ -16,7 +16,7 @@ from tallystick.caps import Stake
 from tallystick.errors import LedgerError
 from tallystick.record import Came, Trouble
 from tallystick.store import REVISION, Store, StoredJob, jobs, metadata, receipts
-from tallystick.types import Ack, Address, JobId, Position, Receipt, RequestId, Totals
+from tallystick.types import ETH, Ack, Address, JobId, Position, Receipt, RequestId, Totals
 
 CONTRACT = Address("0x" + "22" * 20)
 SIGNER = Address("0x" + "33" * 20)
@@ -59,8 +59,8 @@ def test_the_last_receipt_survives(tmp_path: Path) -> None:
     assert (last.receipt, last.acknowledged, last.ack) == (receipt(50), Totals(12, 50), None)
 
 
-def test_a_job_of_a_devnet_that_is_gone_gives_its_id_away(tmp_path: Path) -> None:
-    """A contract gives an id once: a second job with it replaces one of a chain that was begun anew."""
+def test_a_job_whose_block_is_gone_gives_its_id_away(tmp_path: Path) -> None:
+    """A contract gives an id once: a job that had it was in a block that is gone, and may come in another."""
     store = Store(tmp_path)
     store.opening(OPENING)
     store.opened(SIGNER, JobId(7))
@@ -68,7 +68,18 @@ def test_a_job_of_a_devnet_that_is_gone_gives_its_id_away(tmp_path: Path) -> Non
     store.opening(again)
     store.opened(again.signer, JobId(7))
     assert [job.signer for job in store.jobs(31337, CONTRACT, ended=True)] == [again.signer]
-    assert store.openings(31337, CONTRACT) == []
+    assert [job.signer for job in store.openings(31337, CONTRACT)] == [SIGNER]
+
+
+def test_an_opening_that_was_taken_back_is_looked_for_again(tmp_path: Path) -> None:
+    """It has no id then, and nothing is staked for it."""
+    store = Store(tmp_path)
+    store.opening(OPENING, Stake(SIGNER, ETH, "2026-11-21", 0, 5))
+    store.opened(SIGNER, JobId(7))
+    store.vanished(SIGNER)
+    assert not store.jobs(31337, CONTRACT)
+    assert not store.stakes(31337, CONTRACT)
+    assert [job.signer for job in store.openings(31337, CONTRACT)] == [SIGNER]
 
 
 def test_an_ended_job_stays_as_evidence(tmp_path: Path) -> None:

@@ -159,18 +159,21 @@ class Desk:
         return facts.known.id
 
     async def view(self, job_id: JobId, access: Access) -> dict[str, Any]:
-        """What the host knows of the bearer's job, as it goes over the wire."""
+        """What the host knows of the bearer's job, as it goes over the wire.
+
+        What it knows of a job that had the id before a reorganisation is not told.
+        """
         facts = await self._look(access, job_id, named_in="path")
         _require(admission.OWNING, facts)
         job = facts.newest or facts.known
         account = self.accounts.get(job_id)
-        if account is not None:
+        if account is not None and account.job.is_same_as(job):
             meter = account.meter
             return _view(job, meter.counted, meter.acknowledged, account.stored, ended=account.ended)
         if (elsewhere := await self.accounts.elsewhere(job_id)) is not None:
             raise elsewhere
         row = await self._ledger.job(job_id)
-        if row is not None:
+        if row is not None and row.job.is_same_as(job):
             return _view(job, row.counted, row.acknowledged, row.receipted, ended=row.ending or row.closed)
         return _view(job, job.settled, NOTHING, None, ended=False)
 

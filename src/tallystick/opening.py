@@ -391,20 +391,26 @@ async def _pay_in(chain: Chain, payer_key: bytes, terms: Terms) -> JobId:
 
 
 async def find_openings(chain: Chain, store: Store) -> list[Job]:
-    """Finds jobs whose key was written and whose id was not: the payer was stopped in between. Writes their
-    ids.
+    """Finds jobs whose key was written and whose id is not known: the payer was stopped in between, or a
+    reorganisation took the id back. Writes their ids.
 
     An opening that never reached the chain stays as it is: its key is worth nothing. One whose authorization
     has run out never will, and is over.
     """
+    waiting = store.openings(chain.deployment.chain_id, chain.deployment.marketplace)
+    if not waiting:
+        return []
+    past = (await chain.block(max(0, await chain.block_number() - chain.deployment.depth))).timestamp
+    ids = {
+        event.signer: event.job_id
+        for payer in {stored.payer for stored in waiting}
+        for event in await chain.jobs(payer=payer)
+    }
     found = []
-    for stored in store.openings(chain.deployment.chain_id, chain.deployment.marketplace):
-        latest = await chain.block_number()
-        past = (await chain.block(max(0, latest - chain.deployment.depth))).timestamp
-        created = await chain.jobs(payer=stored.payer)
-        ids = [event.job_id for event in created if event.signer == stored.signer]
-        found += [(await _opened(chain, store, stored, job_id))[1] for job_id in ids]
-        if not ids and stored.good_until is not None and past >= stored.good_until:
+    for stored in waiting:
+        if (job_id := ids.get(stored.signer)) is not None:
+            found.append((await _opened(chain, store, stored, job_id))[1])
+        elif stored.good_until is not None and past >= stored.good_until:
             await asyncio.to_thread(store.unstake, stored.signer)
             await asyncio.to_thread(store.end, stored.signer)
     return found

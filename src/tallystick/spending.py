@@ -25,9 +25,10 @@ import structlog
 from tallystick import caps as rules
 from tallystick import opening, proof, ranking
 from tallystick.authorization import Consent, Opening
+from tallystick.blame import USED_UP
 from tallystick.caps import Caps, Purse, Stake
 from tallystick.contracts import CompletionRequested
-from tallystick.errors import PriceRose, Refusal, SessionError, TallystickError
+from tallystick.errors import ChainError, HostRefused, PriceRose, Refusal, SessionError, TallystickError
 from tallystick.hosts import Hosts
 from tallystick.opening import Quote
 from tallystick.ranking import Candidate, Chosen
@@ -315,10 +316,7 @@ class Spender:
 
     async def _seen_to(self, candidate: Candidate, place: Place, cost: int) -> InUse | None:
         """The place's job, connected and with enough in it; what is under way may have to end first."""
-        used = self._in_use.get(place)
-        if used is None:
-            used = await self._go_on(candidate) or await self._open_with_room(candidate, cost)
-        await used.connect()
+        used = await self._connected(candidate, place, cost)
         try:
             await self._fund(used, cost)
         except Refusal:
@@ -326,6 +324,30 @@ class Spender:
                 raise
             used.released.clear()
         return used
+
+    async def _connected(self, candidate: Candidate, place: Place, cost: int) -> InUse:
+        """The place's job, connected. One that its host takes no more requests on is followed by another."""
+        used = self._in_use.get(place)
+        if used is not None:
+            try:
+                await used.connect()
+            except HostRefused as refusal:
+                if refusal.problem.code not in USED_UP:
+                    raise
+                await self._give_up(used)
+            else:
+                return used
+        used = await self._go_on(candidate) or await self._open_with_room(candidate, cost)
+        await used.connect()
+        return used
+
+    async def _give_up(self, used: InUse) -> None:
+        """Ends a job that its host takes no more requests on, unless it has vanished."""
+        if await self._has_vanished(used.session.job):
+            self._take_out(used)
+            await used.session.close()
+        else:
+            await self.retire(used.session)
 
     async def _fund(self, used: InUse, cost: int) -> None:
         """Tops a job up, if it has not enough. Refusal `cap_reached`."""
@@ -621,12 +643,27 @@ class Spender:
         try:
             await self._finish(used)
         except TallystickError as error:
-            job_id = used.session.job.id
+            job = used.session.job
+            if await self._has_vanished(job):
+                return
             mend = (
-                f"tally job complete {job_id} --on-chain, "
-                f"and tally job reclaim {job_id} once the host's time to claim is over"
+                f"tally job complete {job.id} --on-chain, "
+                f"and tally job reclaim {job.id} once the host's time to claim is over"
             )
-            log.warning("job.not_completed", job=job_id, cause=str(error), mend=mend)
+            log.warning("job.not_completed", job=job.id, cause=str(error), mend=mend)
+
+    async def _has_vanished(self, job: Job) -> bool:
+        """The chain has taken the opening back. Should it come once more, it is found by its signer."""
+        try:
+            there = await self.wallet.chain.job(job.id)
+        except ChainError:
+            return False
+        if there is not None and there.signer == job.signer:
+            return False
+        await asyncio.to_thread(self.wallet.store.vanished, job.signer)
+        told = "a reorganisation took its opening back: the deposit is in your account again"
+        log.warning("job.vanished", job=job.id, meaning=told)
+        return True
 
     async def _finish(self, used: InUse) -> Completion:
         """Completes a job once nothing is under way on it. Raises what `Session.complete` raises."""

@@ -142,14 +142,21 @@ class Store:
     def opened(self, signer: Address, job_id: JobId) -> None:
         """The chain has given the job its id.
 
-        A contract gives an id once, so a job that had it here was on a devnet that is gone: it has none now.
+        A contract gives an id once, so a job that had it here was in a block that is gone, and has none now.
         """
         of_signer = jobs.c.signer == signer
         place = sa.select(jobs.c.chain_id, jobs.c.contract).where(of_signer)
         here = sa.tuple_(jobs.c.chain_id, jobs.c.contract).in_(place)
         self._write(
-            jobs.update().where(here, jobs.c.job_id == job_id, ~of_signer).values(job_id=None, ended=True),
+            jobs.update().where(here, jobs.c.job_id == job_id, ~of_signer).values(job_id=None),
             jobs.update().where(of_signer).values(job_id=job_id),
+        )
+
+    def vanished(self, signer: Address) -> None:
+        """A reorganisation took the opening back: nothing is staked, unless it comes once more."""
+        self._write(
+            jobs.update().where(jobs.c.signer == signer).values(job_id=None),
+            stakes.delete().where(stakes.c.signer == signer),
         )
 
     def end(self, signer: Address) -> None:

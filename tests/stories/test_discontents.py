@@ -138,3 +138,25 @@ async def _mine(devnet: Devnet) -> None:
     while True:
         await asyncio.sleep(0.5)
         await devnet.mine()
+
+
+async def test_a_deposit_that_a_reorganisation_takes_back(
+    start_host: HostFactory, start_proxy: StartProxy, devnet: Devnet, chain: Chain
+) -> None:
+    """The deposit is the payer's again, and the cap's: the next request has another job, and is paid."""
+    host = await start_host()
+    payer, dollar = devnet.accounts.payer.address, devnet.dollar
+    before = await chain.token_balance(dollar, payer)
+    proxy = await start_proxy(host.url, "--deposit", "2")
+    height = await chain.block_number()
+    await ask(proxy, 30)
+    await host.wait_for("job.opened")
+    await devnet.reorganise(await chain.block_number() - height)
+    assert await jobs(chain) == []
+    await host.wait_for("job.vanished")
+    answer = await ask(proxy)
+    assert proxy.end() == 0
+    (job,) = await jobs(chain)
+    assert job.status is JobStatus.CLOSED
+    assert job.settled.tokens == answer.usage.completion_tokens
+    assert await chain.token_balance(dollar, payer) == before - job.owed
