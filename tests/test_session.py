@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,7 +22,7 @@ from tallystick.server import running
 from tallystick.session import BalanceLow, Done, Event, PromptAhead, Session, Settled, Signed, Text
 from tallystick.store import Store
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
-from tallystick.types import JobStatus, Totals
+from tallystick.types import Address, JobStatus, Receipt, Totals
 from tests.paying import register
 
 DEPOSIT = 2_000_000
@@ -207,6 +208,41 @@ async def test_a_bearer_that_ran_out_unseen_is_made_anew(
     answer = await session.post(*asked)
     assert answer.status == 200
     answer.release()
+
+
+class SlowStore(Store):
+    """A store whose disk takes its time over a receipt."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.writing, self.written = threading.Event(), threading.Event()
+
+    def signed(self, signer: Address, receipt: Receipt, acknowledged: Totals) -> None:
+        self.writing.set()
+        assert self.written.wait(30)
+        super().signed(signer, receipt, acknowledged)
+
+
+async def test_no_receipt_is_sent_that_is_not_in_the_store(bench: Bench, tmp_path: Path) -> None:
+    """Law 7: a connection that breaks while one is written does not send it before, or write it twice."""
+    bench.store = slow = SlowStore(tmp_path / "slow")
+    first = AsyncExitStack()
+    url = await bench.serve(Script((*say(*["a "] * 60), Hang())), parts=first)
+    session, _ = await bench.open(url)
+    asking = asyncio.create_task(ask(session))
+    await asyncio.to_thread(slow.writing.wait, 30)
+    await first.aclose()
+    await asyncio.wait([asking])
+    await bench.parts.enter_async_context(_served_again(bench, int(url.rsplit(":", 1)[1])))
+    again = asyncio.create_task(session.connect())
+    done, _ = await asyncio.wait([again], timeout=0.5)
+    assert (done, slow.last(session.job.signer)) == (set(), None)
+    slow.written.set()
+    await again
+    completion = await session.complete()
+    kept = [stored.receipt.totals for stored in slow.receipts(session.job.signer)]
+    assert kept == sorted(set(kept), key=lambda totals: totals.tokens)
+    assert completion.owed == pricing.owed(kept[-1], session.job.prices) > 0
 
 
 async def test_an_attested_job_needs_no_receipts(bench: Bench) -> None:

@@ -11,7 +11,7 @@ in at once, read or not: a slow reader holds up nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -187,8 +187,7 @@ class Exchange:
         try:
             async for data in answer.content.iter_any():
                 payloads = parser.feed(data)
-                if parts := [self._part(payload) for payload in payloads if payload != _DONE]:
-                    self._hold(parts)
+                self._hear(payload for payload in payloads if payload != _DONE)
                 if _DONE in payloads:
                     return
             raise SessionError("connection_lost: the host broke the reply off; what came is signed for")
@@ -200,6 +199,15 @@ class Exchange:
         finally:
             answer.close()
             await self._over()
+
+    def _hear(self, payloads: Iterable[bytes]) -> None:
+        """Takes the events of one read, also those that came before one that nobody can sign for."""
+        parts: list[Part] = []
+        try:
+            parts.extend(map(self._part, payloads))
+        finally:
+            if parts:
+                self._hold(parts)
 
     async def _over(self) -> None:
         """All of it came, or no more will: what can be signed for is due, and whoever reads learns it."""

@@ -185,6 +185,8 @@ class Session:
         """Says to other processes with this store that the job is in use."""
         self._scale = scale
         self._tabs: WeakSet[Tab] = WeakSet()
+        self._keeping: tuple[Receipt | None, asyncio.Task[None] | None] = None, None
+        """The receipt that was written last, or is being written."""
         self._bearer = ""
         self._renew_at = 0.0
         """When the bearer is to be made anew, on the event loop's clock."""
@@ -329,7 +331,8 @@ class Session:
     async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        writing = self._keeping[1]
+        await asyncio.gather(*self._tasks, *filter(None, [writing]), return_exceptions=True)
 
     async def refresh(self) -> None:
         """Reads the job again: its deposit may have grown. SessionError if the chain does not have it."""
@@ -629,7 +632,8 @@ class Session:
     async def _sign_due(self) -> None:
         """One receipt at a time; one that a lost connection left unanswered comes first."""
         await self._recount()
-        while self.job.receipted and (receipt := self._signs.pending or await self._make()) is not None:
+        while self.job.receipted and (receipt := self._signs.pending or self._signs.next()) is not None:
+            await self._keep(receipt)
             await self._deliver(receipt)
 
     async def _recount(self) -> None:
@@ -638,13 +642,15 @@ class Session:
             for tab in self._open_tabs:
                 await tab.recount()
 
-    async def _make(self) -> Receipt | None:
-        """The next receipt, in the store before it is sent."""
-        receipt = self._signs.next()
-        if receipt is not None:
+    async def _keep(self, receipt: Receipt) -> None:
+        """Has the pending receipt in the store, once, whatever becomes of the connection meanwhile."""
+        kept, writing = self._keeping
+        if kept is not receipt or writing is None or _failed(writing):
             acknowledged = self._signs.pending_acknowledged
-            await asyncio.to_thread(self._store.signed, self._stored.signer, receipt, acknowledged)
-        return receipt
+            written = asyncio.to_thread(self._store.signed, self._stored.signer, receipt, acknowledged)
+            writing = asyncio.create_task(written)
+            self._keeping = receipt, writing
+        await asyncio.shield(writing)
 
     async def _deliver(self, receipt: Receipt) -> None:
         """Sends a receipt until the host has answered it: twice is harmless, an equal one is acknowledged."""
@@ -726,6 +732,10 @@ class Session:
 
 def _scale(recounts: Recounts | None, stored: StoredJob, job: Job) -> Scale | None:
     return None if recounts is None else recounts.of(job.host, stored.model)
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _text(request: RequestId, frame: Token, told: wire.Tally) -> Text:

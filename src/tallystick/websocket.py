@@ -161,7 +161,8 @@ class Connection:
 
     async def run(self, job_id: JobId | None) -> None:
         """Until the other end leaves. `job_id`: the job of the upgrade's bearer."""
-        async with self._watching, self._uplinks, asyncio.TaskGroup() as self._tasks:
+        # Nothing may be told any more once the group has ended: it takes no task then.
+        async with self._uplinks, self._watching, asyncio.TaskGroup() as self._tasks:
             self._reading = self._tasks.create_task(self._read())
             if job_id is not None:
                 await self._attend(job_id)
