@@ -5,6 +5,7 @@ import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
 import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
 import {Fixture} from "./Fixture.sol";
 import {vm} from "./Vm.sol";
+import {RevertingReceiver} from "./mocks/Receivers.sol";
 
 /// @dev Claims, one by one.
 contract ProofSystemTest is Fixture {
@@ -144,6 +145,8 @@ contract ProofSystemTest is Fixture {
         _claim(jobId, 0, 2 ** 48);
         _refuses(IProofSystem.DoesNotFit.selector, 2 ** 48, 48);
         _claim(jobId, 2 ** 48, 0);
+        _refuses(IProofSystem.DoesNotFit.selector, 2 ** 48, 48);
+        _claim(jobId, 2 ** 48, 2 ** 48);
         _refuses(IProofSystem.DoesNotFit.selector, type(uint256).max, 48);
         vm.prank(host);
         market.submitCheckpoint(jobId, type(uint256).max, _attested(0));
@@ -151,6 +154,31 @@ contract ProofSystemTest is Fixture {
         _claim(jobId, 2 ** 48 - 1, 2 ** 48 - 1);
         _assertTotals(jobId, 2 ** 48 - 1, 2 ** 48 - 1);
         vm.assertEq(market.getJob(jobId).deposit, 500_000);
+    }
+
+    /// @dev A job may be as old as its chain: a time since the opening is no remainder of anything.
+    function test_TheRateIsOfTheTimeSinceTheOpening() public {
+        vm.warp(1 hours);
+        IJobMarketplace.Terms memory terms = _attestedTerms();
+        terms.expiresAt = 1 weeks;
+        uint256 jobId = _open(terms);
+        vm.warp(3 hours);
+
+        _claimAttested(jobId, 0, 2 hours * 10);
+        _refuses(IProofSystem.AboveRate.selector, 2 hours * 10 + 1, 2 hours * 10);
+        _claimAttested(jobId, 1, 2 hours * 10);
+    }
+
+    function test_AJobThatIsSpentSendsNothing() public {
+        IJobMarketplace.Terms memory terms = _ethTerms();
+        terms.pricePerMillion = 1_000_000;
+        uint256 jobId = _openAs(new RevertingReceiver(), terms);
+        _claim(jobId, 0, terms.deposit);
+
+        vm.recordLogs();
+        _complete(host, jobId);
+
+        vm.assertEq(vm.getRecordedLogs().length, 1, "no more is told than the end");
     }
 
     function test_ACheckpointLeavesTermsDepositAndTimesAlone() public {
