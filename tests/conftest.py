@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from tallystick import lookout
 from tallystick.chain import Chain
@@ -18,6 +19,13 @@ from tallystick.devnet import Devnet
 from tests import disk, postgresql
 from tests.hosting import Hosting
 from tests.paying import register
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """What a command does to the log of the process is undone."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

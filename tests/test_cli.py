@@ -121,11 +121,10 @@ class Tally:
 
 
 @pytest.fixture
-def tally(devnet: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tally]:
-    """The command line in a directory without a `.env`; what it does to the log is undone."""
+def tally(devnet: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tally:
+    """The command line in a directory without a `.env`."""
     monkeypatch.chdir(tmp_path)
-    yield Tally(devnet, tmp_path)
-    structlog.reset_defaults()
+    return Tally(devnet, tmp_path)
 
 
 def on_chain(devnet: Devnet, ask: Any) -> Any:
@@ -612,7 +611,8 @@ def test_an_account_without_eth_is_told_before_anything_is_sent(tally: Tally) ->
     """A payer that cannot pay for gas is not left with a session key for a job that was never opened."""
     tally("host", "register")
     asyncio.run(tally.devnet.set_balance(PAYER.address, 0))
-    assert "has no ETH for gas" in tally.error("job", "open")
+    with tally.node():
+        assert "has no ETH for gas" in tally.error("job", "open")
 
 
 def test_a_port_in_use_is_told_as_one(tally: Tally) -> None:
@@ -652,8 +652,6 @@ def test_a_fault_in_the_log_shows_no_key(capsys: pytest.CaptureFixture[str], as_
         sign(account(1).private_key)
     except KeyError as error:
         structlog.get_logger("test").error("fault", exc_info=error)
-    finally:
-        structlog.reset_defaults()
     told = capsys.readouterr().err
     assert "KeyError" in told
     assert "in sign" in told

@@ -156,6 +156,9 @@ def test_every_variable_of_a_host_is_read() -> None:
         "HOST_UNSETTLED_MAX": f"2.5, {ETH}=0.001",
         "HOST_GAS_SHARE": "3",
         "HOST_ETH_PRICE": "3000",
+        "HOST_RELAY_FEE": "0.02",
+        "HOST_RELAY_BUDGET": "0.05",
+        "HOST_RELAY_PER_PAYER": "7",
     }
     ours = host(**env)
     assert ours == HostConfig(
@@ -196,6 +199,9 @@ def test_every_variable_of_a_host_is_read() -> None:
         unsettled_max=Amounts("2.5", {ETH: "0.001"}),
         gas_share=3,
         eth_price=Amounts("3000"),
+        relay_fee="0.02",
+        relay_budget="0.05",
+        relay_per_payer=7,
     )
     assert host(MODEL_PATH="/models/a.gguf").model_path == Path("/models/a.gguf")
     assert set(env) | {"MODEL_PATH"} == set(variables(HostConfig).values())
@@ -236,6 +242,7 @@ def test_every_variable_of_a_payer_is_read() -> None:
         "PAYER_EXPIRY": "86400",
         "PAYER_BEARER": "60",
         "PAYER_MAX_TOKENS": "64",
+        "PAYER_RELAY_FEE_MAX": "0.03",
         "PROXY_LISTEN": "[::1]:0",
         "PROXY_API_KEY": "a key",
     }
@@ -259,6 +266,7 @@ def test_every_variable_of_a_payer_is_read() -> None:
         expiry=86_400,
         bearer=60,
         max_tokens=64,
+        relay_fee_max="0.03",
         proxy_listen=("::1", 0),
         proxy_api_key=Secret("a key"),
     )

@@ -84,7 +84,7 @@ class Repeats:
     ) -> AsyncIterator[Answer]:
         """As `Gateway.answer`; `headers` by their names in small letters."""
         try:
-            one = _try(path, body, headers)
+            one = _try(method, path, body, headers)
             kept = self._find(one) if one is not None else None
         except Refusal as refusal:
             yield refused(refusal)
@@ -150,10 +150,11 @@ async def _wait(kept: _Kept) -> Answer:
         kept.waiting -= 1
 
 
-def _try(path: str, body: bytes, headers: Mapping[str, str]) -> Try | None:
+def _try(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Try | None:
     """Which try a request is; None for one that nobody comes back for. Refusal `invalid_request`."""
     key, count = headers.get("idempotency-key"), headers.get(RETRY_COUNT)
-    if (key is None and count is None) or path not in ROUTES or ROUTES[path].read(body).stream:
+    asks = method == "POST" and path in ROUTES and (key is not None or count is not None)
+    if not asks or ROUTES[path].read(body).stream:
         return None
     if key is not None and re.fullmatch(KEY_PATTERN, key) is None:
         raise Refusal("invalid_request", "`Idempotency-Key` has 1 to 255 visible characters of ASCII.")
