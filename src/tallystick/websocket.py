@@ -309,7 +309,8 @@ class Connection:
         self._accesses[job_id] = access
 
     def _settled(self, payout: Payout) -> None:
-        if payout.job_id not in self._uplinks.jobs:  # where it is served it is told as well
+        # A group that is ending takes no task; and a job is told of where it is served as well.
+        if not self._gone and payout.job_id not in self._uplinks.jobs:
             self._tasks.create_task(self._tell_settled(payout))
 
     async def _tell_settled(self, payout: Payout) -> None:
