@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
@@ -443,7 +444,7 @@ class AnothersBearer(ExpiredBearer):
 # Strangers: an honest client is served meanwhile
 
 
-class Stranger(Lie):
+class Stranger(Lie, ABC):
     """Somebody without the job's key, beside its honest payer."""
 
     streams = (1, 2)
@@ -464,8 +465,9 @@ class Stranger(Lie):
             await self.intrude(stranger)
         self.client.answers += stranger.answers
 
+    @abstractmethod
     async def intrude(self, stranger: Client) -> None:
-        raise NotImplementedError
+        """Tries once."""
 
     async def take(self, stranger: Client, reply: Reply | None = None, **how: Any) -> None:
         """What comes of one request."""
