@@ -98,6 +98,15 @@ async def test_equal_requests_are_answered_each(bench: Bench, http: aiohttp.Clie
     assert await paid(bench, proxy) == 8
 
 
+async def test_a_second_try_has_the_newest_answer(bench: Bench, http: aiohttp.ClientSession) -> None:
+    """Of two equal requests the first one's answer was handed out: who comes back comes for the second's."""
+    replies = iter([Script(say("old")), Script(say("new"))])
+    engine = ScriptedEngine(lambda _: next(replies), models=("scripted",))
+    proxy = await bench.proxy(await bench.serve(engine=engine))
+    answers = [await ask(http, proxy, headers) for headers in (FIRST, FIRST, SECOND)]
+    assert [body["choices"][0]["message"]["content"] for _, body, _ in answers] == ["old", "new", "new"]
+
+
 async def test_a_key_has_one_answer(bench: Bench, http: aiohttp.ClientSession) -> None:
     """At the same time or later: one `Idempotency-Key` is one reply. For another request it is refused."""
     proxy = await bench.proxy(await bench.serve(Script(say("a", "b"))))

@@ -100,9 +100,9 @@ class Repeats:
 
     def _find(self, one: Try) -> _Kept | None:
         """What is kept for a try. Refusal `idempotency_mismatch` if its key was used for something else."""
-        found = min(
-            (kept for kept in self._kept if kept.answers(one)), key=lambda kept: kept.waiting, default=None
-        )
+        # Of equal ones the newest that nobody waits for: an older one has been handed out.
+        fitting = [kept for kept in reversed(self._kept) if kept.answers(one)]
+        found = min(fitting, key=lambda kept: kept.waiting, default=None)
         if found is not None and found.asked != one.asked:
             raise Refusal("idempotency_mismatch")
         return found

@@ -661,7 +661,7 @@ class Spender:
         if there is not None and there.signer == job.signer:
             return False
         await asyncio.to_thread(self.wallet.store.vanished, job.signer)
-        told = "a reorganisation took its opening back: the deposit is in your account again"
+        told = "the chain has no such job now: a reorganisation took its opening back, or RPC_URL lags"
         log.warning("job.vanished", job=job.id, meaning=told)
         return True
 
