@@ -72,13 +72,13 @@ def test_a_job_whose_block_is_gone_gives_its_id_away(tmp_path: Path) -> None:
 
 
 def test_an_opening_that_was_taken_back_is_looked_for_again(tmp_path: Path) -> None:
-    """It has no id then, and nothing is staked for it."""
+    """It has no id then; what it was staked for is kept."""
     store = Store(tmp_path)
     store.opening(OPENING, Stake(SIGNER, ETH, "2026-11-21", 0, 5))
     store.opened(SIGNER, JobId(7))
     store.vanished(SIGNER)
     assert not store.jobs(31337, CONTRACT)
-    assert not store.stakes(31337, CONTRACT)
+    assert store.stakes(31337, CONTRACT) == [Stake(SIGNER, ETH, "2026-11-21", 0, 5)]
     assert [job.signer for job in store.openings(31337, CONTRACT)] == [SIGNER]
 
 

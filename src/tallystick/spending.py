@@ -391,15 +391,17 @@ class Spender:
         )
 
     async def _adopt(self, stored: StoredJob, job: Job) -> bool:
-        """Stakes what is left of a job, unless it is staked. False if the day does not leave as much."""
+        """Stakes all of a job, unless it is staked. False if the day does not leave what is left of it."""
         day = await self.today()
         stakes = await self._stakes(day)
-        if any(stake.signer == stored.signer for stake in stakes):
+        staked = next((stake for stake in stakes if stake.signer == stored.signer), None)
+        if staked is not None and staked.most >= job.deposit:
             return True
         left = self.wallet.left(job)
         if left > self.caps.room(stakes, day):
             return False
-        stake = Stake(stored.signer, job.asset, day, job.deposit - left, job.deposit)
+        began = job.deposit - left if staked is None else staked.began
+        stake = Stake(stored.signer, job.asset, day, began, job.deposit)
         await asyncio.to_thread(self.wallet.store.stake, stake)
         return True
 
@@ -656,9 +658,12 @@ class Spender:
         """The chain has taken the opening back. Should it come once more, it is found by its signer."""
         try:
             there = await self.wallet.chain.job(job.id)
+            if there is not None and there.signer == job.signer:
+                return False
+            # What was signed is still the host's if the opening comes once more: it counts, the rest is free.
+            async with self._money:
+                await self._stake(job, await self.today(), self._cost(job))
         except ChainError:
-            return False
-        if there is not None and there.signer == job.signer:
             return False
         await asyncio.to_thread(self.wallet.store.vanished, job.signer)
         told = "the chain has no such job now: a reorganisation took its opening back, or RPC_URL lags"

@@ -153,11 +153,8 @@ class Store:
         )
 
     def vanished(self, signer: Address) -> None:
-        """A reorganisation took the opening back: nothing is staked, unless it comes once more."""
-        self._write(
-            jobs.update().where(jobs.c.signer == signer).values(job_id=None),
-            stakes.delete().where(stakes.c.signer == signer),
-        )
+        """A reorganisation took the opening back: the job has no id, unless it comes once more."""
+        self._write(jobs.update().where(jobs.c.signer == signer).values(job_id=None))
 
     def end(self, signer: Address) -> None:
         """The job takes no more requests; it stays in the store as evidence."""
