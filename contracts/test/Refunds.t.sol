@@ -273,8 +273,9 @@ contract RefundsTest is Fixture {
     /// @dev A word of one is a yes, and so is no word at all; whatever else it says, the refund is kept.
     function test_ATokenThatDoesNotSayYesHasTheRefundCredited() public {
         AnsweringToken token = new AnsweringToken();
-        token.mint(payer, 6 * DEPOSIT);
-        bytes[4] memory noes = [abi.encode(0), abi.encode(2), new bytes(31), new bytes(20_000)];
+        token.mint(payer, 7 * DEPOSIT);
+        bytes memory oneAndMore = abi.encode((1 << 128) + 1);
+        bytes[5] memory noes = [abi.encode(0), abi.encode(2), oneAndMore, new bytes(31), new bytes(20_000)];
         for (uint256 i; i < noes.length; ++i) {
             token.answer("", true);
             uint256 jobId = _open(_termsIn(address(token)));
