@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from eth_abi.abi import encode
@@ -26,6 +25,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import BadFunctionCallOutput, BlockNotFound, TransactionNotFound
 from web3.types import RPCEndpoint, TxParams
 
+from tallystick import state
 from tallystick.contracts import (
     Call,
     Contracts,
@@ -46,7 +46,7 @@ from tallystick.keccak import keccak
 from tallystick.networks import Deployment, Network, network
 from tallystick.proof import TokenDomain
 from tallystick.roster import Status
-from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Prices, Settlement, Totals
+from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Settlement, Totals
 
 INCLUSION_TIMEOUT = 120.0
 """Seconds that a transaction may take to be as deep as asked for."""
@@ -211,7 +211,7 @@ class Chain(Contracts):
         Left out is what the endpoint could not tell. What the contract never reads is taken as it is known.
         """
         states = await self._states([job.id for job in known])
-        return {job.id: _moved_on(job, states[job.id]) for job in known if job.id in states}
+        return {job.id: state.moved_on(job, states[job.id]) for job in known if job.id in states}
 
     async def opened(self, openings: Sequence[Created]) -> dict[JobId, Job | None]:
         """The jobs of these openings as of the latest block, in few requests. None: a reorg has undone it.
@@ -219,7 +219,9 @@ class Chain(Contracts):
         Left out is what the endpoint could not tell.
         """
         states = await self._states([each.job_id for each in openings])
-        return {each.job_id: _opened(each, states[each.job_id]) for each in openings if each.job_id in states}
+        return {
+            each.job_id: state.opened(each, states[each.job_id]) for each in openings if each.job_id in states
+        }
 
     def remember(self, opening: Created) -> None:
         """An opening that has its confirmations: its job is read without looking for it."""
@@ -505,11 +507,10 @@ class Chain(Contracts):
     async def _job_at(self, job_id: JobId, at: int, latest: int) -> Job | None:
         if at < 0:
             return None
-        state = await self._state(job_id, at)
-        if state["status"] == JobStatus.NONE:
+        told = await self._state(job_id, at)
+        if told["status"] == JobStatus.NONE:
             return None
-        opening = await self._opening(job_id, state["createdAt"], at, latest)
-        return _job(_parties(state), job_id, opening.checkpoint_interval, opening.model_id, state)
+        return state.of(await self._opening(job_id, told["createdAt"], at, latest), told)
 
     async def _state(self, job_id: JobId, at: int) -> dict[str, int]:
         """What `getJob` says as of block `at`."""
@@ -698,68 +699,6 @@ def _bytes(answer: Any) -> bytes:
 def _number(answer: Any) -> int:
     """A number that web3 does not know, as the endpoint wrote it; 0 where there is none."""
     return int(answer, 16) if isinstance(answer, str) else int(answer or 0)
-
-
-class _Parties(NamedTuple):
-    """Who a job is between, and in what: by these it is told from another that has its id on another fork."""
-
-    payer: Address
-    host: Address
-    asset: Address
-    signer: Address
-
-
-def _parties(state: Mapping[str, int]) -> _Parties:
-    words = (state[name] for name in _Parties._fields)
-    return _Parties(*map(_address, words))
-
-
-# The checksum is most of what reading a job costs, and the parties come back with every reading.
-@lru_cache(maxsize=4096)
-def _address(word: int) -> Address:
-    return Address(AsyncWeb3.to_checksum_address(f"0x{word:040x}"))
-
-
-def _job(parties: _Parties, job_id: JobId, interval: int, model_id: bytes, state: Mapping[str, int]) -> Job:
-    """A job in the state that the chain tells."""
-    return Job(
-        id=job_id,
-        payer=parties.payer,
-        host=parties.host,
-        asset=parties.asset,
-        signer=parties.signer,
-        deposit=state["deposit"],
-        prices=Prices(state["pricePerMillion"], state["promptPricePerMillion"]),
-        max_tokens_per_second=state["maxTokensPerSecond"],
-        claim_window=state["claimWindow"],
-        created_at=state["createdAt"],
-        expires_at=state["expiresAt"],
-        asked_at=state["askedAt"],
-        closes_at=state["closesAt"],
-        settled=Totals(state["promptTokens"], state["tokens"]),
-        owed=state["owed"],
-        fee=state["fee"],
-        status=JobStatus(state["status"]),
-        interval=interval,
-        model_id=model_id,
-    )
-
-
-def _opened(opening: Created, state: Mapping[str, int]) -> Job | None:
-    """The job of that opening; None if the chain tells of another job, or of none."""
-    parties = _parties(state)
-    if (parties.payer, parties.host, parties.signer) != (opening.payer, opening.host, opening.signer):
-        return None
-    return _job(parties, opening.job_id, opening.checkpoint_interval, opening.model_id, state)
-
-
-def _moved_on(known: Job, state: Mapping[str, int]) -> Job | None:
-    """A known job in the state that the chain tells; None if that is of another job, or of none."""
-    parties = _Parties(known.payer, known.host, known.asset, known.signer)
-    # As numbers: the checksums of ten thousand jobs take seconds.
-    if [state[name] for name in _Parties._fields] != [int(each, 16) for each in parties]:
-        return None
-    return _job(parties, known.id, known.interval, known.model_id, state)
 
 
 def _word(value: int | str | None) -> str | None:
