@@ -28,6 +28,7 @@ from tallystick import proof
 from tallystick.accounts import Accounts
 from tallystick.admission import Offer
 from tallystick.chain import Chain
+from tallystick.commands.host import favour_streams
 from tallystick.commands.output import keep_logs
 from tallystick.config import HostConfig, Secret
 from tallystick.counter import Counter
@@ -159,6 +160,7 @@ async def node(directory: Path, url: str | None, *, acks: bool) -> Rate:
         async with Ledger(directory, url) as ledger:
             accounts = _accounts(directory, ledger, counter, acks=acks)
             serving = [await _serve(accounts, each) for each in payers]
+            favour_streams()
             for interval in range(ROUNDS):
                 for stream, each in zip(serving, payers, strict=True):
                     _deliver(stream, each.delivered[interval * INTERVAL :][:INTERVAL])

@@ -116,14 +116,14 @@ async def _run(config: HostConfig) -> None:
         async with running(Node(config), address, port) as url:
             asked_to_end = interrupt()
             structlog.get_logger(__name__).info("node.listening", url=url)
-            _favour_streams()
+            favour_streams()
             await asked_to_end.wait()
     except OSError as error:
         raise ConfigError(f"HOST_LISTEN {address}:{port} cannot be listened on: {error.strerror}") from error
 
 
-def _favour_streams() -> None:
-    """Neither searches for garbage nor other threads hold up the event loop for as long as they might."""
+def favour_streams() -> None:
+    """Has neither searches for garbage nor other threads hold up a node's event loop for long."""
     sys.setswitchinterval(SWITCH)
     gc.collect()
     gc.freeze()
