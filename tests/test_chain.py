@@ -582,6 +582,20 @@ async def test_two_transactions_of_one_key_at_once_both_arrive(market: Market) -
     assert await market.chain.token_balance(market.dollar, market.stranger.address) == 3
 
 
+async def test_transactions_of_one_key_take_turns_over_event_loops(market: Market) -> None:
+    """Threads with a loop each, as sessions without `async` have, use no nonce twice."""
+    stranger, url, place = market.stranger, market.devnet.rpc_url, market.chain.deployment
+
+    async def mint() -> str:
+        async with Chain(url, place) as chain:
+            call = chain.mint(market.dollar, stranger.address, 1)
+            return (await chain.transact(call, stranger.private_key)).hash
+
+    hashes = await asyncio.gather(*(asyncio.to_thread(asyncio.run, mint()) for _ in range(3)))
+    assert len(set(hashes)) == 3
+    assert await market.chain.token_balance(market.dollar, stranger.address) == 3
+
+
 async def test_a_nonce_that_another_program_took_is_left_to_it(market: Market) -> None:
     """Two programs with one key: who comes second with a nonce goes on to the next, and both arrive."""
     stranger, coins = market.stranger, (3, 4)

@@ -9,6 +9,7 @@ clock.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
@@ -46,6 +47,7 @@ from tallystick.keccak import keccak
 from tallystick.networks import Deployment, Network, network
 from tallystick.proof import TokenDomain
 from tallystick.roster import Status
+from tallystick.turns import Turns
 from tallystick.types import ETH, Address, Completion, Job, JobId, JobStatus, Settlement, Totals
 
 INCLUSION_TIMEOUT = 120.0
@@ -108,7 +110,13 @@ class TxResult:
 
 
 # One turn a key and chain, over all Chain objects of the process; forgotten when nobody waits for it.
-_turns: WeakValueDictionary[tuple[int, Address], asyncio.Lock] = WeakValueDictionary()
+_turns: WeakValueDictionary[tuple[int, Address], Turns] = WeakValueDictionary()
+_turns_guard = threading.Lock()
+
+
+def _turns_of(chain_id: int, sender: Address) -> Turns:
+    with _turns_guard:
+        return _turns.setdefault((chain_id, sender), Turns())
 
 
 class Chain(Contracts):
@@ -427,8 +435,7 @@ class Chain(Contracts):
         one before it left behind.
         """
         sender = Address(Account.from_key(key).address)
-        turn = _turns.setdefault((self.deployment.chain_id, sender), asyncio.Lock())
-        async with turn:
+        async with _turns_of(self.deployment.chain_id, sender):
             signed = await self._sent(call, key, sender)
             result = await self.included(signed.hash, timeout=timeout)
         if not result.succeeded:
