@@ -60,13 +60,27 @@ async def failure(url: str, timeout: float = 10.0) -> ChainError:
     return caught.value
 
 
-async def test_an_error_keeps_code_message_and_data() -> None:
-    """A JSON-RPC error is an RpcError with its code, message and data, whatever the HTTP status."""
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_an_error_keeps_code_message_and_data(status: int) -> None:
+    """A node's JSON-RPC error is an RpcError with its code, message and data; nodes differ in the status."""
     body = '{"jsonrpc":"2.0","id":0,"error":{"code":-32005,"message":"limit exceeded","data":"0x01"}}'
-    async with serving(answering(body, status=429)) as url:
+    async with serving(answering(body, status=status)) as url:
         error = await failure(url)
     assert isinstance(error, RpcError)
     assert (error.code, error.message, error.data) == (-32005, "limit exceeded", "0x01")
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+async def test_a_gateway_that_speaks_json_rpc_is_not_the_node(status: int) -> None:
+    """Its "no" is to its caller, so it is no answer to what the node was asked."""
+    body = '{"jsonrpc":"2.0","id":0,"error":{"code":-32001,"message":"Invalid API key"}}'
+    async with serving(answering(body, status=status)) as url:
+        error = await failure(url)
+        async with endpoint(url) as made:
+            with pytest.raises(ChainError, match=f"HTTP {status}"):
+                await made.ask_all([(BLOCK_NUMBER, [])])
+    assert not isinstance(error, RpcError)
+    assert str(error).endswith(f"answered HTTP {status}: Invalid API key (-32001)")
 
 
 @pytest.mark.parametrize("body", ["", "<html>Bad gateway</html>", "[]", '"no"', '{"jsonrpc":"2.0","id":0}'])

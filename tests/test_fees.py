@@ -77,43 +77,156 @@ def test_no_bump_beyond_the_ceiling() -> None:
 # Answers
 
 
-@pytest.mark.parametrize(
-    ("message", "answer"),
-    [
-        ("already known", Answer.KNOWN),
-        ("AlreadyKnown", Answer.KNOWN),
-        ("Known transaction", Answer.KNOWN),
-        ("transaction already imported", Answer.KNOWN),
-        ("nonce too low: next nonce 8, tx nonce 7", Answer.NONCE_TOO_LOW),
-        ("nonce too low", Answer.NONCE_TOO_LOW),
-        ("OldNonce", Answer.NONCE_TOO_LOW),
-        ("Transaction nonce is below sender account nonce", Answer.NONCE_TOO_LOW),
-        ("replacement transaction underpriced", Answer.UNDERPRICED),
-        ("transaction underpriced: tip needed 1, tip permitted 0", Answer.UNDERPRICED),
-        ("max fee per gas less than block base fee: address 0x1, maxFeePerGas: 1", Answer.UNDERPRICED),
-        ("FeeTooLowToCompete", Answer.UNDERPRICED),
-        ("Gas price below configured minimum gas price", Answer.UNDERPRICED),
-        ("insufficient funds for gas * price + value: have 0 want 1", Answer.NO_FUNDS),
-        ("Insufficient funds for gas * price + value", Answer.NO_FUNDS),
-        ("InsufficientFunds", Answer.NO_FUNDS),
-        ("Upfront cost exceeds account balance", Answer.NO_FUNDS),
-        ("execution reverted: 0x12345678", Answer.REFUSED),
-        ("intrinsic gas too low", Answer.REFUSED),
-        ("exceeds block gas limit", Answer.REFUSED),
-        ("tx fee (1.20 ether) exceeds the configured cap (1.00 ether)", Answer.REFUSED),
-        ("max priority fee per gas higher than max fee per gas", Answer.REFUSED),
-        ("insufficient gas for floor data gas cost: gas 21000, minimum needed 30000", Answer.REFUSED),
-        ("invalid sender: invalid chain id for signer: have 31337 want 1", Answer.SILENCE),
-        ("InvalidTxChainId", Answer.SILENCE),
-        ("nonce too high", Answer.SILENCE),
-        ("txpool is full", Answer.SILENCE),
-        ("Too many requests", Answer.SILENCE),
-        ("", Answer.SILENCE),
-    ],
+# What nodes say to `eth_sendRawTransaction`, as their sources have it. No standard names these errors.
+NODES = {
+    # core/txpool/errors.go, core/txpool/validation.go, core/error.go, internal/ethapi/api.go
+    "geth": {
+        "already known": Answer.KNOWN,
+        "nonce too low: next nonce 8, tx nonce 7": Answer.NONCE_TOO_LOW,
+        "insufficient funds for gas * price + value: balance 0, tx cost 1, overshot 1": Answer.NO_FUNDS,
+        "transaction underpriced: gas tip cap 0, minimum needed 1": Answer.UNDERPRICED,
+        "transaction gas price below minimum: gas tip cap 0, minimum needed 1": Answer.UNDERPRICED,
+        "replacement transaction underpriced": Answer.UNDERPRICED,
+        "max fee per gas less than block base fee: address 0x1, maxFeePerGas: 1": Answer.UNDERPRICED,
+        "exceeds block gas limit": Answer.REFUSED,
+        "transaction gas limit too high (cap: 16777216, tx: 30000000)": Answer.REFUSED,
+        "intrinsic gas too low: gas 21000, minimum needed 30000": Answer.REFUSED,
+        "insufficient gas for floor data gas cost: gas 21000, minimum needed 30000": Answer.REFUSED,
+        "oversized data: transaction size 200000, limit 131072": Answer.REFUSED,
+        "tx fee (1.20 ether) exceeds the configured cap (1.00 ether)": Answer.REFUSED,
+        "max priority fee per gas higher than max fee per gas": Answer.REFUSED,
+        "execution reverted: 0x12345678": Answer.REFUSED,
+        "invalid sender: invalid chain id for signer: have 31337 want 1": Answer.SILENCE,
+        "invalid sender": Answer.SILENCE,
+        "nonce too high: tx nonce 9, gapped nonce 7": Answer.SILENCE,
+        "txpool is full": Answer.SILENCE,
+        "account limit exceeded: pooled 16 txs": Answer.SILENCE,
+        "future transaction tries to replace pending": Answer.SILENCE,
+        "address already reserved": Answer.SILENCE,
+        "in-flight transaction limit reached for delegated accounts": Answer.SILENCE,
+    },
+    # crates/rpc/rpc-eth-types/src/error/mod.rs, crates/transaction-pool/src/error.rs
+    "reth": {
+        "already known": Answer.KNOWN,
+        "already imported": Answer.KNOWN,
+        "nonce too low: next nonce 8, tx nonce 7": Answer.NONCE_TOO_LOW,
+        "insufficient funds for gas * price + value: have 0 want 1": Answer.NO_FUNDS,
+        "replacement transaction underpriced": Answer.UNDERPRICED,
+        "insufficient gas price to replace existing transaction": Answer.UNDERPRICED,
+        "transaction feeCap 6 below chain minimum": Answer.UNDERPRICED,
+        "transaction priority fee below minimum required priority fee 1": Answer.UNDERPRICED,
+        "max fee per gas less than block base fee": Answer.UNDERPRICED,
+        "exceeds max transaction gas limit": Answer.REFUSED,
+        "intrinsic gas too high": Answer.REFUSED,
+        "tx fee (2 wei) exceeds the configured cap (1 wei)": Answer.REFUSED,
+        "invalid chain ID": Answer.SILENCE,
+        "invalid transaction signature": Answer.SILENCE,
+        "failed to decode signed transaction": Answer.SILENCE,
+        "nonce too high": Answer.SILENCE,
+    },
+    # Nethermind.TxPool/AcceptTxResult.cs, which said its names first, and what they name since;
+    # Nethermind.Core/Messages/TxErrorMessages.cs
+    "nethermind": {
+        "AlreadyKnown": Answer.KNOWN,
+        "OldNonce, Current nonce: 8, nonce of rejected tx: 7": Answer.NONCE_TOO_LOW,
+        "InsufficientFunds, Balance is 0 less than sending value + gas 1": Answer.NO_FUNDS,
+        "FeeTooLow, MaxFeePerGas too low. MaxFeePerGas: 1, BaseFee: 2": Answer.UNDERPRICED,
+        "FeeTooLowToCompete": Answer.UNDERPRICED,
+        "ReplacementNotAllowed": Answer.UNDERPRICED,
+        "replacement transaction underpriced": Answer.UNDERPRICED,
+        "GasLimitExceeded, Gas limit: 1, gas limit of rejected tx: 2": Answer.REFUSED,
+        "gas limit reached": Answer.REFUSED,
+        "MaxTxSizeExceeded": Answer.REFUSED,
+        "transaction too large": Answer.REFUSED,
+        "Invalid": Answer.REFUSED,
+        "transaction invalid, TxGasLimitCapExceeded: Gas limit 2 exceeded cap of 1.": Answer.REFUSED,
+        "Invalid, InvalidTxChainId: Expected 1, got 31337.": Answer.SILENCE,
+        "NonceGap, Future nonce. Expected nonce: 7": Answer.SILENCE,
+        "nonce too far in future": Answer.SILENCE,
+        "node is syncing": Answer.SILENCE,
+    },
+    # ethereum/api/…/jsonrpc/internal/response/RpcErrorType.java
+    "besu": {
+        "Known transaction": Answer.KNOWN,
+        "Nonce too low": Answer.NONCE_TOO_LOW,
+        "Transaction nonce is below sender account nonce": Answer.NONCE_TOO_LOW,
+        "Upfront cost exceeds account balance": Answer.NO_FUNDS,
+        "Replacement transaction underpriced": Answer.UNDERPRICED,
+        "Gas price below configured minimum gas price": Answer.UNDERPRICED,
+        "Gas price below current base fee": Answer.UNDERPRICED,
+        "Transaction gas limit exceeds block gas limit": Answer.REFUSED,
+        "Intrinsic gas exceeds gas limit": Answer.REFUSED,
+        "Transaction fee cap exceeded": Answer.REFUSED,
+        "Max priority fee per gas exceeds max fee per gas": Answer.REFUSED,
+        "Execution reverted": Answer.REFUSED,
+        "Wrong chainId": Answer.SILENCE,
+        "Invalid signature": Answer.SILENCE,
+        "An invalid transaction with a lower nonce exists": Answer.SILENCE,
+        "Transaction nonce is too distant from current sender nonce": Answer.SILENCE,
+        "Initial sync is still in progress": Answer.SILENCE,
+    },
+    # txnprovider/txpool/txpoolcfg/txpoolcfg.go
+    "erigon": {
+        "already known": Answer.KNOWN,
+        "existing txn with same hash": Answer.KNOWN,
+        "nonce too low": Answer.NONCE_TOO_LOW,
+        "insufficient funds": Answer.NO_FUNDS,
+        "underpriced": Answer.UNDERPRICED,
+        "fee too low": Answer.UNDERPRICED,
+        "replacement transaction underpriced": Answer.UNDERPRICED,
+        "INTERNAL_ERROR: could not replace existing tx": Answer.UNDERPRICED,
+        "gas limit is too high": Answer.REFUSED,
+        "IntrinsicGas": Answer.REFUSED,
+        "RLPTooLong": Answer.REFUSED,
+        "invalid sender": Answer.SILENCE,
+        "pending sub-pool is full": Answer.SILENCE,
+        "spammer": Answer.SILENCE,
+    },
+    # anvil: crates/anvil/src/eth/error.rs; hardhat: edr_provider/src/error.rs
+    "of developers": {
+        "transaction already imported": Answer.KNOWN,
+        "Insufficient funds for gas * price + value": Answer.NO_FUNDS,
+        "Sender doesn't have enough funds to send tx. The max upfront cost is: 1": Answer.NO_FUNDS,
+        "Transaction maxFeePerGas (1) is too low for the next block": Answer.UNDERPRICED,
+    },
+    # Arbitrum, and others that were heard of: no source was read.
+    "others": {
+        "max fee per gas 1 lower than base fee 2": Answer.UNDERPRICED,
+        "gas price lower than base fee: 1 vs 2": Answer.UNDERPRICED,
+        "max fee per gas is lower than base fee": Answer.UNDERPRICED,
+        "gas price too low: 1 wei, use at least tx.gasPrice = 2 wei": Answer.UNDERPRICED,
+        "transaction would cause overdraft": Answer.NO_FUNDS,
+        "invalid transaction: too big": Answer.REFUSED,
+    },
+}
+
+# What stands between a program and a node says this of its caller, or of itself.
+GATEWAYS = (
+    "Invalid API key",
+    "invalid project id",
+    "invalid json request",
+    "invalid character '<' looking for beginning of value",
+    "Invalid response from upstream",
+    "rate limit: invalid token",
+    "Invalid params",
+    "the method eth_sendRawTransaction is not supported",
+    "rejected due to project ID settings",
+    "Must be authenticated!",
+    "Too many requests",
+    "",
 )
+
+
+@pytest.mark.parametrize(("message", "answer"), [each for words in NODES.values() for each in words.items()])
 def test_every_nodes_words_are_understood(message: str, answer: Answer) -> None:
-    """No standard names these errors; what is not understood is taken for silence, which loses nothing."""
+    """Words of geth, reth, nethermind, besu and erigon mean what their sources say they do."""
     assert read_answer(message) is answer
+
+
+@pytest.mark.parametrize("message", GATEWAYS)
+def test_what_is_said_of_the_caller_is_no_verdict_on_a_transaction(message: str) -> None:
+    """What is not understood is taken for silence, which loses nothing: the same bytes are sent again."""
+    assert read_answer(message) is Answer.SILENCE
 
 
 # Moves

@@ -20,8 +20,8 @@ from tallystick.ledger import Ledger
 from tallystick.networks import Deployment
 from tallystick.sender import GAP, Outcome, Report, Sender
 from tallystick.tables import State, Transaction
-from tallystick.testing.faults import Lag
-from tallystick.testing.geth import Geth
+from tallystick.testing.faults import Lag, Status
+from tallystick.testing.geth import Geth, Upstream
 from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import Address
 
@@ -232,6 +232,36 @@ async def test_what_no_endpoint_takes_gives_its_nonce_away(bench: Bench, failing
     await bench.pay()
     await bench.settle()
     assert bench.outcomes()[-1] is Outcome.CONFIRMED
+    assert await bench.paid() == 1
+
+
+async def test_what_cancels_a_transaction_is_not_told_as_it(bench: Bench, failing: FailingChain) -> None:
+    """Law 9: nobody took the transaction, so it was never submitted; what fills its nonce is another one."""
+    failing.before = RpcError("test", -32000, "tx fee (1.20 ether) exceeds the configured cap (1.00 ether)")
+    await bench.pay()
+    failing.before = None
+    await bench.settle()
+    assert bench.outcomes() == [Outcome.MINED, Outcome.CANCELLED]
+
+
+async def test_a_no_to_the_caller_is_no_verdict_on_the_transaction(bench: Bench) -> None:
+    """A gateway that does not know its key, for broadcasts alone: the same bytes go once it does."""
+    body = '{"jsonrpc":"2.0","id":1,"error":{"code":-32001,"message":"Invalid API key"}}'
+    async with (
+        Upstream(bench.devnet.rpc_url) as node,
+        FaultyRpc(node) as rpc,
+        Chain(rpc.url, bench.chain.deployment) as chain,
+    ):
+        bench.restart(chain)
+        with rpc.failing(Status(401, body), "eth_sendRawTransaction"):
+            saved = await bench.pay()
+            bench.now += 31
+            await bench.sender.step()
+        [kept] = await bench.ledger.in_flight(bench.host.address)
+        assert kept.attempts == saved.attempts
+        bench.now += 31
+        await bench.settle()
+    assert bench.outcomes() == [Outcome.SUBMITTED, Outcome.MINED, Outcome.CONFIRMED]
     assert await bench.paid() == 1
 
 

@@ -206,6 +206,22 @@ async def test_a_reorganisation_is_settled_again(host: Host) -> None:
     assert await host.on_chain(job) == await host.confirmed(job) == Totals(0, 100)
 
 
+async def test_a_completion_that_is_taken_back_is_no_checkpoint(host: Host) -> None:
+    """A row that only closes a job claims nothing: no line tells of a checkpoint, there or back."""
+    job = await host.open()
+    await host.ledger.end(job)
+    host.confirm_after(3)
+    await host.settlement.step()
+    await host.sender.step()
+    with capture_logs() as logs:
+        while await host.status(job) is JobStatus.CLOSED:
+            await host.devnet.reorganise(1)
+        await host.settle()
+    assert events(logs, "transaction.reorganised") != []
+    assert events(logs, "checkpoint.reorganised", "checkpoint.submitted") == []
+    assert await host.status(job) is JobStatus.CLOSED
+
+
 # Leaving
 
 

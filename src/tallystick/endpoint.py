@@ -18,6 +18,7 @@ from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 from yarl import URL
 
+from tallystick import outgoing
 from tallystick.errors import ChainError, ConfigError, RpcError
 from tallystick.roster import Status
 
@@ -29,7 +30,8 @@ LARGEST_ARRAY = 100
 AT_ONCE = 8
 """Requests under way at a time, of those that belong together."""
 
-# With these a gateway speaks in the node's place: no credit, too many calls, nobody behind it.
+# With these a gateway speaks in the node's place, be it in JSON-RPC: an unknown key, no credit, too many calls,
+# nobody behind it.
 NOT_THE_NODE = {401, 402, 403, 408, 429, 502, 503, 504}
 
 CHAIN_ID = RPCEndpoint("eth_chainId")
@@ -66,7 +68,7 @@ class Endpoint(AsyncJSONBaseProvider):
         self.host = f"{self._url.host}:{self._url.port}"
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """The whole answer. RpcError: it is an error. ChainError: it came too late, or makes no sense."""
+        """The whole answer. RpcError: the node says no. ChainError: nobody answered, or not the node."""
         status, answer = await self._answer(self.encode_rpc_request(method, params))
         return self._checked(method, answer, status)
 
@@ -130,8 +132,6 @@ class Endpoint(AsyncJSONBaseProvider):
         try:
             return (await self.make_request(method, params))["result"]
         except RpcError as error:
-            if error.status in NOT_THE_NODE:
-                raise
             return error
 
     async def _ask_array(self, calls: Sequence[Asked]) -> list[Any | RpcError]:
@@ -157,7 +157,7 @@ class Endpoint(AsyncJSONBaseProvider):
 
     def _checked(self, method: RPCEndpoint, answer: Any, status: int) -> RPCResponse:
         if answer.get("error") is not None:
-            raise _rpc_error(self.host, answer["error"], status)
+            raise _error(self.host, answer["error"], status)
         if answer.get("result") is None and method.startswith("eth_") and method not in NULL_IS_AN_ANSWER:
             raise ChainError(f"{self.host} answered null to {method}")
         return cast(RPCResponse, answer)
@@ -186,9 +186,8 @@ class Endpoint(AsyncJSONBaseProvider):
 
     async def _post_once(self, request: bytes) -> tuple[int, bytes]:
         if self._session is None:
-            self._session = ClientSession(
-                timeout=ClientTimeout(total=None), headers={"Content-Type": "application/json"}
-            )
+            headers = {"Content-Type": "application/json"}
+            self._session = outgoing.client(ClientTimeout(total=None), headers=headers)
         async with self._session.post(self._url, data=request) as response:
             return response.status, await response.read()
 
@@ -215,8 +214,10 @@ def _is_answer(answer: Any) -> bool:
     return isinstance(answer, dict) and bool(answer.keys() & {"result", "error"})
 
 
-def _rpc_error(host: str, error: Any, status: int) -> RpcError:
-    if not isinstance(error, dict):
-        return RpcError(host, 0, str(error), status=status)
-    message = str(error.get("message", "no message"))
-    return RpcError(host, error.get("code", 0), message, error.get("data"), status=status)
+def _error(host: str, error: Any, status: int) -> ChainError:
+    """What an answer's `error` comes to: the node's own, or a gateway's in its place."""
+    told: dict[str, Any] = error if isinstance(error, dict) else {"message": str(error)}
+    message, code = str(told.get("message", "no message")), told.get("code", 0)
+    if status in NOT_THE_NODE:
+        return ChainError(f"{host} answered HTTP {status}: {message} ({code})")
+    return RpcError(host, code, message, told.get("data"))

@@ -36,7 +36,7 @@ from eth_utils.conversions import to_bytes, to_hex
 from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from tallystick.endpoint import CALL_TIMEOUT, CHAIN_ID, HEAD, NOT_THE_NODE, Asked, Endpoint
+from tallystick.endpoint import CALL_TIMEOUT, CHAIN_ID, HEAD, Asked, Endpoint
 from tallystick.errors import ChainError, RpcError, WrongChain
 from tallystick.fees import Answer, read_answer
 from tallystick.keccak import keccak
@@ -208,17 +208,17 @@ class Endpoints(AsyncJSONBaseProvider):
             return await self._endpoints[member].ask_all(calls)
         except ChainError as error:
             self._fail(member, str(error))
-            raise ChainError(str(error)) from None
+            raise
 
     async def _ask(self, member: Member, method: RPCEndpoint, params: Any) -> RPCResponse:
         """RpcError: so it answered. Any other ChainError: it did not answer, and is set aside."""
         try:
             answer = await self._endpoints[member].make_request(method, params)
+        except RpcError:
+            raise
         except ChainError as error:
-            if isinstance(error, RpcError) and error.status not in NOT_THE_NODE:
-                raise
             self._fail(member, str(error))
-            raise ChainError(str(error)) from None
+            raise
         self._roster.show(_block_in(method, answer["result"]))
         return answer
 

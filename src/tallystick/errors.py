@@ -54,18 +54,15 @@ class WrongChain(ChainError):
 
 
 class RpcError(ChainError):
-    """The endpoint answered with an error: `code` and `message`, and `data` if some came along.
+    """The node answered with an error: `code` and `message`, and `data` if some came along.
 
-    `status`: of the HTTP response that it came in; some gateways speak JSON-RPC in the node's place.
+    What a gateway says in its place (no credit, too many calls) is a ChainError: the node did not answer.
     """
 
-    def __init__(
-        self, endpoint: str, code: int, message: str, data: Any = None, *, status: int = 200
-    ) -> None:
+    def __init__(self, endpoint: str, code: int, message: str, data: Any = None) -> None:
         self.code = code
         self.message = message
         self.data = data
-        self.status = status
         super().__init__(f"{endpoint}: {message} ({code})")
 
 

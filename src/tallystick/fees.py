@@ -42,22 +42,33 @@ class Answer(enum.Enum):
         return self in {Answer.ACCEPTED, Answer.KNOWN}
 
 
-# No standard names these errors. The words are those of geth, erigon, reth, nethermind, besu and anvil; the
-# first line that fits decides.
+# No standard names these errors. The words are those of geth, erigon, reth, nethermind, besu, anvil and
+# hardhat; the first line that fits decides. Refused is only what says that this transaction asks for too much,
+# so that a smaller one in its place is taken. What else is called invalid may be the caller's key.
 _WORDS = (
-    (Answer.KNOWN, r"already ?known|known transaction|already imported|already exists|already in the "),
+    (
+        Answer.KNOWN,
+        r"already ?known|known transaction|already imported|already exists|already in the |with same hash",
+    ),
     (Answer.NONCE_TOO_LOW, r"nonce too low|nonce is too low|old ?nonce|nonce .*(below|already|lower)"),
-    (Answer.NO_FUNDS, r"insufficient ?(funds|balance)|upfront cost|exceeds .*balance|enough (funds|balance)"),
+    (
+        Answer.NO_FUNDS,
+        r"insufficient ?(funds|balance)|upfront cost|exceeds .*balance|enough (funds|balance)|overdraft",
+    ),
     (
         Answer.UNDERPRICED,
-        r"underpriced|(fee|price|tip|cap)s? ?(is )?too ?low|(less than|below) .*(minimum|base ?fee)",
+        r"underpriced|(fee|price|tip|cap)(s|pergas)?( \(\d+\))?( is)? ?too ?low"
+        r"|(less than|lower than|below) .*(minimum|base ?fee)"
+        r"|could not replace|replacement ?not ?allowed|insufficient gas price",
     ),
-    # It is about the endpoint, which is on another chain.
-    (Answer.SILENCE, r"chain.?id"),
+    # It is about the endpoint, which is on another chain; or about what waits before this one.
+    (Answer.SILENCE, r"chain.?id|lower nonce"),
     (
         Answer.REFUSED,
-        r"revert|intrinsic gas|gas limit|configured cap|oversized|invalid|not supported|gas too (low|high)"
-        r"|floor data gas|priority fee .*higher than max fee",
+        r"\brevert(ed)?\b|intrinsic ?gas|gas ?limit|gas too (low|high)|floor data gas"
+        r"|configured cap|fee cap exceeded|priority fee .*(higher than|exceeds) max fee"
+        r"|oversized data|rlp ?too ?long|tx ?size ?exceeded|transaction too large"
+        r"|^(transaction )?invalid($|, )|^invalid transaction($|:)",
     ),
 )
 _ANSWERS = tuple((answer, re.compile(words, re.IGNORECASE)) for answer, words in _WORDS)

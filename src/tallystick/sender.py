@@ -58,7 +58,7 @@ class Outcome(enum.Enum):
     """What became of a transaction."""
 
     SUBMITTED = "submitted"
-    """An endpoint took it, for the first time."""
+    """An endpoint took it, for the first time: it, and not the transfer of nothing that fills its nonce."""
     MINED = "mined"
     CONFIRMED = "confirmed"
     """N blocks deep, with status 1."""
@@ -358,7 +358,7 @@ class Sender:
             return transaction
         first = _taken_at(transaction) is None
         transaction = await self._ledger.taken(transaction, attempt, self._clock())
-        if first:
+        if first and not attempt.cancelling:
             self._report(Outcome.SUBMITTED, transaction, attempt.hash)
         return transaction
 

@@ -25,6 +25,7 @@ from tallystick.policy import Gas, Thrift, Unsettled, to_settle
 from tallystick.rows import DueRow, Outstanding
 from tallystick.sender import Outcome, Report, Sender
 from tallystick.standby import Standby
+from tallystick.tables import Carried
 from tallystick.types import Completion, Job, JobId, JobStatus, Totals
 from tallystick.types import Settlement as Settled
 from tallystick.watcher import SWEEP_EVERY, Watcher
@@ -335,7 +336,7 @@ class Settlement:
                         again_in=pause,
                     )
             case Outcome.TAKEN_BACK:
-                for carried in report.transaction.draft.carried:
+                for carried in _checkpoints(report):
                     tokens = carried.totals.tokens
                     log.warning("checkpoint.reorganised", job=carried.job_id, tokens=tokens, tx=report.tx)
             case Outcome.MINED:
@@ -343,13 +344,14 @@ class Settlement:
         self.poke()
 
     def _tell_submitted(self, report: Report) -> None:
-        for carried in report.transaction.draft.carried:
-            if carried.totals != NOTHING:
-                tokens, prompts = carried.totals.tokens, carried.totals.prompt_tokens
-                job_id = carried.job_id
-                log.info(
-                    "checkpoint.submitted", job=job_id, tokens=tokens, prompt_tokens=prompts, tx=report.tx
-                )
+        for carried in _checkpoints(report):
+            log.info(
+                "checkpoint.submitted",
+                job=carried.job_id,
+                tokens=carried.totals.tokens,
+                prompt_tokens=carried.totals.prompt_tokens,
+                tx=report.tx,
+            )
 
     def _tell_events(self, report: Report) -> None:
         for event in report.events:
@@ -407,6 +409,11 @@ class Settlement:
         elif self._trouble and not trouble:
             log.info("settlement.recovered")
         self._trouble = trouble
+
+
+def _checkpoints(report: Report) -> list[Carried]:
+    """What the transaction claims; rows that only complete a job claim nothing."""
+    return [carried for carried in report.transaction.draft.carried if carried.totals != NOTHING]
 
 
 def _pages(going: Sequence[Outstanding]) -> Iterator[Sequence[Outstanding]]:
