@@ -20,7 +20,7 @@ ORDER = """
     types errors config keccak pricing meter transcript proof authorization
     receipt allowance countersign caps admission policy gas fees wire reply turns
     engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
-    artifacts networks contracts state roster endpoint endpoints chain sender site
+    artifacts networks contracts outgoing state roster endpoint endpoints chain sender site
     account stream work lookout accounts desk claims watcher standby settlement sponsor node peer
     relay metrics server websocket
     gasless opening frames vocabulary recount tab evidence archive paid session exchange wallet keystore

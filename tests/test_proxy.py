@@ -16,6 +16,7 @@ import openai
 import orjson
 import pytest
 from starlette.datastructures import Headers
+from structlog.testing import capture_logs
 
 from tallystick import pricing
 from tallystick.caps import Caps
@@ -30,6 +31,7 @@ from tests import test_clients
 from tests.buying import DEPOSIT, MESSAGES, Bench
 from tests.conftest import missing
 from tests.paying import register, until
+from tests.severing import Line
 from tests.stories.parties import free_port
 
 
@@ -304,6 +306,26 @@ async def test_what_a_page_sends_spends_nothing(bench: Bench, sent: dict[str, st
         assert answer.status in (403, 415)
         assert "access-control-allow-origin" not in answer.headers
     assert proxy.spender.jobs == []
+
+
+async def test_a_host_cannot_have_the_proxy_ask_itself(bench: Bench) -> None:
+    """Such a request would pass the door, as a program's does: it is not made, and the host to blame."""
+    asked: list[bytes] = []
+
+    def lead(sent: bytes) -> bytes | None:
+        if not sent.startswith(b"POST /v1/chat/completions "):
+            return None
+        asked.append(sent)
+        to = f"location: {proxy.url}/chat/completions"
+        return f"HTTP/1.1 307 Temporary Redirect\r\n{to}\r\ncontent-length: 0\r\n\r\n".encode()
+
+    line = await bench.parts.enter_async_context(Line(await bench.serve(Script(say("a"))), lead))
+    proxy = await bench.proxy(line.url)
+    with capture_logs() as logs, pytest.raises(openai.APIStatusError, match="HTTP 307") as refused:
+        await proxy.ask()
+    assert refused.value.code == "host_unreachable"
+    assert len(asked) == 1
+    assert [line["trouble"] for line in logs if line["event"] == "host.set_aside"] == ["failed"]
 
 
 async def test_a_preflight_is_not_answered(bench: Bench) -> None:

@@ -147,7 +147,8 @@ def _write_a_job(directory: Path) -> None:
                 acknowledged_tokens=25,
             )
         )
-        connection.exec_driver_sql("ALTER TABLE jobs DROP COLUMN good_until")
+        for column in ("good_until", "found"):
+            connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
     engine.dispose()
 
 

@@ -8,21 +8,21 @@ and there alone, a host may be on this machine.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
-from aiohttp.abc import AbstractResolver, ResolveResult
 
+from tallystick import outgoing
 from tallystick.addresses import is_literal, is_loopback, is_public
 from tallystick.chain import Chain
 from tallystick.config import http_url
 from tallystick.errors import SessionError
 from tallystick.networks import DEVNET, Deployment
 from tallystick.opening import Quote, check_endpoint, check_holds, quote_in, read_quote
+from tallystick.outgoing import LedElsewhere
 from tallystick.types import Address, Prices
 
 MAX_QUOTE = 4096
@@ -61,10 +61,8 @@ async def asked(chain: Chain, registered: Mapping[Address, str]) -> list[Listing
     """Each of these hosts, asked for its quote; to each how it describes itself. ChainError."""
     now = (await chain.block()).timestamp
     turns = asyncio.Semaphore(AT_ONCE)
-    local = chain.deployment.chain_id == DEVNET
-    connector = aiohttp.TCPConnector(resolver=Resolver(local=local), force_close=True)
     limit = aiohttp.ClientTimeout(total=PATIENCE)
-    async with aiohttp.ClientSession(connector=connector, timeout=limit, trust_env=False) as http:
+    async with outgoing.client(limit, found_on=chain.deployment.chain_id, force_close=True) as http:
 
         async def ask(host: Address, metadata: str) -> Listing:
             async with turns:
@@ -84,6 +82,8 @@ async def _asked(
         check_endpoint(quote, endpoint)
         return Listing(host, endpoint, quote)
     except SessionError as error:
+        return Listing(host, endpoint, trouble=str(error))
+    except LedElsewhere as error:
         return Listing(host, endpoint, trouble=str(error))
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         return Listing(host, endpoint, trouble=f"it does not answer: {error!r}")
@@ -130,31 +130,3 @@ def offers(found: Iterable[Listing], asset: Address, model: str | None = None) -
         if asset in prices and model in (None, name)
     ]
     return sorted(sold, key=lambda offer: (offer.prices.per_million, offer.prices.prompt_per_million))
-
-
-# Names
-
-
-class Resolver(AbstractResolver):
-    """Names as this machine knows them, less the addresses that a stranger's name may not lead to."""
-
-    def __init__(self, *, local: bool) -> None:
-        """`local`: a name of this machine leads to it."""
-        self._local = local
-        self._names = aiohttp.ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """The public addresses of a name. OSError if it has none."""
-        found = await self._names.resolve(host, port, family)
-        if self._local and is_loopback(host):
-            return found
-        public = [each for each in found if is_public(each["host"])]
-        if not public:
-            raise OSError(f"{host} is at no public address")
-        return public
-
-    async def close(self) -> None:
-        """Nothing is held."""
-        await self._names.close()

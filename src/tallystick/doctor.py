@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import aiohttp
 
-from tallystick import proof
+from tallystick import outgoing, proof
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import HostConfig, readable, unread
 from tallystick.errors import ChainError, ConfigError, LedgerError
@@ -143,7 +143,7 @@ async def _ask_node(config: HostConfig) -> NodeFacts | str:
     url = node_url(config)
     try:
         limit = aiohttp.ClientTimeout(total=PATIENCE)
-        async with aiohttp.ClientSession(timeout=limit) as http:
+        async with outgoing.client(limit) as http:
             async with http.get(f"{url}/readyz") as answer:
                 ready = await answer.json()
             async with http.get(f"{url}/v1/host") as answer:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 import orjson
 
-from tallystick import fees, frames, proof, wire
+from tallystick import fees, frames, outgoing, proof, wire
 from tallystick.authorization import VALID, Consent, Opening, P, TopUp
 from tallystick.chain import INCLUSION_TIMEOUT, Chain
 from tallystick.contracts import Created, Logged, ToppedUp
@@ -32,6 +32,15 @@ POLL = 0.5
 E = TypeVar("E", bound=Logged)
 
 
+class Sponsor(NamedTuple):
+    """The host that is to send what a payer authorizes."""
+
+    url: str
+    host: Address
+    found_on: int | None = None
+    """As `outgoing.client` has it."""
+
+
 async def is_short(chain: Chain, payer: Address) -> bool:
     """True for an account whose ETH does not pay for an approval and an opening at the present fees."""
     head = await chain.block()
@@ -47,9 +56,7 @@ async def consent(chain: Chain, payer: Address, purpose: P) -> Consent[P]:
     return Consent(purpose, payer, valid_before, domain, await chain.token_domain(purpose.asset))
 
 
-async def open_job(
-    chain: Chain, host_url: str, host: Address, agreed: Consent[Opening], key: bytes
-) -> Created:
+async def open_job(chain: Chain, sponsor: Sponsor, agreed: Consent[Opening], key: bytes) -> Created:
     """Has the host open a job, and waits until the chain has it, as deep as the deployment asks.
 
     ContractError if the chain would not take it, before anything is given away. HostRefused, or SessionError
@@ -57,46 +64,47 @@ async def open_job(
     """
     opening, since = agreed.purpose, await chain.block_number()
     auth = agreed.sign(key)
-    await chain.simulate(chain.authorized(opening, auth), host)
-    await _ask(f"{host_url}/v1/jobs", wire.opening_out(opening, auth))
+    await chain.simulate(chain.authorized(opening, auth), sponsor.host)
+    await _ask(sponsor, "/v1/jobs", wire.opening_out(opening, auth))
 
     async def find() -> Created | None:
         found = await chain.jobs(payer=agreed.payer, since=since)
         return next((event for event in found if event.signer == opening.terms.signer), None)
 
-    return await _seen(chain, host_url, find)
+    return await _seen(chain, sponsor.url, find)
 
 
-async def top_up(chain: Chain, host_url: str, host: Address, agreed: Consent[TopUp], key: bytes) -> ToppedUp:
+async def top_up(chain: Chain, sponsor: Sponsor, agreed: Consent[TopUp], key: bytes) -> ToppedUp:
     """Has the host add to a job's deposit, likewise."""
     more, since = agreed.purpose, await chain.block_number()
     auth = agreed.sign(key)
-    await chain.simulate(chain.authorized(more, auth), host)
-    await _ask(f"{host_url}/v1/jobs/{more.job_id}/top-up", wire.top_up_out(more, auth))
+    await chain.simulate(chain.authorized(more, auth), sponsor.host)
+    await _ask(sponsor, f"/v1/jobs/{more.job_id}/top-up", wire.top_up_out(more, auth))
 
     async def find() -> ToppedUp | None:
         events = await chain.events(since + 1, await chain.block_number(), ["JobToppedUp"])
         of_job = (each for each in events if isinstance(each, ToppedUp) and each.job_id == more.job_id)
         return next((each for each in of_job if each.amount == more.amount), None)
 
-    return await _seen(chain, host_url, find)
+    return await _seen(chain, sponsor.url, find)
 
 
-async def _ask(url: str, body: dict[str, Any]) -> None:
+async def _ask(sponsor: Sponsor, path: str, body: dict[str, Any]) -> None:
     """Asks, and once more where no answer came: the same is never done twice. HostRefused, SessionError."""
     try:
-        await _ask_once(url, body)
+        await _ask_once(sponsor, path, body)
     except HostRefused:
         raise
     except SessionError:
-        await _ask_once(url, body)
+        await _ask_once(sponsor, path, body)
 
 
-async def _ask_once(url: str, body: dict[str, Any]) -> None:
+async def _ask_once(sponsor: Sponsor, path: str, body: dict[str, Any]) -> None:
+    url = f"{sponsor.url}{path}"
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK)) as http,
-            http.post(url, json=body, allow_redirects=False) as answer,
+            outgoing.client(aiohttp.ClientTimeout(total=ASK), found_on=sponsor.found_on) as http,
+            http.post(url, json=body) as answer,
         ):
             status, raw = answer.status, await answer.content.read(wire.MAX_BODY)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from tallystick import archive, discovery, proof, ranking, wallet
+from tallystick import archive, discovery, outgoing, proof, ranking, wallet
 from tallystick.chain import Chain
 from tallystick.config import BEARER_MAX
 from tallystick.contracts import CompletionRequested
@@ -231,7 +231,7 @@ async def _host_view(purse: Wallet, job: Job) -> dict[str, Any] | str:
     try:
         limit = aiohttp.ClientTimeout(total=PATIENCE)
         async with (
-            aiohttp.ClientSession(timeout=limit, headers=headers) as http,
+            outgoing.client(limit, found_on=stored.found_on, headers=headers) as http,
             http.get(f"{stored.host_url}/v1/jobs/{job.id}") as answer,
         ):
             view = await answer.json(content_type=None)

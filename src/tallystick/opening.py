@@ -18,7 +18,7 @@ import msgspec
 import orjson
 from eth_utils.address import to_checksum_address
 
-from tallystick import gasless, pricing, proof
+from tallystick import gasless, outgoing, pricing, proof
 from tallystick.addresses import is_private
 from tallystick.authorization import Consent, Opening, new_salt
 from tallystick.caps import Stake
@@ -27,6 +27,7 @@ from tallystick.config import CLAIM_WINDOW, LIFETIME, http_url
 from tallystick.contracts import Created
 from tallystick.errors import ContractError, ReceiptError, SessionError
 from tallystick.networks import Deployment
+from tallystick.outgoing import LedElsewhere
 from tallystick.quote import digest
 from tallystick.store import Store, StoredJob
 from tallystick.types import ZERO_HASH, Address, Job, JobId, Prices, Terms
@@ -78,15 +79,17 @@ class Quote:
         return self.models[model][asset]
 
 
-async def fetch_quote(host_url: str) -> Quote:
-    """Asks a host what it takes.
+async def fetch_quote(host_url: str, found_on: int | None = None) -> Quote:
+    """Asks a host what it takes. `found_on` as `outgoing.client` has it.
 
     SessionError if nothing answers there, what does is no host, or its quote is not its own.
     """
     limit = aiohttp.ClientTimeout(total=QUOTE_TIMEOUT)
     try:
-        async with aiohttp.ClientSession(timeout=limit) as http:
+        async with outgoing.client(limit, found_on=found_on) as http:
             status, body = await read_quote(http, host_url, MAX_QUOTE)
+    except LedElsewhere as error:
+        raise SessionError(f"{host_url} is not a host's base URL: {error}") from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise SessionError(f"no host answers at {host_url}; is `tally host run` running there?") from error
     try:
@@ -99,11 +102,11 @@ async def fetch_quote(host_url: str) -> Quote:
 
 
 async def read_quote(http: aiohttp.ClientSession, host_url: str, most: int) -> tuple[int, bytes]:
-    """Status and body of what is at a host's `/v1/host`, and of nowhere else that it may lead to.
+    """Status and body of what is at a host's `/v1/host`.
 
     SessionError for more than `most` bytes; raises what aiohttp raises.
     """
-    async with http.get(f"{host_url}/v1/host", allow_redirects=False) as answer:
+    async with http.get(f"{host_url}/v1/host") as answer:
         raw = b""
         while len(raw) <= most and (more := await answer.content.read(most)):
             raw += more
@@ -224,6 +227,8 @@ class Wishes:
     """Have the host send the opening in any case; otherwise it does where there is too little ETH for gas."""
     max_relay_fee: int | None = None
     """Base units of the deposit that the host may get for that; None: what is asked."""
+    found: bool = False
+    """The registry named the host, and not the user."""
 
 
 def terms_for(
@@ -332,6 +337,7 @@ async def open_job(
         None,
         False,
         agreed.valid_before if agreed is not None else None,
+        wishes.found,
     )
     fee = agreed.purpose.relay_fee if agreed is not None else 0
     # The fee is spent when the job begins, and nothing of it is the job's.
@@ -339,7 +345,8 @@ async def open_job(
     await asyncio.to_thread(store.opening, stored, stake)
     try:
         if agreed is not None:
-            job_id = (await gasless.open_job(chain, host_url, quote.host, agreed, payer_key)).job_id
+            sponsor = gasless.Sponsor(host_url, quote.host, stored.found_on)
+            job_id = (await gasless.open_job(chain, sponsor, agreed, payer_key)).job_id
         else:
             job_id = await _pay_in(chain, payer_key, terms)
     except ContractError:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
+from tallystick import outgoing
 from tallystick.errors import Elsewhere, LedgerError
 from tallystick.leases import LEASE
 from tallystick.ledger import Ledger
@@ -105,13 +106,12 @@ class Relay(Response):
         kept = [(name, text) for name, text in headers if name not in _HOP_BY_HOP]
         limit = ClientTimeout(total=None, sock_connect=CONNECT_LIMIT)
         async with (
-            aiohttp.ClientSession(timeout=limit, auto_decompress=False) as http,
+            outgoing.client(limit, auto_decompress=False) as http,
             http.request(
                 scope["method"],
                 URL(url, encoded=True),
                 headers=[*kept, *_marks(secure=self._secure)],
                 data=self._body or None,
-                allow_redirects=False,
                 skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
             ) as answer,
         ):
@@ -206,7 +206,7 @@ class Uplinks:
         bearer = [("authorization", f"Bearer {self._authorization}")] if self._authorization else []
         limit = ClientTimeout(total=None, sock_connect=CONNECT_LIMIT)
         async with (
-            aiohttp.ClientSession(timeout=limit) as http,
+            outgoing.client(limit) as http,
             http.ws_connect(
                 f"{address}/v1/session",
                 headers=[*bearer, *_marks(secure=self._secure)],

@@ -25,7 +25,7 @@ from weakref import WeakSet
 
 import aiohttp
 
-from tallystick import archive, frames, opening, pricing, proof, wire
+from tallystick import archive, frames, opening, outgoing, pricing, proof, wire
 from tallystick.chain import Chain
 from tallystick.config import BEARER
 from tallystick.countersign import Countersigner, Overcount
@@ -290,7 +290,7 @@ class Session:
             self._claim = await asyncio.to_thread(self._store.claim, self._stored.signer)
         if self._http is None or self._http.closed:
             patience = aiohttp.ClientTimeout(sock_connect=CONNECT, sock_read=SILENCE)
-            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=patience)
+            self._http = outgoing.client(patience, found_on=self._stored.found_on, limit=0)
         try:
             await self._agree()
             self._socket = await self._http.ws_connect(

@@ -435,6 +435,7 @@ class Spender:
                 deposit=deposit,
                 asset=self.asset,
                 max_price=self.caps.max_price(model),
+                found=not self.hosts.urls,
             )
             chain, store = self.wallet.chain, self.wallet.store
             stored, job = await opening.open_job(

@@ -27,7 +27,7 @@ from tallystick.record import Came, Record
 from tallystick.types import Ack, Address, JobId, Receipt, Totals
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "payer"
-REVISION = "0004"
+REVISION = "0005"
 """The newest of them: what a store is brought to when it is opened."""
 
 metadata = sa.MetaData()
@@ -45,6 +45,7 @@ jobs = sa.Table(
     sa.Column("job_id", sa.Integer),
     sa.Column("ended", sa.Boolean, nullable=False, default=False),
     sa.Column("good_until", sa.Integer),
+    sa.Column("found", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("chain_id", "contract", "job_id"),
 )
 
@@ -104,6 +105,13 @@ class StoredJob:
     ended: bool
     good_until: int | None = None
     """Until when the opening may still come, of the chain's clock, if somebody else was to send it."""
+    found: bool = False
+    """The registry named its host, and not the user."""
+
+    @property
+    def found_on(self) -> int | None:
+        """The chain whose registry named its host; None: the user did."""
+        return self.chain_id if self.found else None
 
 
 @dataclass(frozen=True, slots=True)

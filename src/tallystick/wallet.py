@@ -185,22 +185,23 @@ class Wallet:
         """
         key = self.key()
         payer = proof.address(key)
-        if await gasless.is_short(self.chain, payer) and (url := await self._sponsor(job)) is not None:
+        if await gasless.is_short(self.chain, payer) and (sponsor := await self._sponsor(job)) is not None:
             more = TopUp(job.id, job.asset, units, new_salt())
             agreed = await gasless.consent(self.chain, payer, more)
-            return await gasless.top_up(self.chain, url, job.host, agreed, key)
+            return await gasless.top_up(self.chain, sponsor, agreed, key)
         await self.check_gas(payer)
         call = self.chain.top_up(job.id, units, job.asset)
         result = await self.chain.pay_in(call, job.asset, units, key)
         return next(event for event in result.events if isinstance(event, ToppedUp))
 
-    async def _sponsor(self, job: Job) -> str | None:
-        """The URL of the job's host, if it sends what its payers authorize."""
+    async def _sponsor(self, job: Job) -> gasless.Sponsor | None:
+        """The job's host, if it sends what its payers authorize."""
         stored = self.stored(job.id)
         if stored is None or job.asset != self.deployment.dollar:
             return None
-        quote = await opening.fetch_quote(stored.host_url)
-        return stored.host_url if quote.relay_fee and quote.host == job.host else None
+        quote = await opening.fetch_quote(stored.host_url, stored.found_on)
+        sends = quote.relay_fee and quote.host == job.host
+        return gasless.Sponsor(stored.host_url, job.host, stored.found_on) if sends else None
 
     async def reclaim(self, job: Job) -> Completion:
         """Takes the rest of a job back.
