@@ -23,7 +23,7 @@ ORDER = """
     artifacts networks contracts outgoing state roster endpoint endpoints chain sender site
     account stream work lookout accounts desk claims watcher standby settlement sponsor node peer
     relay metrics server websocket
-    gasless opening frames vocabulary recount tab evidence archive paid session exchange wallet keystore
+    listeners gasless opening frames vocabulary recount tab evidence archive paid session exchange wallet keystore
     discovery record blame ranking hosts tries
     spending gateway repeats transport client sync feed happenings overview page proxy
     devnet testing mends survey statement prospects reconciliation printout doctor registration

@@ -9,16 +9,17 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import openai
 import pytest
+from structlog.testing import capture_logs
 
 import tallystick
 from tallystick import pricing
 from tallystick.allowance import RESERVE
 from tallystick.chain import Chain
-from tallystick.client import AsyncSession, typed
+from tallystick.client import AsyncSession, Kind, typed
 from tallystick.config import PayerConfig, Secret
 from tallystick.countersign import Overcount
 from tallystick.devnet import Devnet
@@ -69,6 +70,32 @@ async def test_two_lines_are_enough(bench: Bench) -> None:
     assert job is not None
     assert told.cost == Decimal(pricing.value(job.settled, job.prices)).scaleb(-12)
     assert before - (await bench.money())[0] == job.owed
+
+
+async def test_a_listener_that_raises_is_logged_and_the_session_goes_on(bench: Bench) -> None:
+    """Of whatever event: replies are whole, later ones come, the job is completed, others hear of it."""
+    url = await bench.serve(Script(say(*["word "] * 230)), Script(say(*["word "] * 230)))
+    heard: list[Any] = []
+
+    def faulty(event: Any) -> None:
+        raise KeyError(type(event).__name__)
+
+    async with AsyncSession(host=url, config=config(bench)) as session:
+        for kind in get_args(Kind):
+            session.on(kind, faulty)
+        session.on("completed", heard.append)
+        with capture_logs() as logs:
+            texts = ["".join([each async for each in session.chat("Why?", max_tokens=300)]) for _ in range(2)]
+    assert texts == ["word " * 230] * 2
+    assert "listener.failed" in [line["event"] for line in logs]
+    assert [type(event) for event in heard] == [Completion]
+
+
+async def test_an_event_that_there_is_not_is_named(bench: Bench) -> None:
+    """With those that there are."""
+    kind: Any = "checkpoints"
+    with pytest.raises(ConfigError, match="no event 'checkpoints'; there are checkpoint, settled"):
+        AsyncSession(config=config(bench)).on(kind, print)
 
 
 async def test_events_tell_what_happens_to_the_money(bench: Bench) -> None:

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tallystick import lookout, pricing
+from tallystick.blame import blame
 from tallystick.chain import Chain
 from tallystick.config import BEARER, HostConfig, Secret
 from tallystick.devnet import Devnet
-from tallystick.errors import SessionError
+from tallystick.errors import SessionError, TallystickError
 from tallystick.node import Node
 from tallystick.opening import Wishes
 from tallystick.server import running
-from tallystick.session import BalanceLow, Done, Event, PromptAhead, Session, Settled, Signed, Text
+from tallystick.session import BalanceLow, Done, Event, PromptAhead, Session, Settled, Signed, Stopped, Text
 from tallystick.store import Store
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import Address, JobStatus, Receipt, Totals
@@ -243,6 +245,27 @@ async def test_no_receipt_is_sent_that_is_not_in_the_store(bench: Bench, tmp_pat
     kept = [stored.receipt.totals for stored in slow.receipts(session.job.signer)]
     assert kept == sorted(set(kept), key=lambda totals: totals.tokens)
     assert completion.owed == pricing.owed(kept[-1], session.job.prices) > 0
+
+
+async def test_a_fault_ends_the_session_and_nobody_waits_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what signs, and of what reads: whoever waits is told, it is not the host's, and leaving goes on."""
+
+    def break_down(*given: Any) -> Any:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    url = await bench.serve(*[Script(say(*["a "] * 300))] * 2)
+    for owner, name in ((bench.store, "signed"), (Session, "_hand_over")):
+        session, events = await bench.open(url)
+        monkeypatch.setattr(owner, name, break_down)
+        with capture_logs() as logs, pytest.raises(TallystickError, match="nobody foresaw this") as raised:
+            await ask(session)
+        assert blame(raised.value) is None
+        assert "session.failed" in [line["event"] for line in logs]
+        assert [type(event) for event in events] == [Stopped]
+        await asyncio.wait_for(session.close(), 5)
+        monkeypatch.undo()
 
 
 async def test_an_attested_job_needs_no_receipts(bench: Bench) -> None:

@@ -24,6 +24,7 @@ from tallystick.config import PayerConfig
 from tallystick.countersign import Overcount
 from tallystick.errors import ConfigError, SessionError
 from tallystick.gateway import Gateway, Paid
+from tallystick.listeners import Listeners
 from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.spending import IDLE, HostChosen, OfHost, OfJob, SetAside, Spender
 from tallystick.types import Completion, Job, JobId, Totals
@@ -112,7 +113,7 @@ class AsyncSession:
         self._idle = idle
         self._tokenizers = tokenizers
         self._config = config
-        self._listeners: list[tuple[type[Told], Callable[[Any], object]]] = []
+        self._listeners: dict[type[Told], Listeners[[Any]]] = {kind: Listeners() for kind in _KINDS.values()}
         self._parts = AsyncExitStack()
         self._spender: Spender | None = None
         self._gateway: Gateway | None = None
@@ -174,7 +175,9 @@ class AsyncSession:
         """Calls `listener` with each event of that kind: a Signed for `checkpoint`, a Settled, a BalanceLow,
         an Overcount, a Completion, a HostChosen, or a SetAside. Amounts in them are base units.
         """
-        self._listeners.append((_KINDS[kind], listener))
+        if kind not in _KINDS:
+            raise ConfigError(f"there is no event {kind!r}; there are {', '.join(_KINDS)}")
+        self._listeners[_KINDS[kind]].add(listener)
 
     async def models(self) -> list[str]:
         """What the hosts sell within the caps. SessionError if none can be asked."""
@@ -215,9 +218,9 @@ class AsyncSession:
         return transport.async_client(self.gateway, **options)
 
     def _heard(self, job: Job | None, event: OfJob | OfHost) -> None:
-        for kind, listener in self._listeners:
+        for kind, listeners in self._listeners.items():
             if isinstance(event, kind):
-                listener(event)
+                listeners.tell(event)
 
 
 def _reply(paid: Paid, reason: str) -> Reply:

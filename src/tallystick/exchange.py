@@ -21,7 +21,7 @@ import orjson
 
 from tallystick import frames, wire
 from tallystick.errors import HostRefused, ReceiptError, SessionError, TallystickError
-from tallystick.session import LEAVING, Session
+from tallystick.session import LEAVING, Session, fault
 from tallystick.transcript import delta_text
 
 MAX_REPLY = 64_000_000
@@ -194,8 +194,8 @@ class Exchange:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             told = str(error) or type(error).__name__
             self.failure = SessionError(f"connection_lost: the reply broke off: {told}")
-        except TallystickError as error:
-            self.failure = error
+        except Exception as error:  # noqa: BLE001 - whoever reads would take what came for all of it
+            self.failure = error if isinstance(error, TallystickError) else fault(error)
         finally:
             answer.close()
             await self._over()

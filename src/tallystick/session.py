@@ -24,6 +24,7 @@ from typing import Any, Self
 from weakref import WeakSet
 
 import aiohttp
+import structlog
 
 from tallystick import archive, frames, opening, outgoing, pricing, proof, wire
 from tallystick.chain import Chain
@@ -43,6 +44,7 @@ from tallystick.frames import (
     Problem,
     Token,
 )
+from tallystick.listeners import Listeners
 from tallystick.recount import Recounts, Scale
 from tallystick.store import Store, StoredJob
 from tallystick.tab import Tab
@@ -59,6 +61,8 @@ SILENCE = 120.0
 """Seconds without a frame until a stream is given up; a host's engine answers or fails within these."""
 LEAVING = 5.0
 """Seconds for which what was on its way, when a reply was left, is still taken in."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class Session:
             last=last.receipt if last else None,
             acknowledged=last.acknowledged if last else None,
         )
-        self._listeners: list[Listener] = []
+        self._listeners: Listeners[[Event]] = Listeners()
         self._streams: dict[str, asyncio.Queue[OfRequest | None]] = {}
         """What came for each request; None: look at `_failure`."""
         self._answers: asyncio.Queue[Answer | Failed | None] = asyncio.Queue()
@@ -171,7 +175,7 @@ class Session:
         """Transcripts of the latest receipts that were acknowledged."""
         self._due = asyncio.Event()
         self._quiet = asyncio.Event()
-        self._failure: str | None = None
+        self._failure: TallystickError | None = None
         """Why this connection cannot go on."""
         self._ending = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -272,8 +276,8 @@ class Session:
         return self._stored.model
 
     def on(self, listener: Listener) -> None:
-        """Calls `listener` with each Signed, Settled, BalanceLow and Overcount, in the order they come."""
-        self._listeners.append(listener)
+        """Calls `listener` with each Event, in the order they come. What it raises is logged."""
+        self._listeners.add(listener)
 
     def bearer(self, expires_at: int) -> str:
         """A bearer for this job, valid until `expires_at` of the chain's clock."""
@@ -314,7 +318,7 @@ class Session:
         """Signs what was received and is not signed yet, then closes the connection. The job stays open."""
         if self._socket is not None and not self._socket.closed:
             # What keeps it from being signed was told as Stopped; nothing more is owed than what was signed.
-            with contextlib.suppress(SessionError):
+            with contextlib.suppress(TallystickError):
                 await self.flush()
         await self._stop()
         if self._socket is not None:
@@ -466,7 +470,7 @@ class Session:
         except TimeoutError:
             raise SessionError(f"the host was silent for {SILENCE:.0f} s") from None
         if frame is None:
-            raise SessionError(str(self._failure))
+            raise self._why()
         return frame
 
     async def sign_prompt(self, tab: Tab, problem: Problem) -> None:
@@ -486,7 +490,7 @@ class Session:
         self._due.set()
         while self.job.receipted and (self._signs.outstanding or self._signs.pending):
             if self._failure is not None:
-                raise SessionError(self._failure)
+                raise self._failure
             self._quiet.clear()
             await self._quiet.wait()
 
@@ -549,7 +553,7 @@ class Session:
 
     async def _send(self, kind: str, **members: Any) -> None:
         if self._socket is None or self._socket.closed:
-            raise SessionError(self._failure or "there is no connection to the host; connect again")
+            raise self._why()
         try:
             await self._socket.send_str(wire.frame(kind, **members))
         except ConnectionError as error:
@@ -560,15 +564,16 @@ class Session:
     async def _read(self) -> None:
         """Hands each frame to whom it concerns, until the connection ends or brings what cannot be read."""
         assert self._socket is not None
-        reason = "connection_lost: the connection to the host ended; the job stays open, connect again"
+        lost = "connection_lost: the connection to the host ended; the job stays open, connect again"
+        failure: TallystickError = SessionError(lost)
         try:
             async for message in self._socket:
                 if message.type is aiohttp.WSMsgType.TEXT and (frame := frames.read(message.data)):
                     self._hand_over(frame)
-        except TallystickError as error:
-            reason = str(error)
+        except Exception as error:  # noqa: BLE001 - told to all who wait, who would wait for ever
+            failure = _ended_by(error)
             await self._socket.close()
-        self._fail(reason)
+        self._fail(failure)
 
     def _hand_over(self, frame: Frame) -> None:
         match frame:
@@ -600,21 +605,24 @@ class Session:
         self._tell(BalanceLow(left))
 
     def _tell(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
+        self._listeners.tell(event)
 
-    def _fail(self, reason: str) -> None:
+    def _why(self) -> TallystickError:
+        """Why this connection cannot be used."""
+        return self._failure or SessionError("there is no connection to the host; connect again")
+
+    def _fail(self, failure: TallystickError) -> None:
         """This connection cannot go on: whoever waits for something learns why."""
         if self._failure is not None:
             return
-        self._failure = reason
+        self._failure = failure
         for queue in self._streams.values():
             queue.put_nowait(None)
         self._answers.put_nowait(None)
         if self._ending and not self._ended.done():
-            self._ended.set_exception(SessionError(reason))
+            self._ended.set_exception(failure)
         self._quiet.set()
-        self._tell(Stopped(reason))
+        self._tell(Stopped(str(failure)))
 
     # Receipts
 
@@ -626,8 +634,8 @@ class Session:
                 self._due.clear()
                 await self._sign_due()
                 self._quiet.set()
-        except TallystickError as error:
-            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - told to all who wait, who would wait for ever
+            self._fail(_ended_by(error))
 
     async def _sign_due(self) -> None:
         """One receipt at a time; one that a lost connection left unanswered comes first."""
@@ -670,7 +678,7 @@ class Session:
     async def _answered(self, receipt: Receipt, answer: Answer | Failed | None) -> bool:
         """Takes the host's answer. False for a second one to a receipt that was acknowledged before."""
         if answer is None:
-            raise SessionError(str(self._failure))
+            raise self._why()
         if isinstance(answer, Failed):
             if answer.problem.code != "receipt_out_of_order" or answer.problem.stored is None:
                 raise HostRefused(answer.problem)
@@ -732,6 +740,19 @@ class Session:
 
 def _scale(recounts: Recounts | None, stored: StoredJob, job: Job) -> Scale | None:
     return None if recounts is None else recounts.of(job.host, stored.model)
+
+
+def _ended_by(error: Exception) -> TallystickError:
+    """What a session that ends with this tells whoever waits."""
+    return SessionError(str(error)) if isinstance(error, TallystickError) else fault(error)
+
+
+def fault(error: Exception) -> TallystickError:
+    """An error that nobody foresaw, for whoever waits: logged with its traceback, and not the host's."""
+    log.error("session.failed", exc_info=error)
+    told = TallystickError(f"a fault of this program: {error!r}; the job stays open, and its money is safe")
+    told.__cause__ = error
+    return told
 
 
 def _failed(task: asyncio.Task[None]) -> bool:

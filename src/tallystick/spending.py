@@ -30,6 +30,7 @@ from tallystick.caps import Caps, Purse, Stake
 from tallystick.contracts import CompletionRequested
 from tallystick.errors import ChainError, HostRefused, PriceRose, Refusal, SessionError, TallystickError
 from tallystick.hosts import Hosts
+from tallystick.listeners import Listeners
 from tallystick.opening import Quote
 from tallystick.ranking import Candidate, Chosen
 from tallystick.record import Came
@@ -161,7 +162,9 @@ class Spender:
         self.hosts = Hosts(wallet, urls)
         self.asset = asset or wallet.asset()
         self._idle = idle
-        self._listeners: list[Hear] = [hear] if hear else []
+        self._listeners: Listeners[[Job | None, OfJob | OfHost]] = Listeners()
+        if hear is not None:
+            self._listeners.add(hear)
         self._in_use: dict[Place, InUse] = {}
         self._turns: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One request at a time sees to the job of its place."""
@@ -192,12 +195,11 @@ class Spender:
             await asyncio.gather(*self._ending)
 
     def on(self, hear: Hear) -> None:
-        """Calls `hear` with what happens, in the order it comes."""
-        self._listeners.append(hear)
+        """Calls `hear` with what happens, in the order it comes. What it raises is logged."""
+        self._listeners.add(hear)
 
     def _tell(self, job: Job | None, event: OfJob | OfHost) -> None:
-        for hear in self._listeners:
-            hear(job, event)
+        self._listeners.tell(job, event)
 
     @property
     def jobs(self) -> list[InUse]:
