@@ -14,7 +14,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from tallystick import lookout, wire
+from tallystick import lookout, pricing, wire
 from tallystick.chain import Chain
 from tallystick.config import Amounts, AssetPrice, HostConfig, Secret
 from tallystick.counter import Counter
@@ -266,6 +266,23 @@ async def test_settles_before_it_stops(config: HostConfig, devnet: Devnet, chain
     assert job.settled.tokens >= 100
 
 
+async def test_the_last_line_tells_what_is_left(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
+    """Law 9: an end in order says what it leaves, how much that is, and what goes on with it."""
+    with capture_logs() as lines:
+        async with node(config) as host:
+            signer = await open_job(devnet, chain)
+            await devnet.set_balance(devnet.accounts.host.address, 0)
+            await ask(host, signer)
+        async with node(config) as host:
+            await devnet.set_balance(devnet.accounts.host.address, 10**18)
+    left, done = [line for line in lines if line["event"] == "node.stopped"]
+    assert (left["jobs"], left["log_level"]) == (1, "warning")
+    worth = pricing.split(Totals(), Totals(PROMPT, 60), signer.job.prices).host
+    assert left["owed"] == devnet.deployment.amount(devnet.dollar, worth)
+    assert "tally host run" in left["mend"]
+    assert done == {"event": "node.stopped", "log_level": "info", "host": config.host}
+
+
 async def test_the_economic_policy(config: HostConfig, devnet: Devnet, chain: Chain) -> None:
     """Whole intervals wait while they are not worth their gas; at the end of the node all is settled."""
     async with node(changed(config, policy=Policy.ECONOMIC, eth_price=Amounts("3000"))) as host:
@@ -398,6 +415,8 @@ async def test_a_lease_that_ran_out_ends_what_is_served(
         async with await host.desk.admit(asked, signer.access()) as stream:
             chunks = await anext(stream)
             host.ledger.heartbeat._run_out()
+            [reason] = await host.unready()
+            assert "lease ran out" in reason
             async for more in stream:
                 chunks += more
         assert stream.end is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from tallystick.chain import DATA_FEES, Chain
 from tallystick.devnet import Devnet
 from tallystick.ledger import Ledger
 from tallystick.policy import Thrift
+from tallystick.settlement import Left
+from tallystick.testing.faults import Erring, Rule
 from tallystick.testing.geth import Upstream
 from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import ETH, Completion, JobId, JobStatus, Totals
 from tallystick.types import Settlement as Settled
+from tests.paying import until
 from tests.settling import DAY, DEPOSIT, HOUR, Host, events
 
 
@@ -27,6 +31,18 @@ async def host(chain: Chain, devnet: Devnet, tmp_path: Path) -> AsyncIterator[Ho
     await chain.transact(chain.register(devnet.accounts.host.address, "{}"), devnet.accounts.host.private_key)
     async with Ledger(tmp_path) as ledger:
         yield Host(devnet, chain, ledger)
+
+
+@asynccontextmanager
+async def looping(host: Host) -> AsyncIterator[None]:
+    """Sender and settlement by themselves."""
+    loops = [asyncio.create_task(host.sender.run()), asyncio.create_task(host.settlement.run())]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.wait(loops)
 
 
 async def test_a_checkpoint_is_submitted_and_confirmed(host: Host) -> None:
@@ -322,16 +338,11 @@ async def test_a_claim_that_the_chain_refuses_is_told_and_waits(host: Host) -> N
 async def test_the_loops_settle_by_themselves(host: Host) -> None:
     """Poked, and then idle: with nobody stepping."""
     job = await host.open()
-    loops = [asyncio.create_task(host.sender.run()), asyncio.create_task(host.settlement.run())]
-    try:
+    async with looping(host):
         await host.sign(job, 100)
         host.settlement.poke()
         await asyncio.wait_for(host.settlement.idle(), 30)
         assert await host.confirmed(job) == Totals(0, 100)
-    finally:
-        for loop in loops:
-            loop.cancel()
-        await asyncio.wait(loops)
 
 
 # When it is worth it: the economic policy
@@ -427,14 +438,91 @@ async def test_before_it_stops_all_is_settled(host: Host, economic: bool) -> Non
     host.restart(thrift=thrift(host, units_an_ether=DEAR) if economic else None)
     for job in jobs:
         await host.sign(job, 17, due=False)
-    loops = [asyncio.create_task(host.sender.run()), asyncio.create_task(host.settlement.run())]
-    await asyncio.wait_for(host.settlement.settle_all(), 30)
-    for loop in loops:
-        loop.cancel()
-    await asyncio.wait(loops)
+    async with looping(host):
+        await asyncio.wait_for(host.settlement.settle_all(), 30)
     for job in jobs:
         assert await host.confirmed(job) == Totals(0, 17)
         assert await host.status(job) is JobStatus.OPEN
+
+
+CAPPED = Erring(-32000, "tx fee (1.20 ether) exceeds the configured cap (1.00 ether)")
+
+
+@asynccontextmanager
+async def refusing(host: Host) -> AsyncIterator[tuple[FaultyRpc, Rule]]:
+    """A host whose job waits, since its endpoint refuses claims; its clock stands still from then on."""
+    url, deployment = host.devnet.rpc_url, host.chain.deployment
+    async with Upstream(url) as node, FaultyRpc(node) as rpc, Chain(rpc.url, deployment) as chain:
+        refuse = rpc.fail(CAPPED, "eth_sendRawTransaction")
+        host.restart(through=chain)
+        for _ in range(2):
+            host.now += 600
+            await host.settlement.step()
+            refuse.on = False  # what only fills the nonce is within the cap
+            while await host.sender.step():
+                await host.devnet.mine()
+            refuse.on = True
+        yield rpc, refuse
+
+
+async def test_a_payer_that_asks_for_the_end_is_not_kept_waiting(host: Host) -> None:
+    """However long a job's pause has become: its end is another claim, which goes at once."""
+    job = await host.open()
+    await host.sign(job, 100)
+    async with refusing(host) as (_, refuse):
+        refuse.on = False
+        await host.settlement.step()
+        assert await host.on_chain(job) == Totals()
+        await host.ask_to_complete(job)
+        for _ in range(2):  # its wish is seen, then its claim is sent
+            await host.settlement.step()
+        assert await host.on_chain(job) == Totals(0, 100)
+        assert await host.status(job) is JobStatus.CLOSED
+
+
+async def test_a_chain_that_answers_again_ends_all_pauses(host: Host) -> None:
+    """What a job failed at may have been the endpoint's fault."""
+    job = await host.open()
+    await host.sign(job, 100)
+
+    async def settled() -> bool:
+        host.settlement.poke()
+        return await host.on_chain(job) == Totals(0, 100)
+
+    async with refusing(host) as (rpc, refuse), looping(host):
+        with capture_logs() as logs:
+            async with rpc.down():
+
+                async def failing() -> bool:
+                    host.settlement.poke()
+                    return events(logs, "settlement.failing") != []
+
+                await until(failing)
+            refuse.on = False
+            await until(settled)
+    assert len(events(logs, "settlement.recovered")) == 1
+
+
+async def test_before_it_stops_no_pause_is_kept(host: Host) -> None:
+    """What was refused for long is settled by a host that stops, once its endpoint takes it."""
+    job = await host.open()
+    await host.sign(job, 100)
+    async with refusing(host) as (_, refuse), looping(host):
+        refuse.on = False
+        await asyncio.wait_for(host.settlement.settle_all(), 30)
+        assert await host.confirmed(job) == Totals(0, 100)
+        assert await host.settlement.left(0) == Left(0, 0, {})
+
+
+async def test_before_it_stops_it_waits_for_what_is_refused(host: Host) -> None:
+    """While an endpoint refuses, it is not done: it uses up its time, and then knows what it leaves."""
+    job = await host.open()
+    await host.sign(job, 100)
+    async with refusing(host), looping(host):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(host.settlement.settle_all(), 0.5)
+        left = await host.settlement.left(0)
+    assert (left.jobs, left.owed) == (1, {host.devnet.dollar: 81})
 
 
 # Many jobs

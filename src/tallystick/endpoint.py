@@ -30,8 +30,8 @@ LARGEST_ARRAY = 100
 AT_ONCE = 8
 """Requests under way at a time, of those that belong together."""
 
-# With these a gateway speaks in the node's place, be it in JSON-RPC: an unknown key, no credit, too many calls,
-# nobody behind it.
+# With these a gateway speaks in the node's place, be it in JSON-RPC: it does not know the key, there is no
+# credit, there are too many calls, nobody is behind it.
 NOT_THE_NODE = {401, 402, 403, 408, 429, 502, 503, 504}
 
 CHAIN_ID = RPCEndpoint("eth_chainId")

@@ -14,6 +14,7 @@ import msgspec
 
 from tallystick.artifacts import Blueprint, blueprint, blueprints
 from tallystick.errors import ConfigError
+from tallystick.pricing import from_units
 from tallystick.types import ETH, Address
 
 FILE = Path(__file__).with_name("networks.json")
@@ -62,6 +63,11 @@ class Deployment:
     def depth(self) -> int:
         """How far behind the latest block to read, so that what is read has its confirmations."""
         return self.confirmations - 1
+
+    def amount(self, asset: Address, units: int) -> str:
+        """An amount for people: "1.5 tUSD"; of an asset that is not known here, its base units."""
+        known = self.assets.get(asset)
+        return f"{from_units(units, known.decimals)} {known.symbol}" if known else f"{units} of {asset}"
 
     def identity(self, genesis: str) -> str:
         """What a ledger is for: the contracts on a chain that begins with the block of that hash."""

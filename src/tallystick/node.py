@@ -25,7 +25,7 @@ from tallystick.counter import Counter
 from tallystick.desk import Desk
 from tallystick.engine import Engine
 from tallystick.engines.configured import engine_of
-from tallystick.errors import ChainError, ConfigError
+from tallystick.errors import ChainError, ConfigError, LedgerError
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.networks import Asset, Deployment
@@ -46,6 +46,8 @@ STOP_STREAMS = 5.0
 """Seconds that replies under way have to end in when the node stops."""
 STOP_SETTLING = 15.0
 """Seconds that what is due has to be settled in when the node stops; the next start goes on with the rest."""
+
+GO_ON = "tally host run goes on with it; tally host pending says what it waits for"
 
 REGISTERED_FRESH = 60.0
 """Seconds for which a registration that was seen is relied on: a host takes it back once in its life."""
@@ -152,7 +154,9 @@ class Node:
         async with self._parts:
             await self.desk.stop(STOP_STREAMS)
             await self._settle_rest()
-        log.info("node.stopped", host=self.offer.host)
+            left = await self._told_left()
+        tell = log.warning if left else log.info
+        tell("node.stopped", host=self.offer.host, **left)
 
     async def _take_over(self) -> None:
         """The ledger belongs to this chain; what killed processes had counted here is brought into it.
@@ -281,6 +285,20 @@ class Node:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SETTLING):
                 await self._settlement.settle_all()
+
+    async def _told_left(self) -> dict[str, Any]:
+        """What is left to the next start, for the last line; nothing if nothing is."""
+        if self._settlement is None:
+            return {}
+        try:
+            left = await self._settlement.left(int(self.lookout.clock()))
+        except LedgerError as error:
+            return {"owed": f"unknown: {error}", "mend": GO_ON}
+        if not left.jobs:
+            return {}
+        owed = [self.chain.deployment.amount(asset, units) for asset, units in left.owed.items() if units]
+        told = ", ".join(owed) or "nothing: they are only to be closed"
+        return {"jobs": left.jobs, "in_flight": left.in_flight, "owed": told, "mend": GO_ON}
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)

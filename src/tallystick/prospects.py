@@ -22,9 +22,8 @@ def why(survey: Survey, line: Line) -> str:
 
 
 def amount(survey: Survey, asset: Address, units: int) -> str:
-    """An amount for people: "1.5 tUSD"; of an asset that the package does not know, its base units."""
-    known = survey.deployment.assets.get(asset)
-    return f"{from_units(units, known.decimals)} {known.symbol}" if known else f"{units} of {asset}"
+    """An amount for people."""
+    return survey.deployment.amount(asset, units)
 
 
 def _sent(survey: Survey, line: Line) -> str:

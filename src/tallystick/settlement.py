@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 
 from tallystick import gas, pricing
 from tallystick.chain import Block, Chain
-from tallystick.claims import NOTHING, Ready, earned, ready, samples
+from tallystick.claims import NOTHING, Ready, affordable, earned, ready, samples
 from tallystick.contracts import Call, Skipped
 from tallystick.errors import ChainError, ContractError, Elsewhere, JobClosed, LedgerError, StaleCheckpoint
 from tallystick.gas import Load
 from tallystick.ledger import Ledger
+from tallystick.pauses import Pauses
 from tallystick.policy import Gas, Thrift, Unsettled, to_settle
 from tallystick.rows import DueRow, Outstanding
 from tallystick.sender import Outcome, Report, Sender
 from tallystick.standby import Standby
 from tallystick.tables import Carried
-from tallystick.types import Completion, Job, JobId, JobStatus, Totals
+from tallystick.types import Address, Completion, Job, JobId, JobStatus, Totals
 from tallystick.types import Settlement as Settled
 from tallystick.watcher import SWEEP_EVERY, Watcher
 
@@ -41,8 +44,6 @@ MOST_UNDER_WAY = 16
 """Transactions at a time: of one account, a pool is bound to keep as many."""
 SAMPLES = 11
 """Claims in the batch by which a rollup's fee for a row is found out."""
-PATIENCE = (5.0, 600.0)
-"""Seconds that a job waits after its claim failed: at first, doubled each time, and at most."""
 DRAIN_PATIENCE = 30.0
 """Seconds that the process which serves a job has to end it in, once the chain is closing it."""
 
@@ -50,6 +51,18 @@ Listener = Callable[[Settled | Completion], None]
 Drain = Callable[[JobId], Awaitable[Totals | None]]
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What was not settled when a process ended, or not seen N deep."""
+
+    jobs: int
+    in_flight: int
+    """Of these, carried by a transaction that is sent."""
+    owed: Mapping[Address, int]
+    """By asset, in base units: the host's part of what is signed for and not confirmed. Nothing of a job
+    that is only to be closed."""
 
 
 class Settlement:
@@ -79,12 +92,13 @@ class Settlement:
         self._thrift = thrift
         self._parting = False
         """The process is about to stop: nothing waits to be worth its gas."""
+        self._last: frozenset[JobId] = frozenset()
+        """Then: the jobs of which there was something to settle at the last look."""
         self._listing = 0.0
         """Seconds that it took to list what is outstanding."""
         self._clock = clock
         self._listeners: list[Listener] = []
-        self._waiting: dict[JobId, tuple[float, float]] = {}
-        """Jobs whose claim failed: until when they wait, and how long that is."""
+        self._pauses = Pauses()
         self._draining: dict[JobId, float] = {}
         """Jobs that other processes are to end: when that was first seen."""
         self._completed: list[Completion] = []
@@ -128,9 +142,11 @@ class Settlement:
     async def settle_all(self) -> None:
         """From now on all that is claimable of this process's jobs goes to the chain, whatever it is worth.
 
-        Returns as `idle` does.
+        What was refused is tried again every few seconds. Returns when nothing is left, or what is left
+        cannot be paid for.
         """
         self._parting = True
+        self._pauses.hurry()
         self.poke()
         await self.idle()
 
@@ -148,8 +164,25 @@ class Settlement:
         if self._watcher.late:
             self._woken.set()
         under_way = await self._ledger.under_way(self._sender.address)
-        if self._sender.starving or not (under_way.transactions or self._woken.is_set()):
+        busy = (
+            under_way.transactions or self._woken.is_set() or any(each in self._pauses for each in self._last)
+        )
+        if self._sender.starving or not busy:
             self._idle.set()
+
+    async def left(self, now: int) -> Left:
+        """What this process leaves to the next one at the chain's time `now`. LedgerError."""
+        here = self._sender.address
+        found = await self._ledger.outstanding(now, whole=True)
+        waiting = {each.job_id for each in found if each.host == here and not each.elsewhere}
+        flying = (await self._ledger.under_way(here)).jobs if self._sender.leading else frozenset[JobId]()
+        owed = Counter[Address]()
+        these = sorted(waiting | flying)
+        for at in range(0, len(these), PAGE):
+            for row in await self._ledger.open_of(these[at : at + PAGE]):
+                claimable = affordable(row.claimable, row.job)
+                owed[row.job.asset] += pricing.split(row.confirmed, claimable, row.job.prices).host
+        return Left(len(these), len(flying), owed)
 
     # What is due
 
@@ -183,13 +216,12 @@ class Settlement:
         outstanding = await self._ledger.outstanding(head.timestamp, whole=self._whole)
         now = self._clock()
         self._listing = now - since
-        found = [
-            each
-            for each in outstanding
-            if self._is_ours(each) and self._waiting.get(each.job_id, (now, 0.0))[0] <= now
+        ours = [
+            each for each in outstanding if self._is_ours(each) and not (self._parting and each.elsewhere)
         ]
+        found = [each for each in ours if not self._pauses.holds(each, now)]
         if self._parting:
-            found = [each for each in found if not each.elsewhere]
+            self._last = frozenset(each.job_id for each in ours)
         elif self._thrift is not None and found:
             costs = await present_gas(self._chain, head)
             chosen = to_settle([unsettled(each) for each in found], self._thrift, costs)
@@ -230,26 +262,26 @@ class Settlement:
         """One job that the endpoint cannot tell about does not hold up the others."""
         job_id = due.row.job.id
         if job_id not in found:
-            self._refuse(job_id, "the endpoint cannot tell the job's state")
+            self._refuse(job_id, "the endpoint cannot tell the job's state", complete=due.complete)
             return None
         job = found[job_id]
         if job is None:
-            self._refuse(job_id, "the job is not on the chain")
+            self._refuse(job_id, "the job is not on the chain", complete=due.complete)
             return None
         try:
             return await self._check(due, job, head)
         except ChainError as error:
-            self._refuse(job_id, str(error))
+            self._refuse(job_id, str(error), complete=due.complete)
             return None
 
     async def _check(self, due: DueRow, job: Job, head: Block) -> Ready | None:
         if job.status is JobStatus.CLOSED:
-            self._wait(job.id)
+            self._wait(job.id, complete=due.complete)
             await self._watcher.bring_in(due.row, job, head)
             return None
         most = earned(job, head.timestamp)
         if most is not None and not due.complete and due.totals.prompt_tokens + due.totals.tokens > most:
-            self._refuse(job.id, f"its rate allows {most} tokens by now")
+            self._refuse(job.id, f"its rate allows {most} tokens by now", complete=False)
             return None
         row = ready(due, job, head.timestamp)
         if row is None:
@@ -257,7 +289,7 @@ class Settlement:
             await self._watcher.bring_in(due.row, job, head)
             return None
         # A batch leaves a bad row out and says why, for a fee; a row that failed once is tried for nothing.
-        return row if job.id not in self._waiting or await self._is_taken(row) else None
+        return row if job.id not in self._pauses or await self._is_taken(row) else None
 
     async def _is_taken(self, row: Ready) -> bool:
         """Tries a row by itself. The custom error decides (law 9: "settled" here only means: do not send)."""
@@ -269,10 +301,11 @@ class Settlement:
                 alone = self._chain.submit_checkpoint(claim.job_id, claim.tokens, claim.proof)
                 await self._chain.simulate(alone, self._sender.address)
         except (JobClosed, StaleCheckpoint):
-            self._wait(claim.job_id)  # it changed since it was read a moment ago
+            # It changed since it was read a moment ago.
+            self._wait(claim.job_id, complete=claim.complete)
             return False
         except ContractError as error:
-            self._refuse(claim.job_id, str(error))
+            self._refuse(claim.job_id, str(error), complete=claim.complete)
             return False
         return True
 
@@ -294,19 +327,17 @@ class Settlement:
             await self._sender.submit(self._call(rows), "settle", carried, gas=limit)
         except ContractError as error:
             if len(rows) == 1:
-                self._refuse(rows[0].claim.job_id, str(error))
+                self._refuse(rows[0].claim.job_id, str(error), complete=rows[0].claim.complete)
                 return
             await self._submit(rows[: len(rows) // 2])
             await self._submit(rows[len(rows) // 2 :])
 
-    def _refuse(self, job_id: JobId, reason: str) -> None:
-        log.error("checkpoint.refused", job=job_id, reason=reason, again_in=self._wait(job_id))
+    def _refuse(self, job_id: JobId, reason: str, *, complete: bool) -> None:
+        pause = self._wait(job_id, complete=complete)
+        log.error("checkpoint.refused", job=job_id, reason=reason, again_in=pause)
 
-    def _wait(self, job_id: JobId) -> float:
-        least, most = PATIENCE
-        pause = min(most, 2 * self._waiting[job_id][1]) if job_id in self._waiting else least
-        self._waiting[job_id] = (self._clock() + pause, pause)
-        return pause
+    def _wait(self, job_id: JobId, *, complete: bool) -> float:
+        return self._pauses.failed(job_id, self._clock(), complete=complete)
 
     def _is_ours(self, job: Outstanding) -> bool:
         """Only the job's host can settle it; the ledger may hold those of an earlier key."""
@@ -326,7 +357,7 @@ class Settlement:
                 self._tell_events(report)
             case Outcome.REVERTED | Outcome.CANCELLED | Outcome.DISPLACED:
                 for carried in report.transaction.draft.carried:
-                    pause = self._wait(carried.job_id)
+                    pause = self._wait(carried.job_id, complete=carried.complete)
                     log.error(
                         "checkpoint.failed",
                         job=carried.job_id,
@@ -354,12 +385,14 @@ class Settlement:
             )
 
     def _tell_events(self, report: Report) -> None:
+        carried = report.transaction.draft.carried
         for event in report.events:
             match event:
                 case Settled() | Completion():
                     self._tell_found(event)
                 case Skipped():
-                    self._refuse(event.job_id, str(event.error))
+                    closing = any(each.complete for each in carried if each.job_id == event.job_id)
+                    self._refuse(event.job_id, str(event.error), complete=closing)
 
     def _tell_found(self, event: Settled | Completion) -> None:
         if isinstance(event, Settled):
@@ -368,7 +401,7 @@ class Settlement:
             self._tell_completed(event)
 
     def _tell_confirmed(self, settled: Settled) -> None:
-        self._waiting.pop(settled.job_id, None)
+        self._pauses.settled(settled.job_id)
         log.info(
             "checkpoint.confirmed",
             job=settled.job_id,
@@ -382,7 +415,7 @@ class Settlement:
         self._pass_on(settled)
 
     def _tell_completed(self, completion: Completion) -> None:
-        self._waiting.pop(completion.job_id, None)
+        self._pauses.settled(completion.job_id)
         self._draining.pop(completion.job_id, None)
         self._completed.append(completion)
         log.info("session.completed", job=completion.job_id, refund=completion.refund, tx=completion.tx)
@@ -407,6 +440,7 @@ class Settlement:
         if trouble and not self._trouble:
             log.error("settlement.failing", error=trouble)
         elif self._trouble and not trouble:
+            self._pauses.end()
             log.info("settlement.recovered")
         self._trouble = trouble
 
