@@ -83,6 +83,28 @@ async def test_a_changed_byte_is_found(left: tuple[bytes, bytes]) -> None:
     assert unnoticed == []
 
 
+def compact(seal: str) -> str:
+    """The same signature in 64 bytes."""
+    return "0x" + proof.compact(bytes.fromhex(seal[2:])).hex()
+
+
+async def test_the_seal_has_one_form(left: tuple[bytes, bytes]) -> None:
+    """Bytes that say the same otherwise are other bytes: the file is refused."""
+    body = orjson.loads(left[0])
+    seal = body["seal"]
+    same = [
+        seal.upper(),
+        f"0x{seal[2:].upper()}",
+        seal[2:],
+        f"{seal[:4]} {seal[4:]}",
+        f"{seal}\n",
+        compact(seal),
+    ]
+    for written in same:
+        with pytest.raises(ReceiptError, match="seal"):
+            Evidence(evidence._form({**body, "seal": written}))
+
+
 @pytest.mark.parametrize(
     ("check", "change"),
     [

@@ -8,7 +8,7 @@ tokens were acknowledged; that the transactions happened is for the chain to say
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -125,6 +125,11 @@ def _completion_out(completion: Completion) -> dict[str, Any]:
 # Checking
 
 
+# A number of bytes is written in one way, so that whatever the seal covers has one form; and so has the seal.
+_Hash = Annotated[str, msgspec.Meta(pattern=r"\A0x[0-9a-f]{64}\Z")]
+_Signature = Annotated[str, msgspec.Meta(pattern=r"\A0x[0-9a-f]{130}\Z")]
+
+
 class _JobForm(msgspec.Struct, forbid_unknown_fields=True):
     job_id: int
     payer: str
@@ -156,7 +161,7 @@ class _SettlementForm(msgspec.Struct, forbid_unknown_fields=True):
     tokens: int
     host: str
     treasury: str
-    transcript: str
+    transcript: _Hash
     tx: str
     block: int
 
@@ -183,7 +188,7 @@ class _Form(msgspec.Struct, forbid_unknown_fields=True):
     receipts: list[_ReceiptForm]
     settlements: list[_SettlementForm]
     completion: _CompletionForm | None
-    seal: str
+    seal: _Signature
 
 
 class Evidence:
@@ -358,10 +363,7 @@ def _judged(name: str, condition: Callable[[], str]) -> Check:
 
 
 def _bytes(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text.removeprefix("0x"))
-    except ValueError:
-        raise ReceiptError(f"{text!r} is not hexadecimal") from None
+    return bytes.fromhex(text[2:])
 
 
 def against(
