@@ -10,21 +10,37 @@ from typing import Any
 
 import openai
 
+from tallystick import opening, proof
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, PayerConfig, Secret
 from tallystick.devnet import Devnet
 from tallystick.gateway import Gateway
 from tallystick.node import Node
+from tallystick.opening import Wishes
 from tallystick.proxy import listening
 from tallystick.server import running
 from tallystick.spending import Spender
-from tallystick.store import Store
+from tallystick.store import Store, StoredJob
 from tallystick.testing.engine import Script, ScriptedEngine
+from tallystick.types import Job
 from tallystick.wallet import Wallet
 
 DEPOSIT = 2_000_000
 MESSAGES: list[Any] = [{"role": "user", "content": "Why was the stick split?"}]
+
+
+async def open_staked(
+    purse: Wallet, url: str, wishes: Wishes, day: str = "2027-01-15"
+) -> tuple[StoredJob, Job]:
+    """A job that counts against a day's cap, of which nothing was taken before."""
+    key, quote = purse.key(), await opening.fetch_quote(url)
+    draft = await opening.drafted(purse.chain, proof.address(key), url, wishes, quote)
+    opened = await opening.carry_out(
+        purse.chain, purse.store, key, draft, opening.Staking(draft.stake(day), [])
+    )
+    assert opened is not None
+    return opened
 
 
 @dataclass

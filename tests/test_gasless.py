@@ -29,7 +29,7 @@ from tallystick.store import Store
 from tallystick.testing.engine import Script, say
 from tallystick.types import Address, JobStatus
 from tallystick.wallet import Wallet
-from tests.buying import Bench
+from tests.buying import Bench, open_staked
 from tests.paying import register
 
 FEE = 50_000
@@ -206,7 +206,7 @@ async def test_what_the_chain_would_not_take_is_not_given_away(poor: Poor) -> No
     url = await poor.serve(REPLY, relay_fee="0.05")
     wallet = poor.wallet()
     with pytest.raises(ERC20InsufficientBalance):
-        await opening.open_job(poor.chain, wallet.store, poor.key, url, Wishes(3 * DEPOSIT), day="2027-01-15")
+        await open_staked(wallet, url, Wishes(3 * DEPOSIT))
     deployment = wallet.deployment
     assert wallet.store.stakes(deployment.chain_id, deployment.marketplace) == []
 
@@ -217,7 +217,7 @@ async def test_what_was_refused_stays_staked_until_it_runs_out(poor: Poor) -> No
     wallet = poor.wallet()
     place = (wallet.deployment.chain_id, wallet.deployment.marketplace)
     with pytest.raises(HostRefused, match="relay_budget_spent"):
-        await opening.open_job(poor.chain, wallet.store, poor.key, url, Wishes(DEPOSIT), day="2027-01-15")
+        await open_staked(wallet, url, Wishes(DEPOSIT))
     [stake] = wallet.store.stakes(*place)
     assert stake.at_most == DEPOSIT
     await opening.find_openings(poor.chain, wallet.store)

@@ -14,26 +14,33 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from tallystick import proof, spending
+from tallystick.caps import Stake
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
-from tallystick.errors import SessionError
+from tallystick.errors import ChainError, SessionError
 from tallystick.networks import DEVNET, deployment
 from tallystick.opening import (
     MAX_QUOTE,
     Quote,
     Wishes,
+    awaited,
     check_endpoint,
     fetch_quote,
     find_openings,
     quote_in,
+    send_again,
     terms_for,
 )
 from tallystick.opening import open_job as opened
 from tallystick.quote import digest
 from tallystick.store import Store, StoredJob
 from tallystick.testing.engine import Script, say
+from tallystick.testing.faults import Status
+from tallystick.testing.geth import Upstream
+from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import ETH, Address, Job, JobId, Prices
-from tests.buying import Bench
+from tallystick.wallet import Wallet
+from tests.buying import Bench, open_staked
 from tests.paying import open_job, register
 
 HERE = deployment(DEVNET)
@@ -334,12 +341,72 @@ async def test_an_interrupted_opening_is_found_again(devnet: Devnet, chain: Chai
         proof.address(key), key, DEVNET, HERE.marketplace, payer, "http://host", "tally", None, False
     )
     store.opening(opening)
-    never_sent = replace(opening, signer=proof.address(b"\x07" * 32), key=b"\x07" * 32)
-    store.opening(never_sent)
+    never_signed = replace(opening, signer=proof.address(b"\x07" * 32), key=b"\x07" * 32)
+    store.opening(never_signed, Stake(never_signed.signer, DOLLAR, "2027-01-15", 0, 5))
+    under_way = replace(opening, signer=proof.address(b"\x08" * 32), key=b"\x08" * 32)
+    store.opening(under_way)
     signer = await open_job(devnet, chain, key=key)
-    assert [job.id for job in await find_openings(chain, store)] == [signer.job.id]
+    with Store(tmp_path).claiming(under_way.signer):
+        assert [job.id for job in await find_openings(chain, store)] == [signer.job.id]
     known = store.job(DEVNET, HERE.marketplace, JobId(signer.job.id))
     assert known is not None
     assert known.key == key
-    assert store.openings(DEVNET, HERE.marketplace) == [never_sent]
+    assert store.openings(DEVNET, HERE.marketplace) == [under_way]
+    assert store.stakes(DEVNET, HERE.marketplace) == []
     store.close()
+
+
+@asynccontextmanager
+async def failing(bench: Bench) -> AsyncIterator[tuple[Wallet, FaultyRpc]]:
+    """The payer's wallet over an endpoint that fails on purpose."""
+    async with (
+        Upstream(bench.devnet.rpc_url) as node,
+        FaultyRpc(node) as rpc,
+        Chain(rpc.url, bench.chain.deployment) as chain,
+    ):
+        yield replace(bench.wallet(), chain=chain), rpc
+
+
+async def test_what_failed_before_it_was_signed_stakes_nothing(bench: Bench) -> None:
+    """An endpoint that fails before anything is signed costs an error, and nothing of the day."""
+    await register(bench.devnet, bench.chain)
+    url = await bench.serve(Script(say("a")))
+    async with failing(bench) as (wallet, rpc):
+        with rpc.failing(Status(503), "eth_getTransactionCount"), pytest.raises(ChainError):
+            await open_staked(wallet, url, Wishes(1_000_000))
+        assert wallet.store.stakes(DEVNET, HERE.marketplace) == []
+        assert wallet.store.openings(DEVNET, HERE.marketplace) == []
+        await open_staked(wallet, url, Wishes(1_000_000))
+
+
+async def test_what_was_signed_and_never_arrived_is_sent_again(bench: Bench) -> None:
+    """Law 7: the bytes are in the store, and staked, before they are sent; nothing else is signed for it."""
+    await register(bench.devnet, bench.chain)
+    url = await bench.serve(Script(say("a")))
+    async with failing(bench) as (wallet, rpc):
+        await wallet.transact(wallet.chain.approve(DOLLAR, 1_000_000))
+        with (
+            rpc.failing(Status(503), "eth_sendRawTransaction"),
+            pytest.raises(ChainError, match="may or may"),
+        ):
+            await open_staked(wallet, url, Wishes(1_000_000))
+        assert await find_openings(wallet.chain, wallet.store) == []
+        [pending] = wallet.store.openings(DEVNET, HERE.marketplace)
+        assert f"number {pending.nonce} of {pending.payer}" in awaited(pending)
+        [stake] = wallet.store.stakes(DEVNET, HERE.marketplace)
+        [job] = await send_again(wallet.chain, wallet.store)
+    assert (job.signer, job.deposit, stake.at_most) == (pending.signer, 1_000_000, 1_000_000)
+
+
+async def test_an_opening_whose_nonce_another_used_is_over(bench: Bench) -> None:
+    """What can never be mined any more is staked no longer, and what is only late stays staked."""
+    await register(bench.devnet, bench.chain)
+    url = await bench.serve(Script(say("a")))
+    async with failing(bench) as (wallet, rpc):
+        await wallet.transact(wallet.chain.approve(DOLLAR, 1_000_000))
+        with rpc.failing(Status(503), "eth_sendRawTransaction"), pytest.raises(ChainError):
+            await open_staked(wallet, url, Wishes(1_000_000))
+        await wallet.transact(wallet.chain.approve(DOLLAR, 0))
+        assert await send_again(wallet.chain, wallet.store) == []
+        assert wallet.store.openings(DEVNET, HERE.marketplace) == []
+        assert wallet.store.stakes(DEVNET, HERE.marketplace) == []

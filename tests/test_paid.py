@@ -18,13 +18,13 @@ from tallystick.chain import Chain
 from tallystick.cli import app
 from tallystick.config import PayerConfig, Secret
 from tallystick.devnet import Devnet
-from tallystick.opening import Wishes, open_job
+from tallystick.opening import Wishes
 from tallystick.paid import Difference, Kind, Report
 from tallystick.session import Session
 from tallystick.store import StoredJob
 from tallystick.testing.engine import Script, say
 from tallystick.types import ETH, JobStatus, Prices, Totals
-from tests.buying import Bench
+from tests.buying import Bench, open_staked
 from tests.paying import open_job as opened
 from tests.paying import register
 
@@ -188,7 +188,7 @@ async def test_what_the_caps_were_not_told(books: Books) -> None:
     """A deposit that was added to past the proxy counts against no day: its caps know too little."""
     url = await books.serve(REPLY)
     wallet = books.wallet()
-    _, job = await open_job(books.chain, wallet.store, wallet.key(), url, Wishes(DEPOSIT), day="2027-01-15")
+    _, job = await open_staked(wallet, url, Wishes(DEPOSIT))
     report = await books.look()
     assert (report.differences, report.staked) == ((), {("2027-01-15", job.asset): DEPOSIT})
     await wallet.top_up(job, 1_000)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tallystick import lookout, pricing
+from tallystick import lookout, opening, pricing, proof
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.config import DAY
 from tallystick.devnet import Devnet
-from tallystick.errors import ContractError, NotYetReclaimable, Refusal, SessionError
+from tallystick.errors import ChainError, ContractError, NotYetReclaimable, Refusal, SessionError
 from tallystick.exchange import Exchange
+from tallystick.opening import Wishes
 from tallystick.session import Session
 from tallystick.spending import Spender
 from tallystick.testing.engine import Script, say
+from tallystick.testing.faults import Status
+from tallystick.testing.geth import Upstream
+from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import Completion, Job, JobId, JobStatus, Totals
-from tests.buying import DEPOSIT, MESSAGES, Bench
+from tests.buying import DEPOSIT, MESSAGES, Bench, open_staked
 from tests.paying import register, until
 
 MODEL = "scripted"
@@ -123,6 +128,73 @@ async def test_the_days_cap_is_never_exceeded(bench: Bench) -> None:
         [*_, last] = await bench.chain.jobs()
     spent = [await bench.chain.job(JobId(number)) for number in range(1, last.job_id + 1)]
     assert sum(job.owed for job in spent if job) <= 900
+
+
+async def test_two_programs_with_one_store_share_the_days_cap(bench: Bench) -> None:
+    """Both look at the day's room at once; what one takes of it the other does not have."""
+    url = await bench.serve(Script(say(*["a "] * 300)), models=("one", "two"))
+    caps = Caps(500, 900)
+    async with spender(bench, url, caps) as first, spender(bench, url, caps) as second:
+        spent = await asyncio.gather(
+            *(spend(each, cost=300, model=model) for each, model in ((first, "one"), (second, "two")))
+        )
+        deposits = [used.purse.deposit for each in (first, second) for used in each.jobs]
+        with pytest.raises(Refusal, match="max-per-day"):
+            async with paying(first, "one", 450):
+                pass
+    assert [totals.tokens for totals in spent] == [300, 300]
+    assert sorted(deposits) == [400, 500]
+
+
+async def test_a_stake_written_in_between_is_seen(bench: Bench) -> None:
+    """Room is looked at and taken in one go: who finds other stakes than it saw decides anew."""
+    url = await bench.serve(Script(say("a")))
+    purse = bench.wallet()
+    await open_staked(purse, url, Wishes(500))
+    quote = await opening.fetch_quote(url)
+    draft = await opening.drafted(bench.chain, proof.address(purse.key()), url, Wishes(500), quote)
+    stale = opening.Staking(draft.stake("2027-01-15"), [])
+    assert await opening.carry_out(bench.chain, purse.store, purse.key(), draft, stale) is None
+    assert len(await bench.chain.jobs()) == 1
+
+
+async def test_an_opening_that_never_arrived_pays_for_the_next_request(bench: Bench) -> None:
+    """What was signed for it has the day's room: it is sent again rather than holding the payer up."""
+    url = await bench.serve(Script(say("a")))
+    async with (
+        Upstream(bench.devnet.rpc_url) as node,
+        FaultyRpc(node) as rpc,
+        Chain(rpc.url, bench.chain.deployment) as chain,
+    ):
+        purse = replace(bench.wallet(), chain=chain)
+        await purse.transact(chain.approve(bench.devnet.dollar, DEPOSIT))
+        async with Spender(purse, Caps(DEPOSIT, DEPOSIT), [url]) as spends:
+            with rpc.failing(Status(503), "eth_sendRawTransaction"):
+                with pytest.raises(ChainError, match="may or may not"):
+                    await spend(spends)
+                with pytest.raises(Refusal, match="signed and not on the chain: transaction 0x"):
+                    await spend(spends)
+            await spend(spends)
+            [used] = spends.jobs
+            assert used.purse.deposit == DEPOSIT
+    assert len(await bench.chain.jobs()) == 1
+
+
+async def test_a_top_up_that_failed_is_made_anew(bench: Bench) -> None:
+    """What was staked for it and not signed is not the day's loss."""
+    url = await bench.serve(Script(say(*["a "] * 200)))
+    async with (
+        Upstream(bench.devnet.rpc_url) as node,
+        FaultyRpc(node) as rpc,
+        Chain(rpc.url, bench.chain.deployment) as chain,
+        Spender(replace(bench.wallet(), chain=chain), Caps(400, 500), [url]) as spends,
+    ):
+        await spend(spends, cost=300)
+        with rpc.failing(Status(503), "eth_getTransactionCount"), pytest.raises(ChainError):
+            await spend(spends, cost=300)
+        await spend(spends, cost=300)
+        [used] = spends.jobs
+        assert used.purse.deposit == 500
 
 
 async def test_the_next_day_has_its_own_cap(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def _write_a_job(directory: Path) -> None:
                 acknowledged_tokens=25,
             )
         )
-        for column in ("good_until", "found"):
+        for column in ("good_until", "found", "nonce", "raw"):
             connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
     engine.dispose()
 
@@ -172,7 +172,7 @@ def test_what_a_job_may_cost_is_written_with_its_key(tmp_path: Path) -> None:
     assert store.stakes(8453, CONTRACT) == []
     store.stake(replace(stake, began=5, most=2**96 - 1))
     assert store.stakes(31337, CONTRACT) == [replace(stake, began=5, most=2**96 - 1)]
-    store.unstake(SIGNER)
+    store.drop(SIGNER)
     assert store.stakes(31337, CONTRACT) == []
 
 

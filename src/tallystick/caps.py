@@ -64,8 +64,11 @@ class Caps:
             raise Refusal("price_above_cap", told)
 
     def room(self, stakes: Iterable[Stake], day: str) -> int:
-        """What may still be staked on `day`; below 0 if caps were higher when the stakes were made."""
-        return self.per_day - sum(stake.at_most for stake in stakes if stake.day == day)
+        """What may still be staked on `day`; below 0 if caps were higher when the stakes were made.
+
+        Stakes of a later day count too: another program's endpoint is ahead.
+        """
+        return self.per_day - sum(stake.at_most for stake in stakes if stake.day >= day)
 
     def addable(self, rest: int, room: int) -> int:
         """What a job may be given that has `rest` unspent; below 0 if caps were higher before."""
@@ -134,4 +137,4 @@ def at_most(prompt_bytes: int, max_tokens: int, choices: int, prices: Prices) ->
 
 def on_day(stake: Stake, day: str, owed: int) -> Stake:
     """A stake as of `day`: what was owed when the day began is not the day's."""
-    return stake if stake.day == day else replace(stake, day=day, began=owed)
+    return stake if stake.day >= day else replace(stake, day=day, began=owed)

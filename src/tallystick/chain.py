@@ -87,6 +87,11 @@ class Signed:
 
     hash: str
     raw: bytes
+    nonce: int
+
+
+Ahead = Callable[[Signed], Awaitable[None]]
+"""Is told what was signed, before it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +385,10 @@ class Chain(Contracts):
         block: Literal["pending", "latest"] = "pending" if pending else "latest"
         return await self._w3.eth.get_transaction_count(AsyncWeb3.to_checksum_address(address), block)
 
+    async def nonce_at(self, address: Address, block: int) -> int:
+        """How many transactions of `address` are in blocks up to that one."""
+        return await self._w3.eth.get_transaction_count(AsyncWeb3.to_checksum_address(address), block)
+
     def sign(self, call: Call, key: bytes, *, nonce: int, gas: int, tip: int, max_fee: int) -> Signed:
         """An EIP-1559 transaction. `tip` and `max_fee` are in wei per gas."""
         signed = Account.sign_transaction(
@@ -396,11 +405,19 @@ class Chain(Contracts):
             },
             key,
         )
-        return Signed(to_hex(signed.hash), bytes(signed.raw_transaction))
+        return Signed(to_hex(signed.hash), bytes(signed.raw_transaction), nonce)
 
     async def send(self, raw: bytes) -> str:
         """Broadcasts a signed transaction: its hash. RpcError: the endpoint refused it, or has it already."""
         return to_hex(await self._w3.eth.send_raw_transaction(raw))
+
+    async def resend(self, raw: bytes) -> None:
+        """Broadcasts what may have been broadcast before. RpcError: the endpoint refused it."""
+        try:
+            await self.send(raw)
+        except RpcError as error:
+            if read_answer(error.message) is not Answer.KNOWN:
+                raise
 
     async def result(self, tx: str) -> TxResult | None:
         """The transaction of that hash, None while it is in no block."""
@@ -425,36 +442,44 @@ class Chain(Contracts):
     # Transactions as a whole
 
     async def transact(
-        self, call: Call, key: bytes, *, confirmations: int | None = None, timeout: float = INCLUSION_TIMEOUT
+        self,
+        call: Call,
+        key: bytes,
+        *,
+        confirmations: int | None = None,
+        timeout: float = INCLUSION_TIMEOUT,
+        ahead: Ahead | None = None,
     ) -> TxResult:
         """Simulates, signs and sends `call`, and waits for its confirmations (by default the deployment's).
 
-        Raises the ContractError that it meets, before anything is sent where that can be known;
-        ChainError if it is not in a block, or then not as deep, within `timeout` seconds, or if the
-        endpoint fails. A key's transactions go one after another, so that each is simulated on what the
-        one before it left behind.
+        `ahead` hears of each transaction that is about to be sent; the last one is what may be mined. Raises
+        the ContractError that it meets, before anything is sent where that can be known; ChainError if it is
+        not in a block, or then not as deep, within `timeout` seconds, or if the endpoint fails. A key's
+        transactions go one after another, so that each is simulated on what the one before it left behind.
         """
         sender = Address(Account.from_key(key).address)
         async with _turns_of(self.deployment.chain_id, sender):
-            signed = await self._sent(call, key, sender)
+            signed = await self._sent(call, key, sender, ahead)
             result = await self.included(signed.hash, timeout=timeout)
         if not result.succeeded:
             raise await self._failure(call, sender, result)
         depth = self.deployment.confirmations if confirmations is None else confirmations
         return await self.included(signed.hash, depth, timeout=timeout)
 
-    async def pay_in(self, call: Call, asset: Address, units: int, key: bytes) -> TxResult:
+    async def pay_in(
+        self, call: Call, asset: Address, units: int, key: bytes, *, ahead: Ahead | None = None
+    ) -> TxResult:
         """Sends a call that takes `units` base units of an asset, approved first where that is needed.
 
-        What another program with the key spent of the approval meanwhile is approved again. Raises what
-        `transact` raises.
+        `ahead` hears of the call, and of no approval. What another program with the key spent of the
+        approval meanwhile is approved again. Raises what `transact` raises.
         """
         payer = Address(Account.from_key(key).address)
         for tries_left in reversed(range(APPROVALS)):
             if await self._has_to_approve(asset, payer, units):
                 await self.transact(self.approve(asset, units), key)
             try:
-                return await self.transact(call, key)
+                return await self.transact(call, key, ahead=ahead)
             except ContractError:
                 if not tries_left or not await self._has_to_approve(asset, payer, units):
                     raise
@@ -629,13 +654,15 @@ class Chain(Contracts):
         # A fifth more gas, as the state may change until then; twice the base fee outlasts five full blocks.
         return self.sign(call, key, nonce=nonce, gas=gas + gas // 5, tip=tip, max_fee=2 * base_fee + tip)
 
-    async def _sent(self, call: Call, key: bytes, sender: Address) -> Signed:
+    async def _sent(self, call: Call, key: bytes, sender: Address, ahead: Ahead | None) -> Signed:
         """The transaction once an endpoint took it.
 
         Another program may have the key too. Where it took the nonce in between, the next one is tried.
         """
         for tries_left in reversed(range(NONCE_TRIES)):
             signed = await self._prepare(call, key, sender)
+            if ahead is not None:
+                await ahead(signed)
             try:
                 await self._broadcast(signed)
             except RpcError as error:

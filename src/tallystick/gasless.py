@@ -30,6 +30,7 @@ POLL = 0.5
 """Seconds between looks at the chain, at most."""
 
 E = TypeVar("E", bound=Logged)
+Ahead = Callable[[], Awaitable[None]]
 
 
 class Sponsor(NamedTuple):
@@ -56,15 +57,19 @@ async def consent(chain: Chain, payer: Address, purpose: P) -> Consent[P]:
     return Consent(purpose, payer, valid_before, domain, await chain.token_domain(purpose.asset))
 
 
-async def open_job(chain: Chain, sponsor: Sponsor, agreed: Consent[Opening], key: bytes) -> Created:
+async def open_job(
+    chain: Chain, sponsor: Sponsor, agreed: Consent[Opening], key: bytes, ahead: Ahead
+) -> Created:
     """Has the host open a job, and waits until the chain has it, as deep as the deployment asks.
 
-    ContractError if the chain would not take it, before anything is given away. HostRefused, or SessionError
-    if it does not come; whoever has the authorization can use it until it runs out all the same.
+    ContractError if the chain would not take it. `ahead` is told after that, and before anything is given
+    away. HostRefused, or SessionError if it does not come; whoever has the authorization can use it until it
+    runs out all the same.
     """
     opening, since = agreed.purpose, await chain.block_number()
     auth = agreed.sign(key)
     await chain.simulate(chain.authorized(opening, auth), sponsor.host)
+    await ahead()
     await _ask(sponsor, "/v1/jobs", wire.opening_out(opening, auth))
 
     async def find() -> Created | None:
@@ -74,11 +79,14 @@ async def open_job(chain: Chain, sponsor: Sponsor, agreed: Consent[Opening], key
     return await _seen(chain, sponsor.url, find)
 
 
-async def top_up(chain: Chain, sponsor: Sponsor, agreed: Consent[TopUp], key: bytes) -> ToppedUp:
+async def top_up(
+    chain: Chain, sponsor: Sponsor, agreed: Consent[TopUp], key: bytes, ahead: Ahead
+) -> ToppedUp:
     """Has the host add to a job's deposit, likewise."""
     more, since = agreed.purpose, await chain.block_number()
     auth = agreed.sign(key)
     await chain.simulate(chain.authorized(more, auth), sponsor.host)
+    await ahead()
     await _ask(sponsor, f"/v1/jobs/{more.job_id}/top-up", wire.top_up_out(more, auth))
 
     async def find() -> ToppedUp | None:

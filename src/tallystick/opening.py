@@ -8,8 +8,9 @@ What a job costs and what is at risk is known before anything is sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,15 +18,19 @@ import aiohttp
 import msgspec
 import orjson
 from eth_utils.address import to_checksum_address
+from eth_utils.conversions import to_hex
 
 from tallystick import gasless, outgoing, pricing, proof
 from tallystick.addresses import is_private
 from tallystick.authorization import Consent, Opening, new_salt
 from tallystick.caps import Stake
-from tallystick.chain import Chain
+from tallystick.chain import Block, Chain
 from tallystick.config import CLAIM_WINDOW, LIFETIME, http_url
 from tallystick.contracts import Created
-from tallystick.errors import ContractError, ReceiptError, SessionError
+from tallystick.errors import ContractError, ReceiptError, RpcError, SessionError
+from tallystick.fees import Answer, read_answer
+from tallystick.keccak import keccak
+from tallystick.mends import when
 from tallystick.networks import Deployment
 from tallystick.outgoing import LedElsewhere
 from tallystick.quote import digest
@@ -301,6 +306,34 @@ def _origin(url: str) -> tuple[str, str | None, int, str]:
     return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme], parts.path.rstrip("/")
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An opening of which nothing is written, signed or sent."""
+
+    stored: StoredJob
+    terms: Terms
+    agreed: Consent[Opening] | None
+    """What the payer is to sign so that the host sends it; None: the payer sends it itself."""
+
+    @property
+    def relay_fee(self) -> int:
+        """What of the deposit whoever sends it gets, in base units."""
+        return 0 if self.agreed is None else self.agreed.purpose.relay_fee
+
+    def stake(self, day: str) -> Stake:
+        """What it may cost on `day`: the fee is spent when the job begins, and nothing of it is the job's."""
+        fee = self.relay_fee
+        return Stake(self.terms.signer, self.terms.asset, day, -fee, self.terms.deposit - fee)
+
+
+@dataclass(frozen=True, slots=True)
+class Staking:
+    """What an opening is staked with, and the stakes that were there when that was found to fit."""
+
+    stake: Stake
+    seen: Collection[Stake]
+
+
 async def open_job(
     chain: Chain,
     store: Store,
@@ -309,50 +342,83 @@ async def open_job(
     wishes: Wishes,
     quote: Quote | None = None,
     *,
-    day: str | None = None,
     show: Show | None = None,
 ) -> tuple[StoredJob, Job]:
-    """Opens a job: the session key is in the store before the money moves.
+    """Opens a job that no cap is on: the session key is in the store before the money moves.
 
     A payer without ETH for gas authorizes its host to, where its quote has a relay fee; `show` is told
-    before anything is signed for that. `day`: of whose allowance the deposit is; it is staked together with
-    the key (see caps.Stake). SessionError where host and payer do not meet, ContractError if the chain
-    refuses (no balance, host not registered).
+    before anything is signed for that. SessionError where host and payer do not meet, ContractError if the
+    chain refuses (no balance, host not registered).
     """
     quote = quote or await fetch_quote(host_url)
+    draft = await drafted(chain, proof.address(payer_key), host_url, wishes, quote)
+    opened = await carry_out(chain, store, payer_key, draft, show=show)
+    assert opened is not None
+    return opened
+
+
+async def drafted(chain: Chain, payer: Address, host_url: str, wishes: Wishes, quote: Quote) -> Draft:
+    """What host and payer agree on, with a key of its own. SessionError where they do not meet."""
     key = proof.new_key()
     now = (await chain.block()).timestamp
-    model, terms = terms_for(quote, wishes, chain.deployment, proof.address(key), now)
-    agreed = await _authorizing(chain, proof.address(payer_key), quote, wishes, terms)
-    if agreed is not None and show is not None:
-        show(agreed)
+    deployment = chain.deployment
+    model, terms = terms_for(quote, wishes, deployment, proof.address(key), now)
+    agreed = await _authorizing(chain, payer, quote, wishes, terms)
+    place = deployment.chain_id, deployment.marketplace
     stored = StoredJob(
-        terms.signer,
-        key,
-        chain.deployment.chain_id,
-        chain.deployment.marketplace,
-        proof.address(payer_key),
-        host_url,
-        model,
-        None,
-        False,
-        agreed.valid_before if agreed is not None else None,
-        wishes.found,
+        *(terms.signer, key, *place, payer, host_url, model), job_id=None, ended=False, found=wishes.found
     )
-    fee = agreed.purpose.relay_fee if agreed is not None else 0
-    # The fee is spent when the job begins, and nothing of it is the job's.
-    stake = Stake(terms.signer, terms.asset, day, -fee, terms.deposit - fee) if day is not None else None
-    await asyncio.to_thread(store.opening, stored, stake)
-    try:
-        if agreed is not None:
-            sponsor = gasless.Sponsor(host_url, quote.host, stored.found_on)
-            job_id = (await gasless.open_job(chain, sponsor, agreed, payer_key)).job_id
-        else:
-            job_id = await _pay_in(chain, payer_key, terms)
-    except ContractError:
-        await asyncio.to_thread(store.unstake, stored.signer)
-        raise
-    return await _opened(chain, store, stored, job_id)
+    return Draft(stored, terms, agreed)
+
+
+async def carry_out(
+    chain: Chain,
+    store: Store,
+    payer_key: bytes,
+    draft: Draft,
+    staking: Staking | None = None,
+    *,
+    show: Show | None = None,
+) -> tuple[StoredJob, Job] | None:
+    """Opens the job. None, and nothing is done, if others have staked since `staking` was found to fit.
+
+    Until it is done the job is claimed: who else finds it in the store leaves it alone. Raises what
+    `open_job` raises; nothing is staked then unless something was signed that can still open it.
+    """
+    stored, seen = draft.stored, None if staking is None else staking.seen
+    stake = None if staking is None else staking.stake
+    with store.claiming(stored.signer):
+        if not await asyncio.to_thread(store.opening, stored, stake, seen):
+            return None
+        if draft.agreed is not None and show is not None:
+            show(draft.agreed)
+        try:
+            job_id = await _sent(chain, store, payer_key, draft)
+        except BaseException as error:
+            # In this thread: who is cancelled waits for no other.
+            if isinstance(error, ContractError) or not _is_signed(store, stored.signer):
+                store.drop(stored.signer)
+            raise
+        return await _opened(chain, store, stored, job_id)
+
+
+def _is_signed(store: Store, signer: Address) -> bool:
+    pending = store.pending(signer)
+    return pending is not None and pending.is_signed
+
+
+async def _sent(chain: Chain, store: Store, payer_key: bytes, draft: Draft) -> JobId:
+    """Has the opening sent, by whoever sends it, written ahead (law 7): the id of its job."""
+    signer, terms, agreed = draft.stored.signer, draft.terms, draft.agreed
+    if agreed is not None:
+        written = partial(asyncio.to_thread, store.authorized, signer, agreed.valid_before)
+        sponsor = gasless.Sponsor(draft.stored.host_url, terms.host, draft.stored.found_on)
+        return (await gasless.open_job(chain, sponsor, agreed, payer_key, written)).job_id
+    result = await chain.pay_in(
+        *(chain.create_job(terms), terms.asset, terms.deposit, payer_key),
+        ahead=lambda tx: asyncio.to_thread(store.sending, signer, tx.nonce, tx.raw),
+    )
+    return next(event for event in result.events if isinstance(event, Created)).job_id
 
 
 async def _authorizing(
@@ -392,35 +458,95 @@ def _obstacle(quote: Quote, wishes: Wishes, terms: Terms, deployment: Deployment
     return None
 
 
-async def _pay_in(chain: Chain, payer_key: bytes, terms: Terms) -> JobId:
-    result = await chain.pay_in(chain.create_job(terms), terms.asset, terms.deposit, payer_key)
-    return next(event for event in result.events if isinstance(event, Created)).job_id
-
-
 async def find_openings(chain: Chain, store: Store) -> list[Job]:
     """Finds jobs whose key was written and whose id is not known: the payer was stopped in between, or a
     reorganisation took the id back. Writes their ids.
 
-    An opening that never reached the chain stays as it is: its key is worth nothing. One whose authorization
-    has run out never will, and is over.
+    An opening for which nothing was signed is over, and so is one whose authorization has run out, or whose
+    nonce another transaction has used: nothing is staked for it any more.
     """
     waiting = store.openings(chain.deployment.chain_id, chain.deployment.marketplace)
     if not waiting:
         return []
-    past = (await chain.block(max(0, await chain.block_number() - chain.deployment.depth))).timestamp
-    ids = {
-        event.signer: event.job_id
-        for payer in {stored.payer for stored in waiting}
-        for event in await chain.jobs(payer=payer)
-    }
     found = []
-    for stored in waiting:
-        if (job_id := ids.get(stored.signer)) is not None:
-            found.append((await _opened(chain, store, stored, job_id))[1])
-        elif stored.good_until is not None and past >= stored.good_until:
-            await asyncio.to_thread(store.unstake, stored.signer)
-            await asyncio.to_thread(store.end, stored.signer)
+    async with chain.view():
+        past = await _past(chain)
+        ids = {
+            event.signer: event.job_id
+            for payer in {stored.payer for stored in waiting}
+            for event in await chain.jobs(payer=payer)
+        }
+        for stored in waiting:
+            if (job_id := ids.get(stored.signer)) is not None:
+                found.append((await _opened(chain, store, stored, job_id))[1])
+            else:
+                await _drop_if_over(chain, store, stored.signer, past)
     return found
+
+
+async def _drop_if_over(chain: Chain, store: Store, signer: Address, past: Block) -> None:
+    """Drops an opening that had not come when all blocks after `past` were looked at, and never will."""
+    with store.claiming(signer) as mine:
+        # Read once more: whoever was about it may have gone on until now.
+        stored = store.pending(signer) if mine else None
+        if stored is not None and await _is_over(chain, stored, past):
+            await asyncio.to_thread(store.drop, signer)
+
+
+async def is_over(chain: Chain, stored: StoredJob) -> bool:
+    """Whether nothing that was signed to pay into a job can do so any more: what did is on the chain."""
+    async with chain.view():
+        return await _is_over(chain, stored, await _past(chain))
+
+
+async def _past(chain: Chain) -> Block:
+    """The newest block that no reorganisation takes back."""
+    return await chain.block(max(0, await chain.block_number() - chain.deployment.depth))
+
+
+async def _is_over(chain: Chain, stored: StoredJob, past: Block) -> bool:
+    if stored.good_until is not None and past.timestamp < stored.good_until:
+        return False
+    return stored.nonce is None or await chain.nonce_at(stored.payer, past.number) > stored.nonce
+
+
+async def send_again(chain: Chain, store: Store) -> list[Job]:
+    """Sends once more, byte for byte, what was signed to open jobs and may not have arrived; waits for it.
+
+    What came of them. ChainError if it cannot be sent, or does not come.
+    """
+    for stored in store.openings(chain.deployment.chain_id, chain.deployment.marketplace):
+        if stored.raw is not None:
+            with store.claiming(stored.signer) as mine:
+                if mine:
+                    await _resent(chain, stored.raw)
+    return await find_openings(chain, store)
+
+
+async def _resent(chain: Chain, raw: bytes) -> None:
+    try:
+        await chain.resend(raw)
+    except RpcError as error:
+        if read_answer(error.message) is not Answer.NONCE_TOO_LOW:
+            raise
+    else:
+        await chain.included(to_hex(keccak(raw)), chain.deployment.confirmations)
+
+
+def awaited(stored: StoredJob) -> str:
+    """What is known of an opening that is not on the chain, and what ends it, for people."""
+    told = f"the opening of a job with {stored.host_url}"
+    if stored.raw is not None:
+        return (
+            f"{told} is signed and not on the chain: transaction {to_hex(keccak(stored.raw))}, number "
+            f"{stored.nonce} of {stored.payer}. It is sent again when its money is needed; any other "
+            "transaction of that number ends it"
+        )
+    if stored.good_until is not None:
+        return f"{told} is authorized: its host may open it until {when(stored.good_until)}"
+    if stored.nonce is not None:
+        return f"{told} is of an earlier version of this program, which did not write down what it sent"
+    return f"{told} was begun and nothing signed for it: the next command that opens the store ends it"
 
 
 async def _opened(chain: Chain, store: Store, stored: StoredJob, job_id: JobId) -> tuple[StoredJob, Job]:

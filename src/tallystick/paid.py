@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from tallystick import archive, pricing, proof
+from tallystick import archive, opening, pricing, proof
 from tallystick.caps import Stake
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import PayerConfig, checked_address
@@ -24,6 +24,7 @@ from tallystick.evidence import Evidence
 from tallystick.mends import when
 from tallystick.store import Store, StoredJob
 from tallystick.types import Address, Completion, Job, JobId, JobStatus, Totals
+from tallystick.wallet import money
 
 NOTHING = Totals()
 
@@ -154,7 +155,7 @@ async def compare(chain: Chain, store: Store, payer: Address | None) -> Report:
     payers = sorted({each.payer for each in [*kept, *pending]} | ({payer} if payer else set()))
     jobs = await _look(chain, store, kept, stakes, payers)
     now = (await chain.block()).timestamp
-    differences = [*_of_jobs(jobs, now), *_pending(pending, now)]
+    differences = [*_of_jobs(jobs, now), *_pending(chain, pending, stakes)]
     for seen in jobs:
         differences += await _of_evidence(chain, seen)
     for each in payers:
@@ -305,16 +306,26 @@ def _told(totals: Totals) -> str:
     return f"{totals.tokens} tokens and {totals.prompt_tokens} prompt tokens"
 
 
-def _pending(openings: Iterable[StoredJob], now: int) -> Iterator[Difference]:
-    """A session key without a job is worth nothing; what was authorized may still come."""
+def _pending(chain: Chain, openings: Iterable[StoredJob], stakes: Iterable[Stake]) -> Iterator[Difference]:
+    """A session key without a job is worth nothing; what was signed to open one may still come."""
+    staked = {stake.signer: stake for stake in stakes}
     for each in openings:
-        until = each.good_until
-        told = f"the session key {each.signer} for {each.host_url} has no job on the chain"
-        if until is not None and now < until:
-            mend = f"nothing: whoever has the authorization may open it until {when(until)}"
-        else:
-            mend = "nothing: it never came; the next command finds it if it still does"
-        yield Difference(Kind.PENDING, None, told, mend, counts=False)
+        held = staked.get(each.signer)
+        told = f"the session key {each.signer} has no job on the chain: {opening.awaited(each)}"
+        if held is not None:
+            told += f"; {money(chain, held.asset, held.at_most)} count against {held.day} until then"
+        yield Difference(Kind.PENDING, None, told, _mend_of(each), counts=False)
+
+
+def _mend_of(pending: StoredJob) -> str:
+    """What mends an opening that is not on the chain."""
+    if not pending.is_signed:
+        return (
+            "nothing: any command of the payer's that opens its store, like `tally job list`, frees the money"
+        )
+    if pending.raw is not None:
+        return "nothing, or if the money is needed at once: send yourself 0 ETH with that number"
+    return "nothing: it is looked for by each command, and over when it cannot come any more"
 
 
 async def _kept_refunds(chain: Chain, payer: Address) -> list[Difference]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from tallystick.contracts import CompletionRequested
 from tallystick.errors import ChainError, HostRefused, PriceRose, Refusal, SessionError, TallystickError
 from tallystick.hosts import Hosts
 from tallystick.listeners import Listeners
-from tallystick.opening import Quote
+from tallystick.opening import Quote, Wishes
 from tallystick.ranking import Candidate, Chosen
 from tallystick.record import Came
 from tallystick.session import Event, Session, Stopped
@@ -356,17 +356,43 @@ class Spender:
         if used.purse.free >= cost:
             return
         async with self._money:
-            day = await self.today()
-            more = self.caps.top_up(used.purse, cost, await self.room(day))
-            await self._add(used, more, day)
+            await self._add(used, lambda room: self.caps.top_up(used.purse, cost, room))
 
-    async def _add(self, used: InUse, more: int, day: str) -> None:
+    async def _add(self, used: InUse, decide: Callable[[int], int]) -> None:
+        """Adds to a job what is decided, given what the day leaves."""
+        await self._hold(used)
+        more = await self._raise_stake(used, decide)
+        if not more:
+            return
         job = used.session.job
-        await self._stake(job, day, job.deposit + more)
         await self.wallet.top_up(job, more)
         await used.session.refresh()
         log.info("job.topped_up", job=job.id, by=self._money_told(more))
         self._tell(used.session.job, ToppedUp(more))
+
+    async def _raise_stake(self, used: InUse, decide: Callable[[int], int]) -> int:
+        """Stakes what a job is to be given: how much. Decided anew if others stake meanwhile."""
+        signer = used.session.job.signer
+        while True:
+            day, stakes = await self._staked_today()
+            mine = next(stake for stake in stakes if stake.signer == signer)
+            more = decide(self._room(stakes, day) + await self._undone(used, mine))
+            raised = replace(mine, most=used.session.job.deposit + more)
+            if await asyncio.to_thread(self.wallet.store.stake, raised, stakes):
+                return more
+
+    async def _undone(self, used: InUse, stake: Stake) -> int:
+        """What a job is staked with beyond its deposit, for a top-up that failed and cannot come any more."""
+        job = used.session.job
+        stored = self.wallet.stored(job.id)
+        if (
+            stake.most <= job.deposit
+            or stored is None
+            or not await opening.is_over(self.wallet.chain, stored)
+        ):
+            return 0
+        await used.session.refresh()
+        return max(0, stake.most - used.session.job.deposit)
 
     async def _go_on(self, candidate: Candidate) -> InUse | None:
         """A job of the store that can pay for this, within what the day leaves."""
@@ -394,28 +420,54 @@ class Spender:
 
     async def _adopt(self, stored: StoredJob, job: Job) -> bool:
         """Stakes all of a job, unless it is staked. False if the day does not leave what is left of it."""
-        day = await self.today()
-        stakes = await self._stakes(day)
-        staked = next((stake for stake in stakes if stake.signer == stored.signer), None)
-        if staked is not None and staked.most >= job.deposit:
-            return True
-        left = self.wallet.left(job)
-        if left > self.caps.room(stakes, day):
-            return False
-        began = job.deposit - left if staked is None else staked.began
-        stake = Stake(stored.signer, job.asset, day, began, job.deposit)
-        await asyncio.to_thread(self.wallet.store.stake, stake)
-        return True
+        while True:
+            day, stakes = await self._staked_today()
+            staked = next((stake for stake in stakes if stake.signer == stored.signer), None)
+            if staked is not None and staked.most >= job.deposit:
+                return True
+            left = self.wallet.left(job)
+            if left > self._room(stakes, day):
+                return False
+            began = job.deposit - left if staked is None else staked.began
+            stake = Stake(stored.signer, job.asset, day, began, job.deposit)
+            if await asyncio.to_thread(self.wallet.store.stake, stake, stakes):
+                return True
 
     async def _open_with_room(self, candidate: Candidate, cost: int) -> InUse:
-        """A new job; if the caps leave too little, once what comes back of ending jobs has made room."""
+        """A new job; if the caps leave too little, once what comes back of ending jobs has made room, and
+        what was signed for one before has come or cannot come any more.
+        """
         try:
             return await self._open(candidate, cost)
         except Refusal as refusal:
-            if refusal.code != "cap_reached" or not self._ending:
+            if refusal.code != "cap_reached" or not (self._ending or self._pending()):
                 raise
-        await asyncio.wait(set(self._ending), timeout=COMPLETE)
-        return await self._open(candidate, cost)
+        if self._ending:
+            await asyncio.wait(set(self._ending), timeout=COMPLETE)
+        await self._see_openings_through()
+        return await self._go_on(candidate) or await self._open_after_all(candidate, cost)
+
+    async def _open_after_all(self, candidate: Candidate, cost: int) -> InUse:
+        """A new job; what is awaited of others is named where the caps leave too little."""
+        try:
+            return await self._open(candidate, cost)
+        except Refusal as refusal:
+            pending = self._pending()
+            if refusal.code != "cap_reached" or not pending:
+                raise
+            told = "; ".join(map(opening.awaited, pending))
+            raise Refusal(refusal.code, f"{refusal.detail} Meanwhile {told}.", **refusal.extra) from refusal
+
+    def _pending(self) -> list[StoredJob]:
+        """Openings of this payer that are not on the chain."""
+        return self.wallet.store.openings(*self._place)
+
+    async def _see_openings_through(self) -> None:
+        """Sends again what was signed for jobs that are not on the chain, and frees what is not awaited."""
+        try:
+            await opening.send_again(self.wallet.chain, self.wallet.store)
+        except ChainError as error:
+            log.warning("opening.not_sent", cause=str(error))
 
     async def _open(self, candidate: Candidate, cost: int, deposit: int | None = None) -> InUse:
         """A new job, with all that the caps leave unless `deposit` is named.
@@ -428,26 +480,36 @@ class Spender:
         key = self.wallet.key()
         if not quote.relay_fee:
             await self._check_gas(proof.address(key))
+        wishes = replace(
+            self.wallet.wishes(None, model),
+            asset=self.asset,
+            max_price=self.caps.max_price(model),
+            found=not self.hosts.urls,
+        )
         async with self._money:
-            day = await self.today()
-            most = self.caps.first_deposit(cost, await self.room(day))
-            deposit = most if deposit is None else deposit
-            wishes = replace(
-                self.wallet.wishes(None, model),
-                deposit=deposit,
-                asset=self.asset,
-                max_price=self.caps.max_price(model),
-                found=not self.hosts.urls,
-            )
-            chain, store = self.wallet.chain, self.wallet.store
-            stored, job = await opening.open_job(
-                chain, store, key, url, wishes, quote, day=day, show=self._tell_authorized
-            )
-        log.info("job.opened", job=job.id, host=url, model=model, deposit=self._money_told(deposit))
+            stored, job = await self._opened(wishes, url, quote, cost, deposit)
+        log.info("job.opened", job=job.id, host=url, model=model, deposit=self._money_told(job.deposit))
         ahead, scale = self.wallet.config.ahead, self.wallet.recounts.of(job.host, stored.model)
-        used = self._using(Session(chain, store, stored, job, ahead=ahead, scale=scale))
-        self._tell(job, Opened(deposit))
+        used = self._using(
+            Session(self.wallet.chain, self.wallet.store, stored, job, ahead=ahead, scale=scale)
+        )
+        self._tell(job, Opened(job.deposit))
         return used
+
+    async def _opened(
+        self, wishes: Wishes, url: str, quote: Quote, cost: int, deposit: int | None
+    ) -> tuple[StoredJob, Job]:
+        """A job within the caps. Drafted anew if others stake meanwhile: they may have taken the room."""
+        chain, store, key = self.wallet.chain, self.wallet.store, self.wallet.key()
+        while True:
+            day, stakes = await self._staked_today()
+            most = self.caps.first_deposit(cost, self._room(stakes, day))
+            wishes = replace(wishes, deposit=most if deposit is None else deposit)
+            draft = await opening.drafted(chain, proof.address(key), url, wishes, quote)
+            staking = opening.Staking(draft.stake(day), stakes)
+            opened = await opening.carry_out(chain, store, key, draft, staking, show=self._tell_authorized)
+            if opened is not None:
+                return opened
 
     async def _as_chosen(self, candidate: Candidate) -> Quote:
         """The host's quote as of now: terms are made of one that is good for half its time still.
@@ -523,10 +585,12 @@ class Spender:
     async def top_up(self, job_id: JobId, units: int) -> Job:
         """Adds `units` base units to a job. Refusal `cap_reached`, or `asset_not_accepted`."""
         async with self._at_hand(job_id) as used, self._money:
-            day = await self.today()
-            await self._hold(used, day)
-            self.caps.check_top_up(used.purse, units, await self.room(day))
-            await self._add(used, units, day)
+
+            def decide(room: int) -> int:
+                self.caps.check_top_up(used.purse, units, room)
+                return units
+
+            await self._add(used, decide)
             used.released.set()
             return used.session.job
 
@@ -575,7 +639,7 @@ class Spender:
                 if used is not self._in_use.get(used.place):
                     await used.session.close()
 
-    async def _hold(self, used: InUse, day: str) -> None:
+    async def _hold(self, used: InUse) -> None:
         """Has a job staked that may not be yet: its deposit counts from now on."""
         job, stored = used.session.job, self.wallet.stored(used.session.job.id)
         if job.asset != self.asset:
@@ -592,18 +656,39 @@ class Spender:
 
     async def room(self, day: str) -> int:
         """What the caps leave to be staked on that day, in base units; below 0 if they were higher before."""
-        return self.caps.room(await self._stakes(day), day)
+        return self._room(await self._stakes(day), day)
+
+    def _room(self, stakes: Iterable[Stake], day: str) -> int:
+        return self.caps.room((stake for stake in stakes if stake.asset == self.asset), day)
+
+    async def _staked_today(self) -> tuple[str, list[Stake]]:
+        """The day, and all that is staked as of it."""
+        day = await self.today()
+        return day, await self._stakes(day)
 
     async def _stakes(self, day: str) -> list[Stake]:
-        """What is staked in this asset, with all open jobs brought to this day."""
-        kept = await asyncio.to_thread(self.wallet.store.stakes, *self._place)
-        mine = {stake.signer: stake for stake in kept if stake.asset == self.asset}
-        if any(stake.day != day for stake in mine.values()):
-            for stored, job in await self.wallet.jobs():
-                if job is not None and (stake := mine.get(stored.signer)) and stake.day != day:
-                    mine[stored.signer] = rules.on_day(stake, day, self._cost(job))
-                    await asyncio.to_thread(self.wallet.store.stake, mine[stored.signer])
-        return list(mine.values())
+        """What is staked, all that can still be spent in this asset brought to this day."""
+        store = self.wallet.store
+        while True:
+            stakes = await asyncio.to_thread(store.stakes, *self._place)
+            before = {each.signer: each for each in stakes if each.asset == self.asset and each.day < day}
+            brought = await self._brought(before, day) if before else []
+            if not brought:
+                return stakes
+            for stake in brought:
+                # Where others staked meanwhile, it is looked at once more.
+                await asyncio.to_thread(store.stake, stake, stakes)
+                stakes = [stake if each.signer == stake.signer else each for each in stakes]
+
+    async def _brought(self, before: Mapping[Address, Stake], day: str) -> list[Stake]:
+        """Stakes of days before, of what is open or may still be, as of this day."""
+        of_jobs = [
+            rules.on_day(before[stored.signer], day, self._cost(job))
+            for stored, job in await self.wallet.jobs()
+            if job is not None and stored.signer in before
+        ]
+        pending = [before[each.signer] for each in self._pending() if each.signer in before and each.may_come]
+        return [*of_jobs, *(replace(stake, day=day) for stake in pending)]
 
     def _cost(self, job: Job) -> int:
         """What a job has cost until now, also what of it is not signed yet."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from tallystick.record import Came, Record
 from tallystick.types import Ack, Address, JobId, Receipt, Totals
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "payer"
-REVISION = "0005"
+REVISION = "0006"
 """The newest of them: what a store is brought to when it is opened."""
 
 metadata = sa.MetaData()
@@ -46,6 +46,8 @@ jobs = sa.Table(
     sa.Column("ended", sa.Boolean, nullable=False, default=False),
     sa.Column("good_until", sa.Integer),
     sa.Column("found", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("nonce", sa.Integer),
+    sa.Column("raw", sa.LargeBinary),
     sa.UniqueConstraint("chain_id", "contract", "job_id"),
 )
 
@@ -89,6 +91,8 @@ hosts = sa.Table(
     sa.Column("cause", sa.String, nullable=False),
 )
 
+_PENDING = (jobs.c.job_id.is_(None), ~jobs.c.ended)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
@@ -104,7 +108,11 @@ class StoredJob:
     job_id: JobId | None
     ended: bool
     good_until: int | None = None
-    """Until when the opening may still come, of the chain's clock, if somebody else was to send it."""
+    """Until when somebody else may pay into the job, of the chain's clock, if one was authorized to."""
+    nonce: int | None = None
+    """Of the payer's transaction that was signed last to pay into the job; None: none was."""
+    raw: bytes | None = field(default=None, repr=False)
+    """The payer's transaction that opens the job, signed."""
     found: bool = False
     """The registry named its host, and not the user."""
 
@@ -112,6 +120,16 @@ class StoredJob:
     def found_on(self) -> int | None:
         """The chain whose registry named its host; None: the user did."""
         return self.chain_id if self.found else None
+
+    @property
+    def is_signed(self) -> bool:
+        """Something that can pay into the job has been signed."""
+        return self.nonce is not None or self.good_until is not None
+
+    @property
+    def may_come(self) -> bool:
+        """Something is known to be signed that can open the job."""
+        return self.raw is not None or self.good_until is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +160,24 @@ class Store:
         """Closes the file."""
         self._engine.dispose()
 
-    def opening(self, job: StoredJob, stake: Stake | None = None) -> None:
-        """Writes a session key before its job is opened, and what it may cost where that is capped."""
+    def opening(
+        self, job: StoredJob, stake: Stake | None = None, seen: Collection[Stake] | None = None
+    ) -> bool:
+        """Writes a session key before its job is opened, and what it may cost where that is capped.
+
+        False, and nothing is written, if other stakes are there than those that were `seen`.
+        """
         opening = jobs.insert().values(**{c.name: getattr(job, c.name) for c in jobs.columns})
-        self._write(opening, *([] if stake is None else [_staking(stake)]))
+        staking = [] if stake is None else [_staking(stake)]
+        return self._write_if(_unchanged(job.chain_id, job.contract, seen), opening, *staking)
+
+    def sending(self, signer: Address, nonce: int, raw: bytes | None = None) -> None:
+        """Writes the payer's transaction that pays into a job, before it is sent; `raw` if it opens it."""
+        self._write(jobs.update().where(jobs.c.signer == signer).values(nonce=nonce, raw=raw))
+
+    def authorized(self, signer: Address, good_until: int) -> None:
+        """Writes until when somebody may pay into a job in the payer's name, before that is made possible."""
+        self._write(jobs.update().where(jobs.c.signer == signer).values(good_until=good_until))
 
     def opened(self, signer: Address, job_id: JobId) -> None:
         """The chain has given the job its id.
@@ -178,23 +210,33 @@ class Store:
         query = _jobs_of(chain_id, contract).where(jobs.c.job_id.is_not(None)).order_by(jobs.c.job_id)
         return [_stored_job(row) for row in self._read(query if ended else query.where(~jobs.c.ended))]
 
-    def stake(self, stake: Stake) -> None:
-        """Writes what a job may cost, before that is made possible."""
-        self._write(_staking(stake))
+    def stake(self, stake: Stake, seen: Collection[Stake] | None = None) -> bool:
+        """Writes what a job may cost, before that is made possible.
 
-    def unstake(self, signer: Address) -> None:
-        """Nothing was staked after all: the chain refused the opening."""
-        self._write(stakes.delete().where(stakes.c.signer == signer))
+        False, and nothing is written, if other stakes are there than those that were `seen`.
+        """
+        [place] = self._read(sa.select(jobs.c.chain_id, jobs.c.contract).where(jobs.c.signer == stake.signer))
+        return self._write_if(_unchanged(place.chain_id, place.contract, seen), _staking(stake))
+
+    def drop(self, signer: Address) -> None:
+        """The opening never comes: its key is worth nothing, and nothing is staked."""
+        self._write(
+            stakes.delete().where(stakes.c.signer == signer),
+            jobs.update().where(jobs.c.signer == signer).values(ended=True),
+        )
 
     def stakes(self, chain_id: int, contract: Address) -> list[Stake]:
         """What jobs of this chain and contract may cost, each on the last day that it was looked at."""
-        here = sa.select(jobs.c.signer).where(jobs.c.chain_id == chain_id, jobs.c.contract == contract)
-        rows = self._read(stakes.select().where(stakes.c.signer.in_(here)))
-        return [Stake(row.signer, row.asset, row.day, int(row.began), int(row.most)) for row in rows]
+        return [_stake(row) for row in self._read(_stakes_of(chain_id, contract))]
+
+    def pending(self, signer: Address) -> StoredJob | None:
+        """A job that was not ended, whose key was written and whose id is not known."""
+        found = self._read(sa.select(jobs).where(jobs.c.signer == signer, *_PENDING))
+        return _stored_job(found[0]) if found else None
 
     def openings(self, chain_id: int, contract: Address) -> list[StoredJob]:
         """Jobs that were not ended, whose key was written and whose id is not known."""
-        query = _jobs_of(chain_id, contract).where(jobs.c.job_id.is_(None), ~jobs.c.ended)
+        query = _jobs_of(chain_id, contract).where(*_PENDING)
         return [_stored_job(row) for row in self._read(query)]
 
     def signed(self, signer: Address, receipt: Receipt, acknowledged: Totals) -> None:
@@ -262,12 +304,20 @@ class Store:
             return None
         return file
 
+    @contextmanager
+    def claiming(self, signer: Address) -> Iterator[bool]:
+        """Says inside that a job is in use. False: somebody else uses it."""
+        file = self.claim(signer)
+        try:
+            yield file is not None
+        finally:
+            if file is not None:
+                os.close(file)
+
     def is_claimed(self, signer: Address) -> bool:
         """True while somebody uses a job: two that sign for it would only be in each other's way."""
-        file = self.claim(signer)
-        if file is not None:
-            os.close(file)
-        return file is None
+        with self.claiming(signer) as mine:
+            return not mine
 
     def keep(self, name: str, content: bytes) -> Path:
         """Keeps a file beside the store, whole or not at all: where it is."""
@@ -289,9 +339,17 @@ class Store:
         return None
 
     def _write(self, *statements: sa.Executable) -> None:
+        self._write_if(_always, *statements)
+
+    def _write_if(self, holds: Callable[[sa.Connection], bool], *statements: sa.Executable) -> bool:
+        """Writes if that holds, and still does when it is written: no other program writes in between."""
         with told(self.path), self._engine.begin() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            if not holds(connection):
+                return False
             for statement in statements:
                 connection.execute(statement)
+            return True
 
     def _read(self, query: sa.Select[Any]) -> list[Any]:
         with told(self.path), self._engine.connect() as connection:
@@ -332,6 +390,30 @@ def _staking(stake: Stake) -> sa.Executable:
     values = {"asset": stake.asset, "day": stake.day, "began": str(stake.began), "most": str(stake.most)}
     written = sqlite.insert(stakes).values(signer=stake.signer, **values)
     return written.on_conflict_do_update(index_elements=["signer"], set_=values)
+
+
+def _stakes_of(chain_id: int, contract: Address) -> sa.Select[Any]:
+    here = sa.select(jobs.c.signer).where(jobs.c.chain_id == chain_id, jobs.c.contract == contract)
+    return sa.select(stakes).where(stakes.c.signer.in_(here))
+
+
+def _stake(row: Any) -> Stake:
+    return Stake(row.signer, row.asset, row.day, int(row.began), int(row.most))
+
+
+def _always(_: sa.Connection) -> bool:
+    return True
+
+
+def _unchanged(
+    chain_id: int, contract: Address, seen: Collection[Stake] | None
+) -> Callable[[sa.Connection], bool]:
+    """Whether the stakes are those that were seen; None: whatever they are."""
+    if seen is None:
+        return _always
+    return lambda connection: (
+        set(map(_stake, connection.execute(_stakes_of(chain_id, contract)))) == set(seen)
+    )
 
 
 def _stored_job(row: Any) -> StoredJob:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from getpass import getpass
 
 from tallystick import archive, gasless, opening, pricing, proof
@@ -188,10 +189,14 @@ class Wallet:
         if await gasless.is_short(self.chain, payer) and (sponsor := await self._sponsor(job)) is not None:
             more = TopUp(job.id, job.asset, units, new_salt())
             agreed = await gasless.consent(self.chain, payer, more)
-            return await gasless.top_up(self.chain, sponsor, agreed, key)
+            written = partial(asyncio.to_thread, self.store.authorized, job.signer, agreed.valid_before)
+            return await gasless.top_up(self.chain, sponsor, agreed, key, written)
         await self.check_gas(payer)
         call = self.chain.top_up(job.id, units, job.asset)
-        result = await self.chain.pay_in(call, job.asset, units, key)
+        result = await self.chain.pay_in(
+            *(call, job.asset, units, key),
+            ahead=lambda tx: asyncio.to_thread(self.store.sending, job.signer, tx.nonce),
+        )
         return next(event for event in result.events if isinstance(event, ToppedUp))
 
     async def _sponsor(self, job: Job) -> gasless.Sponsor | None:
