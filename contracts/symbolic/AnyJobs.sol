@@ -72,6 +72,7 @@ abstract contract AnyJobs {
     struct Books {
         JobRecord[2] jobs;
         uint256[2] rests;
+        uint256[2] newRests;
         uint256[2] earnings;
         uint256[2] refunds;
         uint256[2] fees;
@@ -89,6 +90,9 @@ abstract contract AnyJobs {
     uint256 private constant REFUNDS = 10;
     uint256 private constant NODES = 0;
 
+    /// @dev Deposits of 96 bits, of fewer than 2^64 jobs.
+    uint256 private constant SUM_BITS = 160;
+
     NodeRegistry internal registry = new NodeRegistry();
     JobMarketplace internal market = new JobMarketplace(address(registry), TREASURY);
     Coin internal coin = new Coin();
@@ -102,6 +106,7 @@ abstract contract AnyJobs {
         vm.deal(payer, 1);
         _open(address(coin));
         _open(ETH);
+        _anything();
     }
 
     function _open(address asset) private {
@@ -117,14 +122,14 @@ abstract contract AnyJobs {
     }
 
     /// @dev Any words for both jobs, any balances, any time, a payer that takes its refund or does not.
-    function _anything() internal {
+    function _anything() private {
         for (uint256 i; i < 2; ++i) {
             _store(_slot(i + 1, JOBS), _anyTally());
             _store(_slot(i + 1, JOBS) + 1, _anyPrices(i));
             _store(_slot(i + 1, JOBS) + 2, svm.createUint256("limits"));
-            _store(_slot(1 << 32 | i + 1, EARNINGS), svm.createUint256("earnings"));
-            _store(_slot(i + 1, FEES), svm.createUint256("fees"));
-            _store(_slot(i + 1, _slot(uint160(payer), REFUNDS)), svm.createUint256("refunds"));
+            _store(_slot(1 << 32 | i + 1, EARNINGS), svm.createUint(SUM_BITS, "earnings"));
+            _store(_slot(i + 1, FEES), svm.createUint(SUM_BITS, "fees"));
+            _store(_slot(i + 1, _slot(uint160(payer), REFUNDS)), svm.createUint(SUM_BITS, "refunds"));
         }
         _anyPayout();
         coin.set(address(market), svm.createUint256("coins"));
@@ -135,13 +140,12 @@ abstract contract AnyJobs {
 
     /// @dev A job that exists; nothing above its `closed` bit is ever written.
     function _anyTally() private pure returns (uint256 word) {
-        word = svm.createUint256("tally");
-        vm.assume(Tally.wrap(word).deposit() != 0 && word >> 233 == 0);
+        word = svm.createUint256("tally") & ((1 << 233) - 1);
+        vm.assume(Tally.wrap(word).deposit() != 0);
     }
 
-    function _anyPrices(uint256 i) private pure returns (uint256 word) {
-        word = svm.createUint256("prices");
-        vm.assume(Prices.wrap(word).account() == (1 << 32 | i + 1));
+    function _anyPrices(uint256 i) private pure returns (uint256) {
+        return svm.createUint256("prices") & ~(uint256(type(uint64).max) << 160) | (1 << 32 | i + 1) << 160;
     }
 
     /// @dev A registered host that has named a payout address, itself or another. Until it has, it is its own.
@@ -155,7 +159,8 @@ abstract contract AnyJobs {
         for (uint256 i; i < 2; ++i) {
             address asset = _assets()[i];
             books.jobs[i] = _job(i + 1);
-            books.rests[i] = _rest(books.jobs[i]) + _newRest(i);
+            books.rests[i] = _rest(books.jobs[i]);
+            books.newRests[i] = _newRest(i);
             (, books.earnings[i]) = market.balanceOf(HOST, asset);
             (books.refunds[i],) = market.balanceOf(payer, asset);
             books.fees[i] = market.treasuryBalance(asset);
@@ -182,23 +187,70 @@ abstract contract AnyJobs {
     /// @dev What is not yet earned of a job that is not closed.
     function _rest(JobRecord memory job) private pure returns (uint256) {
         unchecked {
-            uint256 owed = job.prices.owed(job.tally.promptTokens(), job.tally.tokens());
-            return (job.tally.deposit() - owed) & ((Tally.unwrap(job.tally) >> 232) - 1);
+            return (job.tally.deposit() - _owed(job.prices, job.tally)) & ((Tally.unwrap(job.tally) >> 232) - 1);
         }
     }
 
-    /// @dev A call of `function_` by `caller`, with any arguments and any value, that succeeds. The marketplace never calls
-    /// itself.
-    function _call(address caller, bytes4 function_) internal {
-        vm.assume(caller != address(market));
-        uint256 value = svm.createUint256("value");
-        bytes memory data = svm.createCalldata("JobMarketplace");
-        vm.assume(bytes4(data) == function_);
+    function _owed(Prices prices, Tally tally) internal pure returns (uint256) {
+        return prices.owed(tally.promptTokens(), tally.tokens());
+    }
 
-        vm.deal(caller, value);
+    /// @dev A call of `caller` with `data` and `value` that succeeds. The marketplace never calls itself.
+    function _call(address caller, uint256 value, bytes memory data) internal {
+        vm.assume(caller != address(market));
+        if (value != 0) vm.deal(caller, value);
         vm.prank(caller);
         (bool done,) = address(market).call{value: value}(data);
         vm.assume(done);
+    }
+
+    // What is known by its cases is computed with; what is known by equations alone has to be solved.
+
+    function _anyValue() internal pure returns (uint256 value) {
+        value = svm.createUint256("value");
+        if (value == 0) return 0;
+    }
+
+    function _anyJob(uint256 jobId) internal returns (uint256) {
+        if (jobId == 1) return _closedOrNot(1);
+        if (jobId == 2) return _closedOrNot(2);
+        return jobId;
+    }
+
+    function _closedOrNot(uint256 jobId) private returns (uint256) {
+        uint256 slot = _slot(jobId, JOBS);
+        uint256 word = _load(slot);
+        _store(slot, word >> 232 == 0 ? word << 24 >> 24 : 1 << 232 | word);
+        return jobId;
+    }
+
+    /// @dev Claimed totals that both have 48 bits, or not.
+    function _anyClaim(uint256 tokens, bytes memory proof) internal pure returns (uint256, bytes memory) {
+        if ((tokens >> 48 | uint16(bytes2(proof))) != 0) return (tokens, proof);
+        (proof[0], proof[1]) = (0, 0);
+        return (uint48(tokens), proof);
+    }
+
+    function _anyHost(address who) internal pure returns (address) {
+        return who == HOST ? HOST : who;
+    }
+
+    function _anyAsset(address asset) internal view returns (address) {
+        if (asset == address(coin)) return address(coin);
+        if (asset == ETH) return ETH;
+        return asset;
+    }
+
+    function _anyParty(address who) internal view returns (address) {
+        if (who == HOST) return HOST;
+        if (who == payer) return payer;
+        return who;
+    }
+
+    /// @dev A party that has any amount of the token.
+    function _anyFunder(address who) internal returns (address funder) {
+        funder = _anyParty(who);
+        if (funder != address(market)) coin.set(funder, svm.createUint256("purse"));
     }
 
     function _slot(uint256 key, uint256 mapping_) private pure returns (uint256) {

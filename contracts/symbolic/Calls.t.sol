@@ -6,65 +6,109 @@ import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
 import {JobRecord} from "../src/libraries/JobRecord.sol";
 import {Limits} from "../src/libraries/Limits.sol";
 import {Prices} from "../src/libraries/Prices.sol";
-import {Tally} from "../src/libraries/Tally.sol";
+import {Pricing} from "../src/libraries/Pricing.sol";
+import {Tally, TallyFields} from "../src/libraries/Tally.sol";
+import {vm} from "../test/Vm.sol";
 import {AnyJobs} from "./AnyJobs.sol";
+import {svm} from "./Svm.sol";
 
-/// @dev What no call can do, each function on its own: conservation of money, and the table of rights. The solver is one that
-/// settles in seconds what takes Halmos's own minutes: who is who among symbolic addresses with balances.
-/// @custom:halmos --solver-command "../.venv-proof/bin/python ../scripts/solve.py"
+/// @dev What no call can do, each function on its own: conservation of money, and the table of rights.
+/// @custom:halmos --solver-timeout-branching 25ms
 contract CallsProof is AnyJobs {
-    function check_submitCheckpoint(address caller) external {
-        _everyLaw(caller, IProofSystem.submitCheckpoint.selector);
+    function check_submitCheckpoint(address caller, uint256 jobId, uint256 tokens, bytes memory proof) external {
+        (jobId, caller) = (_anyJob(jobId), _anyHost(caller));
+        (tokens, proof) = _anyClaim(tokens, proof);
+        _everyLaw(caller, abi.encodeCall(IProofSystem.submitCheckpoint, (jobId, tokens, proof)));
     }
 
-    function check_submitCheckpoints(address caller) external {
-        _everyLaw(caller, IProofSystem.submitCheckpoints.selector);
+    function check_submitCheckpoints(address caller, IProofSystem.Checkpoint[] memory checkpoints) external {
+        for (uint256 i; i < checkpoints.length; ++i) {
+            IProofSystem.Checkpoint memory row = checkpoints[i];
+            row.jobId = _anyJob(row.jobId);
+            (row.tokens, row.proof) = _anyClaim(row.tokens, row.proof);
+        }
+        _everyLaw(_anyHost(caller), abi.encodeCall(IProofSystem.submitCheckpoints, (checkpoints)));
     }
 
-    function check_createJob(address caller) external {
-        _everyLaw(caller, IJobMarketplace.createJob.selector);
+    function check_createJob(address caller, IJobMarketplace.Terms memory terms) external {
+        (terms.host, terms.asset) = (_anyHost(terms.host), _anyAsset(terms.asset));
+        _everyLaw(_anyFunder(caller), _anyValue(), abi.encodeCall(IJobMarketplace.createJob, (terms)));
     }
 
-    function check_createJobWithAuthorization(address caller) external {
-        _everyLaw(caller, IJobMarketplace.createJobWithAuthorization.selector);
+    function check_createJobWithAuthorization(
+        address caller,
+        IJobMarketplace.Terms memory terms,
+        uint256 relayFee,
+        bytes32 salt,
+        IJobMarketplace.Authorization memory auth
+    ) external {
+        (terms.host, terms.asset) = (_anyHost(terms.host), _anyAsset(terms.asset));
+        auth.from = _anyFunder(auth.from);
+        _everyLaw(caller, abi.encodeCall(IJobMarketplace.createJobWithAuthorization, (terms, relayFee, salt, auth)));
     }
 
-    function check_topUp(address caller) external {
-        _everyLaw(caller, IJobMarketplace.topUp.selector);
+    function check_topUp(address caller, uint256 jobId, uint256 amount) external {
+        _everyLaw(_anyFunder(caller), _anyValue(), abi.encodeCall(IJobMarketplace.topUp, (_anyJob(jobId), amount)));
     }
 
-    function check_topUpWithAuthorization(address caller) external {
-        _everyLaw(caller, IJobMarketplace.topUpWithAuthorization.selector);
+    function check_topUpWithAuthorization(
+        address caller,
+        uint256 jobId,
+        uint256 amount,
+        bytes32 salt,
+        IJobMarketplace.Authorization memory auth
+    ) external {
+        auth.from = _anyFunder(auth.from);
+        jobId = _anyJob(jobId);
+        _everyLaw(caller, abi.encodeCall(IJobMarketplace.topUpWithAuthorization, (jobId, amount, salt, auth)));
     }
 
-    function check_completeSession(address caller) external {
-        _everyLaw(caller, IJobMarketplace.completeSession.selector);
+    function check_completeSession(address caller, uint256 jobId) external {
+        _everyLaw(caller, abi.encodeCall(IJobMarketplace.completeSession, (_anyJob(jobId))));
     }
 
-    function check_reclaim(address caller) external {
-        _everyLaw(caller, IJobMarketplace.reclaim.selector);
+    function check_reclaim(address caller, uint256 jobId) external {
+        _everyLaw(caller, abi.encodeCall(IJobMarketplace.reclaim, (_anyJob(jobId))));
     }
 
-    function check_withdraw(address caller) external {
-        _everyLaw(caller, IJobMarketplace.withdraw.selector);
+    function check_withdraw(address caller, address asset, address to) external {
+        _everyLaw(_anyParty(caller), abi.encodeCall(IJobMarketplace.withdraw, (_anyAsset(asset), to)));
     }
 
-    function check_withdrawFor(address caller) external {
-        _everyLaw(caller, IJobMarketplace.withdrawFor.selector);
+    function check_withdrawFor(address caller, address owner, address asset) external {
+        _everyLaw(caller, abi.encodeCall(IJobMarketplace.withdrawFor, (_anyParty(owner), _anyAsset(asset))));
     }
 
-    function check_withdrawTreasury(address caller) external {
-        _everyLaw(caller, IJobMarketplace.withdrawTreasury.selector);
+    function check_withdrawTreasury(address caller, address asset, address to) external {
+        _everyLaw(caller, abi.encodeCall(IJobMarketplace.withdrawTreasury, (_anyAsset(asset), to)));
     }
 
-    function _everyLaw(address caller, bytes4 function_) private {
-        _anything();
+    /// @dev So the other checks call with none.
+    function check_NothingElseTakesETH(address caller, uint256 value) external {
+        bytes memory data = svm.createCalldata("JobMarketplace");
+        bytes4 called = bytes4(data);
+        vm.assume(
+            value != 0 && called != IJobMarketplace.createJob.selector && called != IJobMarketplace.topUp.selector
+        );
+
+        vm.deal(caller, value);
+        vm.prank(caller);
+        (bool done,) = address(market).call{value: value}(data);
+        assert(!done);
+    }
+
+    function _everyLaw(address caller, bytes memory data) private {
+        _everyLaw(caller, 0, data);
+    }
+
+    function _everyLaw(address caller, uint256 value, bytes memory data) private {
         Books memory before = _books();
-        _call(caller, function_);
+        _call(caller, value, data);
         Books memory next = _books();
 
         for (uint256 i; i < 2; ++i) {
             (JobRecord memory job, JobRecord memory after_) = (before.jobs[i], next.jobs[i]);
+            _assumeThatBothPartsGrow(job, after_);
             assert(_heldAndOwedMoveAlike(before, next, i));
             assert(_theTermsStay(job, after_));
             assert(_onlyTheHostMovesTotals(job.tally, after_.tally, caller));
@@ -75,12 +119,31 @@ contract CallsProof is AnyJobs {
         }
     }
 
+    /// @dev Products and quotients are functions to the solver of which it knows nothing. This is what it needs to know: while
+    /// the totals grow, what is owed does, as the NatSpec of Pricing argues; and then neither the host's part nor the
+    /// treasury's shrinks, which `Money.t.sol` proves of every sum that fits a deposit.
+    function _assumeThatBothPartsGrow(JobRecord memory before, JobRecord memory next) private pure {
+        uint256 owedBefore = _owed(before.prices, before.tally);
+        uint256 owed = _owed(before.prices, next.tally);
+        bool grown = _all(_totalsGrow(before.tally, next.tally), owed >> TallyFields.DEPOSIT_BITS == 0);
+        unchecked {
+            uint256 fee = Pricing.fee(owed) - Pricing.fee(owedBefore);
+            uint256 hostAmount = owed - owedBefore - fee;
+            vm.assume(_if(grown, (hostAmount | fee) >> TallyFields.DEPOSIT_BITS == 0));
+        }
+    }
+
+    function _totalsGrow(Tally before, Tally next) private pure returns (bool) {
+        return _all(next.tokens() >= before.tokens(), next.promptTokens() >= before.promptTokens());
+    }
+
     /// @dev Conservation: what the marketplace holds of an asset changes by exactly what it owes in it.
     function _heldAndOwedMoveAlike(Books memory before, Books memory next, uint256 i) private pure returns (bool) {
         unchecked {
-            uint256 owedBefore = before.rests[i] + before.earnings[i] + before.refunds[i] + before.fees[i];
-            uint256 owedNext = next.rests[i] + next.earnings[i] + next.refunds[i] + next.fees[i];
-            return next.held[i] - before.held[i] == owedNext - owedBefore;
+            uint256 jobs = next.rests[i] - before.rests[i] + next.newRests[i] - before.newRests[i];
+            uint256 balances = next.earnings[i] - before.earnings[i] + next.refunds[i] - before.refunds[i];
+            uint256 fees = next.fees[i] - before.fees[i];
+            return next.held[i] - before.held[i] == jobs + balances + fees;
         }
     }
 
@@ -94,8 +157,7 @@ contract CallsProof is AnyJobs {
     /// @dev And they grow.
     function _onlyTheHostMovesTotals(Tally before, Tally next, address caller) private pure returns (bool) {
         bool moved = _any(next.tokens() != before.tokens(), next.promptTokens() != before.promptTokens());
-        bool grown = _all(next.tokens() >= before.tokens(), next.promptTokens() >= before.promptTokens());
-        return _all(grown, _if(moved, _all(caller == HOST, !before.closed())));
+        return _all(_totalsGrow(before, next), _if(moved, _all(caller == HOST, !before.closed())));
     }
 
     /// @dev Itself or by its authorization, to a job that is open and not past its expiry.
@@ -135,12 +197,21 @@ contract CallsProof is AnyJobs {
         view
         returns (bool)
     {
-        bool earnings = _any(_all(caller == HOST, payout == HOST), _has(payout, i) >= before.earnings[i]);
-        bool refunds = _any(caller == payer, _has(payer, i) >= before.refunds[i]);
-        bool kept = _all(
-            _any(next.earnings[i] >= before.earnings[i], earnings), _any(next.refunds[i] >= before.refunds[i], refunds)
-        );
-        return _all(kept, _any(next.fees[i] >= before.fees[i], caller == TREASURY));
+        return (_keeps(before.earnings[i], next.earnings[i]) || _goToPayout(before, i, caller))
+            && (_keeps(before.refunds[i], next.refunds[i])
+                || _any(caller == payer, _has(payer, i) >= before.refunds[i]))
+            && (_keeps(before.fees[i], next.fees[i]) || caller == TREASURY);
+    }
+
+    /// @dev Balances have 160 bits, so a difference without a sign is one that has not shrunk.
+    function _keeps(uint256 before, uint256 next) private pure returns (bool) {
+        unchecked {
+            return (next - before) >> 255 == 0;
+        }
+    }
+
+    function _goToPayout(Books memory before, uint256 i, address caller) private view returns (bool) {
+        return _any(_all(caller == HOST, payout == HOST), _has(payout, i) >= before.earnings[i]);
     }
 
     function _has(address who, uint256 i) private view returns (uint256) {
