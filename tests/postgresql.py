@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -60,6 +61,21 @@ class Server:
         command = self._as_nobody("pg_ctl", "stop", "-D", self.data, "-m", mode)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
         self._process.wait()
+
+    def freeze(self) -> None:
+        """Has it stand still as a machine does that is stopped: its kernel goes on to take what is sent."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        server = self._process.pid
+        # It would take a child that stops for one that failed.
+        os.kill(server, number)
+        for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+            os.kill(int(child), number)
 
     def fresh(self) -> str:
         """The URL of a new, empty database."""

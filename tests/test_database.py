@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import DBAPIError
 
 from tallystick import database
+from tallystick.errors import DatabaseFailed
 from tallystick.writer import Writer
+from tests import postgresql
 
 
 @pytest.fixture
@@ -110,3 +112,34 @@ def add_to(connection: Connection, number: int) -> None:
     connection.execute(
         text("UPDATE numbers SET times = times + 1 WHERE number = :number"), {"number": number}
     )
+
+
+async def test_what_a_silent_server_made_of_a_commit_is_not_known(
+    postgres: postgresql.Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 7: it may be there, and may not, so nobody is told that it failed, and nothing is run again."""
+    monkeypatch.setattr(database, "SILENCE_LIMIT", 0.5)
+    engine = database.engine(postgres_url, writing=True)
+    queued, runs = threading.Event(), []
+
+    def freeze(connection: Connection, items: Sequence[int]) -> Sequence[int]:
+        connection.execute(text("SELECT 1"))
+        postgres.freeze()
+        runs.append(list(items))
+        return items
+
+    writer = Writer(engine)
+    writer.start()
+    waiting = [writer.submit(lambda _: queued.wait()), writer.join(freeze, 1), writer.join(freeze, 2)]
+    tasks = [asyncio.ensure_future(each) for each in waiting]
+    await asyncio.sleep(0)
+    queued.set()
+    try:
+        _, *told = await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        postgres.thaw()
+        await asyncio.to_thread(writer.close)
+        engine.dispose()
+    assert runs == [[1, 2]]
+    unknown = "whether the ledger was written is not known: the server has not answered for 0.5 s"
+    assert [(type(error), str(error)) for error in told] == [(DatabaseFailed, unknown)] * 2

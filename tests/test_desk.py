@@ -22,7 +22,7 @@ from tallystick.config import HostConfig, Secret
 from tallystick.counter import Counter
 from tallystick.desk import Desk, refusal_of
 from tallystick.devnet import Devnet
-from tallystick.errors import ChainError, Elsewhere, EngineUnavailable, LedgerError, Refusal
+from tallystick.errors import ChainError, DatabaseFailed, Elsewhere, EngineUnavailable, LedgerError, Refusal
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.quote import Promises
@@ -732,6 +732,14 @@ def test_errors_keep_to_themselves() -> None:
         assert refusal.code == told
         assert str(error) not in str(refusal.problem())
         assert lines[0]["error"] == str(error)
+
+
+def test_a_failing_database_is_not_logged_with_each_request() -> None:
+    """The ledger has said so already; a client is told when to come again."""
+    with capture_logs() as lines:
+        refusal = refusal_of(DatabaseFailed("/srv/host/ledger.db is full"))
+    assert (refusal.code, refusal.problem()["retry_after"]) == ("ledger_unavailable", 2)
+    assert lines == []
 
 
 # Served before it lies deep

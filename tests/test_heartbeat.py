@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from structlog.testing import capture_logs
+
 from tallystick.errors import LedgerError
 from tallystick.heartbeat import Heartbeat
 from tallystick.leases import LEASE, RENEW_EVERY
@@ -91,6 +93,38 @@ async def test_the_time_that_a_renewal_takes_is_not_granted() -> None:
     """A lease counts from before it was asked for: one that is granted too late has run out already."""
     async with asyncio.timeout(20), beating(Database(), seconds=LONG, since=-2 * LONG) as lapses:
         await lapses.get()
+
+
+async def test_a_renewal_that_came_too_late_is_no_renewal() -> None:
+    """It ran out once, and nothing says otherwise before one is granted in time."""
+    database = Database()
+    answered = asyncio.Event()
+
+    async def late() -> bool:
+        await answered.wait()
+        database.answer = database.hangs
+        return True
+
+    database.answer = late
+    with capture_logs() as lines:
+        async with asyncio.timeout(20), beating(database, seconds=0.05) as lapses:
+            await lapses.get()
+            await asyncio.sleep(0.1)
+            answered.set()
+            await database.times(1)
+    assert [line["event"] for line in lines] == ["lease.expired"]
+    assert lapses.empty()
+
+
+async def test_renewals_that_fail_are_told_once() -> None:
+    """However often it is tried again; and anew once one was granted in between."""
+    database = Database()
+    with capture_logs() as lines:
+        async with beating(database):
+            for answer in (database.fails, database.renewed, database.fails):
+                database.answer = answer
+                await database.times(3)
+    assert [line["event"] for line in lines] == ["lease.not_renewed"] * 2
 
 
 async def test_it_goes_on_once_the_ledger_does() -> None:

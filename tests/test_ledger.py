@@ -13,12 +13,14 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
 import pytest
+import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from structlog.testing import capture_logs
 
 from tallystick import database
 from tallystick.counter import Record
-from tallystick.errors import LedgerError, Refusal
+from tallystick.errors import DatabaseFailed, LedgerError, Refusal
 from tallystick.fees import Fees
 from tallystick.ledger import Ledger, migrate
 from tallystick.rows import EXPIRY_MARGIN
@@ -47,11 +49,18 @@ EXPIRES = 1_000_000
 NOTHING = Totals()
 REQUEST = RequestId("ab" * 16)
 
+
+def log_beside() -> None:
+    """Keeps the log out of what a process is read by."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+
+
 STORE_FOR_EVER = """
 import asyncio, itertools, os, sys
 from pathlib import Path
 from tallystick.ledger import Ledger, migrate
-from tests.test_ledger import a_job, a_receipt
+from tests.test_ledger import a_job, a_receipt, log_beside
+log_beside()
 
 async def main():
     async with Ledger(Path(sys.argv[1]), sys.argv[2] or None) as ledger:
@@ -70,7 +79,8 @@ import asyncio, os, sys
 from pathlib import Path
 from tallystick.errors import LedgerError
 from tallystick.ledger import Ledger
-from tests.test_ledger import a_job, a_receipt
+from tests.test_ledger import a_job, a_receipt, log_beside
+log_beside()
 
 async def main():
     async with Ledger(Path(sys.argv[1])) as ledger:
@@ -223,11 +233,43 @@ async def test_a_server_that_was_restarted_costs_no_write(
         postgres.stop("immediate")
         with pytest.raises(LedgerError, match="could not be written"):
             await sign(ledger, a_receipt(tokens=100))
-        before = ledger.failure
+        assert ledger.failure is not None
         postgres.start()
         await sign(ledger, a_receipt(tokens=100))
-        assert (before is None, ledger.failure) == (False, None)
+        await mended(ledger)
         assert await ledger.receipts(JobId(121)) == [a_receipt(tokens=100)]
+
+
+async def test_a_server_that_stands_still_is_given_up(
+    tmp_path: Path,
+    postgres: postgresql.Server,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told what is wrong, no reader waits for long, and the ledger goes on by itself."""
+    monkeypatch.setattr(database, "SILENCE_LIMIT", 0.5)
+    monkeypatch.setattr(database, "CONNECT_LIMIT", 2)
+    with capture_logs() as lines:
+        async with Ledger(tmp_path, postgres_url) as ledger:
+            await ledger.adopt(a_job())
+            await stands_still(ledger, postgres)
+    said = [line["event"] for line in lines]
+    assert (said.count("ledger.failing"), said.count("ledger.mended")) == (1, 1)
+
+
+async def stands_still(ledger: Ledger, postgres: postgresql.Server) -> None:
+    postgres.freeze()
+    try:
+        with pytest.raises(DatabaseFailed, match="could not be written: connection timeout"):
+            await sign(ledger, a_receipt(tokens=100))
+        assert "timeout" in str(ledger.failure)
+        with pytest.raises(DatabaseFailed, match="could not be read: connection timeout"):
+            await ledger.job(JobId(121))
+    finally:
+        postgres.thaw()
+    await mended(ledger)
+    await sign(ledger, a_receipt(tokens=100))
+    assert await ledger.receipts(JobId(121)) == [a_receipt(tokens=100)]
 
 
 # A disk or server that takes nothing

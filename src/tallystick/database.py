@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, TypeVar
 
 import orjson
+import psycopg
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -47,8 +49,12 @@ CONNECT_LIMIT = 5
 """Seconds in which a PostgreSQL server has to answer."""
 STATEMENT_LIMIT = 10
 """Seconds that one statement may take, waiting for a row included."""
+SILENCE_LIMIT = 12.0
+"""Seconds for which a server may keep silent that has not said itself that a statement took too long."""
 PAUSE_LIMIT = 5
 """Seconds for which a transaction may stand still: a process that was stopped in it frees what it locked."""
+
+T = TypeVar("T")
 
 _MIGRATING = 0x7A11_7571
 """The number of PostgreSQL's advisory lock that is held while the tables are brought up to date."""
@@ -147,6 +153,7 @@ def migrate(connection: Connection, scripts: Path, revision: str, name: str) -> 
 def begin_migrating(connection: Connection) -> None:
     """Has other processes that start now wait until this transaction is over, however long that takes."""
     if connection.dialect.name == "postgresql":
+        _server(connection).silence_limit = float("inf")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATING})
 
@@ -220,6 +227,18 @@ def has_failed(error: Exception) -> bool:
     return isinstance(error, (OperationalError, InterfaceError, InternalError)) and not has_collided(error)
 
 
+def is_away(error: Exception) -> bool:
+    """True if no server answers, or the connection broke: then the transaction may have been committed."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or _is_unexplained(error.orig)
+
+
+def _is_unexplained(error: BaseException | None) -> bool:
+    """What a PostgreSQL server itself says has a code."""
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+
+
 def has_collided(error: Exception) -> bool:
     """True if the transaction met another one, and may be run again."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _COLLISIONS
@@ -260,6 +279,43 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
+class _Server(psycopg.Connection[Any]):
+    """A connection that is given up once its server has kept silent for too long.
+
+    A machine whose programs stand still acknowledges all that it is sent, so neither the kernel nor the
+    server's own limits would end the wait.
+    """
+
+    silence_limit = 0.0
+    """Seconds; set when it is taken from the pool."""
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+        return super().wait(self._bounded(gen), *args, **kwargs)
+
+    def _bounded(self, generator: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """The same waits. psycopg goes on with a generator every tenth of a second, ready or not."""
+        until = monotonic() + self.silence_limit
+        try:
+            wanted = next(generator)
+            while True:
+                ready = yield wanted
+                if not ready and monotonic() > until:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(
+                        f"the server has not answered for {self.silence_limit:g} s"
+                    )
+                wanted = generator.send(ready)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def _server(connection: Connection) -> _Server:
+    server = connection.connection.driver_connection
+    assert isinstance(server, _Server)
+    return server
+
+
 def _postgresql(url: str, *further: str) -> Engine:
     made = create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
@@ -273,11 +329,22 @@ def _postgresql(url: str, *further: str) -> Engine:
         connect_args={"connect_timeout": CONNECT_LIMIT, "application_name": "tallystick", **_DEAD_PEER},
     )
 
-    def prepare(connection: Any, _: object) -> None:
+    def connect(_: object, __: object, args: Sequence[Any], settings: dict[str, Any]) -> _Server:
+        return _Server.connect(*args, **settings)
+
+    def prepare(connection: _Server, _: object) -> None:
+        connection.silence_limit = SILENCE_LIMIT
         connection.autocommit = True
         for statement in (*_SESSION, *further):
             connection.execute(statement)
         connection.autocommit = False
 
+    event.listen(made, "do_connect", connect)
     event.listen(made, "connect", prepare)
+    event.listen(made, "checkin", _be_impatient)
     return made
+
+
+def _be_impatient(connection: _Server | None, _: object) -> None:
+    if connection is not None:
+        connection.silence_limit = SILENCE_LIMIT

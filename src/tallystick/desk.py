@@ -29,6 +29,7 @@ from tallystick.counter import Counter
 from tallystick.engine import Engine
 from tallystick.errors import (
     ChainError,
+    DatabaseFailed,
     Elsewhere,
     EngineError,
     LedgerError,
@@ -68,7 +69,8 @@ def refusal_of(error: TallystickError) -> Refusal:
         return engine_refusal(error)
     if isinstance(error, Elsewhere):
         return Refusal("job_elsewhere", retry_after=math.ceil(error.seconds))
-    log.error("desk.failed", error=str(error))
+    if not isinstance(error, DatabaseFailed):  # which the ledger logs once, not with each request
+        log.error("desk.failed", error=str(error))
     if isinstance(error, LedgerError):
         return Refusal("ledger_unavailable")
     if isinstance(error, ChainError):

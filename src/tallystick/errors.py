@@ -16,6 +16,7 @@
     │   ├── EngineUncounted      nobody can tell how many tokens it makes
     │   └── EngineRefused        it does not take the request as it stands
     ├── LedgerError              the ledger could not be written or read
+    │   ├── DatabaseFailed       its database failed, or its disk; the ledger itself logs that, once
     │   ├── Elsewhere            another process of the host owns the job
     │   └── Superseded           what was to be written belongs to an ownership that is over
     ├── ReceiptError             a receipt, signature or transcript that does not hold
@@ -123,6 +124,10 @@ class LedgerError(TallystickError):
     """The ledger could not be written or read."""
 
 
+class DatabaseFailed(LedgerError):
+    """The ledger's database failed, or its disk. The ledger logs when that begins and when it is over."""
+
+
 class Elsewhere(LedgerError):
     """Another process of the host owns job `job_id` (None: sends its transactions), and is reached at
     `address`, for `seconds` or longer.
@@ -166,13 +171,16 @@ class HostRefused(SessionError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of refusal. `move`: payer, host or nobody. `retry`: can the same request succeed later?"""
+    """One kind of refusal. `move`: payer, host or nobody. `retry`: can the same request succeed later?
+    `retry_after`: in how many seconds it may, where it is the same for all.
+    """
 
     status: int
     meaning: str
     move: str
     mend: str
     retry: bool = False
+    retry_after: int | None = None
 
 
 REFUSALS: dict[str, Row] = {
@@ -357,9 +365,9 @@ REFUSALS: dict[str, Row] = {
     ),
     "idempotency_mismatch": Row(
         422,
-        "The `Idempotency-Key` was used for another request.",
+        "The `Idempotency-Key`, or the id of a resumed request, was used for another request.",
         "payer",
-        "Send a new key with a new request.",
+        "Send a new one with a new request.",
     ),
     "reply_gone": Row(
         410,
@@ -416,16 +424,16 @@ REFUSALS: dict[str, Row] = {
     ),
     "engine_failed": Row(
         502,
-        "The engine failed in the middle of the reply; what was delivered counts.",
+        "The engine failed in the middle of the reply; only what was streamed of it counts.",
         "host",
-        "Sign for what came and ask again; the host finds the engine's words in its log.",
+        "Sign for what came, if any, and ask again; the host finds the engine's words in its log.",
         retry=True,
     ),
     "engine_stalled": Row(
         504,
-        "The engine fell silent in the middle of the reply; what was delivered counts.",
+        "The engine fell silent in the middle of the reply; only what was streamed of it counts.",
         "host",
-        "Sign for what came and ask again; the host looks at its engine, or sets ENGINE_NEXT_TOKEN.",
+        "Sign for what came, if any, and ask again; the host looks at its engine, or sets ENGINE_NEXT_TOKEN.",
         retry=True,
     ),
     "engine_refused": Row(
@@ -437,6 +445,7 @@ REFUSALS: dict[str, Row] = {
         "host",
         "Set ENGINE_TOKENIZER to a GGUF file with the model's vocabulary, and restart.",
     ),
+    "proxy_stopping": Row(503, "The proxy is shutting down.", "payer", "Start it again.", retry=True),
     "node_stopping": Row(503, "The node is shutting down.", "host", "Try again in a minute.", retry=True),
     "node_failed": Row(
         500,
@@ -579,6 +588,7 @@ REFUSALS: dict[str, Row] = {
         "host",
         "Try again; the host frees disk space and checks `tally doctor`.",
         retry=True,
+        retry_after=2,
     ),
 }
 
@@ -590,7 +600,8 @@ class Refusal(TallystickError):
         self.code = code
         self.row = REFUSALS[code]
         self.detail = detail or self.row.meaning
-        self.extra = extra
+        after = self.row.retry_after
+        self.extra = extra if after is None else {"retry_after": after, **extra}
         super().__init__(f"{code}: {self.detail}")
 
     def problem(self) -> dict[str, Any]:

@@ -31,6 +31,12 @@ class Heartbeat:
         self._running_out: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
         self._held = True
+        self._failing = False
+
+    @property
+    def held(self) -> bool:
+        """False from when the lease has run out until it is granted anew, in time."""
+        return self._held
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Tells `listener` each time that the lease has run out. It must not raise."""
@@ -57,16 +63,28 @@ class Heartbeat:
                 if not await self._renew():
                     self._run_out()
                 self._hold(since)
+                self._failing = False
             except LedgerError as error:
-                log.warning("lease.not_renewed", error=str(error))
+                self._tell_failing(error)
+
+    def _tell_failing(self, error: LedgerError) -> None:
+        """Once, however often it is tried again."""
+        if not self._failing:
+            log.warning("lease.not_renewed", error=str(error))
+        self._failing = True
 
     def _hold(self, since: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = since + self._seconds
+        if self._running_out is not None:
+            self._running_out.cancel()
+        if until <= loop.time():
+            self._run_out()  # what was granted so late has run out by this process's clock
+            return
         if not self._held:
             log.info("lease.renewed")
         self._held = True
-        if self._running_out is not None:
-            self._running_out.cancel()
-        self._running_out = asyncio.get_running_loop().call_at(since + self._seconds, self._run_out)
+        self._running_out = loop.call_at(until, self._run_out)
 
     def _run_out(self) -> None:
         if not self._held:

@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tallystick import cursors, database, leases, outbox, rows
 from tallystick.counter import Record
-from tallystick.errors import LedgerError
+from tallystick.errors import DatabaseFailed, LedgerError
 from tallystick.heartbeat import Heartbeat
 from tallystick.leases import Hold, Owner
 from tallystick.rows import Arrived, DueRow, Outstanding
@@ -102,8 +102,12 @@ class Ledger:
 
     @property
     def failure(self) -> str | None:
-        """Why the last write failed, if it was for the database or its disk; None since one succeeded."""
-        return self._writer.failure if self._writer is not None else None
+        """Why no new work may be begun: the last write failed, for the database or its disk, or the lease of
+        this process is out. None since a write succeeded and the lease was granted.
+        """
+        if self._writer is not None and self._writer.failure is not None:
+            return self._writer.failure
+        return None if self.heartbeat.held else "this process's lease ran out and was not renewed"
 
     def _open(self) -> None:
         try:
@@ -162,11 +166,15 @@ class Ledger:
         return await loop.run_in_executor(self._reader, partial(self._query, query, *args, **kwargs))
 
     def _query(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._open_writer.is_away:
+            # One after the other would wait for a server that the writer finds again by itself.
+            raise DatabaseFailed(f"the ledger could not be read: {self.failure}")
         try:
             with self._engines[1].connect() as connection:
                 return query(connection, *args, **kwargs)
         except SQLAlchemyError as error:
-            raise LedgerError(f"the ledger could not be read: {error}") from error
+            kind = DatabaseFailed if database.has_failed(error) else LedgerError
+            raise kind(f"the ledger could not be read: {error}") from error
 
     async def bind(self, identity: str) -> None:
         """Ties the ledger to a chain and its contracts: job ids mean nothing on another one.

@@ -15,11 +15,12 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tallystick import database
-from tallystick.errors import LedgerError
+from tallystick.errors import DatabaseFailed, LedgerError
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -31,6 +32,9 @@ TRIES = 5
 
 Together = Callable[[Connection, Sequence[S]], Sequence[T]]
 """An operation on several items in one go: what it comes to for each."""
+
+
+log = structlog.get_logger(__name__)
 
 
 class Work(msgspec.Struct, frozen=True, eq=False):
@@ -71,11 +75,14 @@ class Writer:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._place = engine.url.render_as_string()
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tallystick-writer", daemon=True)
         self.is_open = False
         self.failure: str | None = None
         """Why the last transaction failed, if it was the database or its disk; None since one succeeded."""
+        self.is_away = False
+        """No server answered the last transaction."""
 
     def start(self) -> None:
         """Starts the thread."""
@@ -93,8 +100,8 @@ class Writer:
         """Runs an operation in a transaction and returns what it returned, once that is on disk.
 
         The operation may be run twice, the first time in vain: it must do nothing but use its connection.
-        Its own exceptions come back as they are, and undo nothing but itself; a database that fails is a
-        LedgerError.
+        Its own exceptions come back as they are, and undo nothing but itself; a database that fails is
+        DatabaseFailed. Where its connection broke, whether the operation was committed is not known.
         """
         return await self.join(lambda connection, _: [operation(connection)], None)
 
@@ -144,26 +151,41 @@ class Writer:
         except Exception as error:  # noqa: BLE001 (whatever it is, the one who waits is told)
             failure = error
         else:
-            self.failure = None
+            self._goes_on()
             _tell(done)
             return
         self._mend(group, failure, tries)
 
     def _mend(self, group: list[Work], error: Exception, tries: int) -> None:
-        if len(group) > 1:
+        if database.is_away(error):
+            # Some of it may be committed, and what is run again has to have been run in vain.
+            self._fail(group, error)
+        elif len(group) > 1:
             half = len(group) // 2
             self._commit(group[:half])
             self._commit(group[half:])
         elif database.has_collided(error) and tries > 1:
             self._commit(group, tries - 1)
         else:
-            self._fail(group[0], error)
+            self._fail(group, error)
 
-    def _fail(self, work: Work, error: Exception) -> None:
+    def _fail(self, group: list[Work], error: Exception) -> None:
         if database.has_failed(error):
-            self.failure = _cause(error)
+            self._stands_still(error)
             database.connect_anew(self._engine)
-        _tell([Outcome(work, error=_told(error))])
+        _tell([Outcome(work, error=_told(error)) for work in group])
+
+    def _stands_still(self, error: Exception) -> None:
+        if self.failure is None:
+            log.error(
+                "ledger.failing", place=self._place, error=_cause(error), meaning="no new work is taken"
+            )
+        self.failure, self.is_away = _cause(error), database.is_away(error)
+
+    def _goes_on(self) -> None:
+        if self.failure is not None:
+            log.info("ledger.mended", place=self._place)
+        self.failure, self.is_away = None, False
 
 
 def _refusal(work: Work) -> Exception | None:
@@ -210,7 +232,10 @@ def _tell_each(outcomes: list[Outcome]) -> None:
 def _told(error: Exception) -> Exception:
     if not isinstance(error, SQLAlchemyError):
         return error
-    told = LedgerError(f"the ledger could not be written: {_cause(error)}")
+    kind = DatabaseFailed if database.has_failed(error) else LedgerError
+    unknown = isinstance(error, DBAPIError) and error.connection_invalidated
+    what = "whether the ledger was written is not known" if unknown else "the ledger could not be written"
+    told = kind(f"{what}: {_cause(error)}")
     told.__cause__ = error
     return told
 
