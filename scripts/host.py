@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tallystick import gas, pricing
 from tallystick.counter import SYNC_INTERVAL
-from tallystick.fees import Pace
+from tallystick.fees import MAX_FEE
 from tallystick.policy import Gas, Thrift, Unsettled, to_settle
 from tallystick.types import Address, JobId, Prices, Totals
 
@@ -152,7 +152,7 @@ def supposed(world: World) -> Iterator[str]:
     yield (
         f"Supposed: {world.fee / GWEI:g} gwei for a unit of gas, {money(world.ether)} for one ETH, "
         f"${world.price} for a million generated tokens, and no fee for data. Above "
-        f"{Pace().ceiling // GWEI} gwei the node sends nothing, and waits."
+        f"{MAX_FEE} gwei (`HOST_MAX_FEE`) nothing is settled: the node waits."
     )
 
 

@@ -770,7 +770,7 @@ async def through_gateway(market: Market) -> AsyncIterator[tuple[Chain, Gateway]
 async def test_another_chain_is_refused(devnet: Devnet) -> None:
     """An endpoint on another chain than the deployment is told with both chains' ids."""
     elsewhere = dataclasses.replace(devnet.deployment, chain_id=8453, name="elsewhere")
-    with pytest.raises(WrongChain, match=r"is on chain 31337, not 8453 \(elsewhere\)"):
+    with pytest.raises(WrongChain, match="is on chain 31337, not 8453"):
         async with Chain(devnet.rpc_url, elsewhere):
             raise AssertionError("connected")
 

@@ -155,6 +155,7 @@ def test_every_variable_of_a_host_is_read() -> None:
         "HOST_POLICY": "economic",
         "HOST_UNSETTLED_MAX": f"2.5, {ETH}=0.001",
         "HOST_GAS_SHARE": "3",
+        "HOST_MAX_FEE": "250",
         "HOST_ETH_PRICE": "3000",
         "HOST_RELAY_FEE": "0.02",
         "HOST_RELAY_BUDGET": "0.05",
@@ -198,6 +199,7 @@ def test_every_variable_of_a_host_is_read() -> None:
         policy=Policy.ECONOMIC,
         unsettled_max=Amounts("2.5", {ETH: "0.001"}),
         gas_share=3,
+        max_fee=250,
         eth_price=Amounts("3000"),
         relay_fee="0.02",
         relay_budget="0.05",
@@ -205,6 +207,11 @@ def test_every_variable_of_a_host_is_read() -> None:
     )
     assert host(MODEL_PATH="/models/a.gguf").model_path == Path("/models/a.gguf")
     assert set(env) | {"MODEL_PATH"} == set(variables(HostConfig).values())
+
+
+def test_a_ledger_may_be_named_as_others_name_it() -> None:
+    """`postgres://` is what many providers hand out."""
+    assert host(LEDGER_URL="postgres://h:word@db/tally").ledger_url == Secret("postgresql://h:word@db/tally")
 
 
 def test_a_general_amount_is_in_dollars() -> None:
@@ -379,6 +386,7 @@ def test_a_home_directory_is_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("HOST_UNSETTLED_MAX", f"{DOLLAR}=2 {DOLLAR.lower()}=3", "more than one amount"),
         ("HOST_UNSETTLED_MAX", "0,90", "more than one amount"),
         ("HOST_GAS_SHARE", "0", "from 1 to 100"),
+        ("HOST_MAX_FEE", "0.5", "whole number"),
         ("HOST_ETH_PRICE", f"{DOLLAR}", "not an amount"),
         ("HOST_ETH_PRICE", "USDC=1", "not an address"),
     ],

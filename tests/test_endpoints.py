@@ -19,8 +19,7 @@ from tallystick import endpoints as module
 from tallystick.chain import Chain, Signed, deployment_at
 from tallystick.contracts import Call
 from tallystick.devnet import Devnet
-from tallystick.endpoint import Endpoint
-from tallystick.endpoints import Endpoints, chain_id_at, provider
+from tallystick.endpoints import Endpoints, chain_id_at
 from tallystick.errors import ChainError, RpcError, WrongChain
 from tallystick.fees import GWEI
 from tallystick.ledger import Ledger
@@ -543,18 +542,63 @@ async def test_a_real_reorganisation_is_seen(bench: Bench, paying: Paying) -> No
     assert await paying.paid() == 1
 
 
-# From a setting
+# One alone, and from a setting
 
 
-async def test_one_url_is_an_endpoint_as_ever(devnet: Devnet) -> None:
-    """No looks, no view: nothing is asked but what is asked."""
-    async with Geth(devnet.rpc_url) as geth, FaultyRpc(geth) as rpc:
-        made = provider(rpc.url, devnet.deployment.chain_id)
-        assert isinstance(made, Endpoint)
-        async with made.view(at_least=10**9):
-            await made.make_request(RPCEndpoint(HEAD), [])
-        await made.disconnect()
-        assert rpc.calls == {HEAD: 1}
+@pytest.fixture
+def alone(bench: Bench) -> Bench:
+    """The first endpoint is the only one."""
+    del bench.urls[1:]
+    bench.make()
+    return bench
+
+
+async def test_an_endpoint_that_is_alone_is_asked_again_whatever_it_did(alone: Bench) -> None:
+    """It is set aside for nothing that a moment mends: each call is tried, and fails with what it met."""
+    with capture_logs() as logs:
+        for fault in (Status(503), Cut(), Status(429)):
+            with alone.a.failing(fault):
+                assert host_of(alone.a) in str(await alone.failure())
+            assert await alone.ask() is not None
+    assert logs == []
+
+
+async def test_an_endpoint_that_is_alone_is_behind_nobody(alone: Bench) -> None:
+    """What was seen may be gone: a view is what it says now."""
+    async with alone.all.view(at_least=10**9):
+        assert await alone.ask() is not None
+
+
+async def test_an_endpoint_that_is_alone_may_move_to_another_chain(alone: Bench) -> None:
+    """Nothing that it says there is believed, and it is said so once; it is asked again when it is back."""
+    assert await alone.ask() is not None
+    with capture_logs() as logs:
+        with alone.a.failing(OtherChain(5)):
+            with pytest.raises(WrongChain, match="is on chain 5, not 31337"):
+                async with alone.all.view():
+                    pytest.fail("it is a view of another chain")
+            error = await alone.failure()
+            assert isinstance(error, WrongChain)
+            assert await alone.look() == [False]
+        alone.now += LOOK_EVERY
+        assert await alone.ask() is not None
+    assert [line["event"] for line in logs] == ["endpoint.set_aside", "endpoint.back"]
+
+
+async def test_no_nonce_of_another_chain_is_believed(alone: Bench, paying: Paying) -> None:
+    """The only endpoint is on another chain for a while: nothing is signed for it, nothing taken for lost."""
+    async with paying.sender() as sender:
+        await sender.submit(paying.call(), "pay")
+        await alone.geth.mine(5)
+        while await sender.step():
+            pass
+        known = await paying.ledger.next_nonce(alone.host.address)
+        with alone.a.failing(OtherChain(5)), alone.a.failing(Lag(5)), pytest.raises(WrongChain):
+            await sender.step()
+    async with paying.sender() as sender:
+        assert not await sender.step()
+    assert await paying.ledger.next_nonce(alone.host.address) == known
+    assert paying.outcomes()[-1] is Outcome.CONFIRMED
 
 
 async def test_the_chain_is_what_most_of_them_say(bench: Bench) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tallystick import prospects, statement
 from tallystick.chain import Chain
+from tallystick.config import Amounts
 from tallystick.devnet import Devnet
 from tallystick.ledger import Ledger
 from tallystick.policy import Policy
@@ -48,7 +49,7 @@ async def looked(chain: Chain, devnet: Devnet, tmp_path: Path) -> AsyncIterator[
         await ledger.checkpoint(job, Totals(0, 100), due=True)
         await devnet.set_automine(False)
         await host.settlement.step()
-        found = await survey(host.config(policy=Policy.ECONOMIC))
+        found = await survey(host.config(policy=Policy.ECONOMIC, eth_price=Amounts("2500")))
         [line] = statement.lines(found)
         assert line.entry.flight is not None
         yield replace(found, clock=1_000_000.0), line
@@ -61,6 +62,17 @@ def test_every_reason_has_its_words(looked: tuple[Survey, Line]) -> None:
     for wait in Wait:
         told = prospects.why(found, replace(line, entry=entry, wait=wait, depth=2))
         assert WORDS[wait] in told
+
+
+def test_a_policy_that_knows_no_price_does_not_speak_of_the_share_of_gas(looked: tuple[Survey, Line]) -> None:
+    """It never comes to be without the rate; what is missing is named."""
+    found, line = looked
+    assert found.thrift is not None
+    blind = replace(found, thrift=replace(found.thrift, rates={}))
+    told = prospects.why(blind, replace(line, wait=Wait.WORTH))
+    assert "more than 1 is unsettled, or the job ends" in told
+    assert "HOST_ETH_PRICE" in told
+    assert "5 %" not in told
 
 
 def test_a_job_that_waits_for_nothing_says_what_is_next(looked: tuple[Survey, Line]) -> None:

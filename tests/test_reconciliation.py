@@ -227,7 +227,7 @@ async def test_the_meter_is_never_behind_and_ahead_only_while_it_counts(host: Ho
     assert row is not None
     with Counter(host.ledger.data_dir / COUNTER) as counter:
         slot = counter.open(job, row.epoch, Totals(0, 90))
-        assert (await found(host)).keys() == {Kind.METER_BEHIND}
+        assert await under_way(host) == {Kind.METER_BEHIND}  # the next start mends it
         slot.add(0, 20)
         assert await under_way(host) == {Kind.METER_AHEAD}
         alter(host, job, owner=None)

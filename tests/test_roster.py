@@ -267,3 +267,41 @@ def test_each_one_s_status_is_told() -> None:
         (False, "b:2 is 20 blocks behind"),
         (False, "c:3 did not answer"),
     ]
+
+
+# One alone
+
+
+def test_one_that_is_alone_is_not_set_aside_for_a_failure() -> None:
+    """Nobody else can be asked, so the next call looks at it at once; it tells what went wrong."""
+    roster = Roster(["a:1"], CHAIN)
+    [member] = roster.members
+    roster.looked(member, CHAIN, 100, 1_000.0)
+    assert roster.due(1_000.0) == []
+    roster.failed(member, "a:1 did not answer", 1_000.0)
+    assert not member.state.set_aside
+    assert roster.choose() is None
+    assert roster.due(1_000.0) == [member]
+    assert roster.complaint() == "a:1 did not answer"
+    roster.looked(member, CHAIN, 100, 1_000.0)
+    assert roster.choose() is member
+
+
+def test_one_that_is_alone_is_level_with_what_was_shown() -> None:
+    """There is nobody to be behind of."""
+    roster = Roster(["a:1"], CHAIN)
+    [member] = roster.members
+    roster.looked(member, CHAIN, 100, 1_000.0)
+    roster.show(200)
+    assert roster.level(300, 1_000.0) is member
+
+
+def test_one_that_is_alone_on_another_chain_is_not_asked() -> None:
+    """It is looked at as often as one that is good, since nothing can be done until it is back."""
+    roster = Roster(["a:1"], CHAIN)
+    [member] = roster.members
+    roster.looked(member, 5, 100, 1_000.0)
+    assert roster.elsewhere
+    assert roster.level(0, 1_000.0) is None
+    assert roster.complaint() == "a:1 is on chain 5, not 31337"
+    assert roster.due(1_000.0 + LOOK_EVERY) == [member]

@@ -40,8 +40,8 @@ from tallystick.contracts import (
     topic,
 )
 from tallystick.endpoint import CALL_TIMEOUT, Asked
-from tallystick.endpoints import chain_id_at, provider
-from tallystick.errors import ChainError, ContractError, RpcError, WrongChain
+from tallystick.endpoints import Endpoints, chain_id_at
+from tallystick.errors import ChainError, ContractError, RpcError
 from tallystick.fees import Answer, read_answer
 from tallystick.keccak import keccak
 from tallystick.networks import Deployment, Network, network
@@ -140,7 +140,7 @@ class Chain(Contracts):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock`: for how long an endpoint that fails is set aside."""
-        self._endpoint = provider(rpc_url, deployment.chain_id, timeout, clock)
+        self._endpoint = Endpoints(rpc_url.split(","), deployment.chain_id, timeout, clock=clock)
         super().__init__(deployment, AsyncWeb3(self._endpoint, middleware=[]))
         self._openings: dict[JobId, Created] = {}
         self._with_code: set[Address] = set()
@@ -151,7 +151,7 @@ class Chain(Contracts):
         return self._endpoint.host
 
     async def endpoints(self) -> list[Status]:
-        """How each endpoint is, after a look at all of them. ChainError if the only one does not answer."""
+        """How each endpoint is, after a look at all of them."""
         return await self._endpoint.statuses()
 
     def view(self, at_least: int = 0) -> AbstractAsyncContextManager[None]:
@@ -176,10 +176,8 @@ class Chain(Contracts):
         await self.close()
 
     async def connect(self) -> None:
-        """Raises WrongChain if the endpoint is on another chain than the deployment."""
-        found, wanted = await self._w3.eth.chain_id, self.deployment.chain_id
-        if found != wanted:
-            raise WrongChain(f"{self.endpoint} is on chain {found}, not {wanted} ({self.deployment.name})")
+        """Asks for the first time. ChainError: no endpoint answers; WrongChain: all are on another chain."""
+        await self.block_number()
 
     async def close(self) -> None:
         """Closes the connections. The next call opens new ones."""

@@ -23,6 +23,7 @@ from eth_utils.address import to_checksum_address
 
 from tallystick import proof
 from tallystick.errors import ConfigError
+from tallystick.fees import MAX_FEE
 from tallystick.policy import Policy
 from tallystick.pricing import INTERVAL, to_units
 from tallystick.types import ETH, Address
@@ -196,10 +197,11 @@ def http_url(text: str) -> str:
 
 
 def _ledger_url(text: str) -> Secret[str]:
-    """Never says what it read: it may hold a password."""
-    if urlsplit(text).scheme != "postgresql" or not urlsplit(text).path.strip("/"):
+    """Never says what it read: it may hold a password. `postgres` is another name that many use."""
+    url = urlsplit(text)
+    if url.scheme not in {"postgresql", "postgres"} or not url.path.strip("/"):
         raise ValueError("it is not of the form postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
-    return Secret(text)
+    return Secret("postgresql" + text[text.index(":") :])
 
 
 def rpc_urls(text: str) -> str:
@@ -439,6 +441,8 @@ class HostConfig:
     relay_fee: Annotated[str, Variable("HOST_RELAY_FEE", _amount)] = "0"
     """What a payer without ETH pays to have its opening sent, in whole units of the deployment's dollar. 0:
     the host sends nothing for payers."""
+    max_fee: Annotated[int, Variable("HOST_MAX_FEE", Number(1, 1_000_000))] = MAX_FEE
+    """The most that the node pays for a unit of gas, in gwei. While the chain asks for more, it waits."""
     relay_budget: Annotated[str, Variable("HOST_RELAY_BUDGET", _amount)] = "0.01"
     """The most ETH that goes into payers' gas on a day (UTC)."""
     relay_per_payer: Annotated[int, Variable("HOST_RELAY_PER_PAYER", Number(1, 1_000))] = 3

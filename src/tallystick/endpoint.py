@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import orjson
@@ -20,7 +19,6 @@ from yarl import URL
 
 from tallystick import outgoing
 from tallystick.errors import ChainError, ConfigError, RpcError
-from tallystick.roster import Status
 
 CALL_TIMEOUT = 10.0
 """Seconds that one call may take."""
@@ -97,15 +95,6 @@ class Endpoint(AsyncJSONBaseProvider):
         if not isinstance(result, str) or not re.fullmatch("0x[0-9a-fA-F]+", result):
             raise ChainError(f"{self.host} answered no number to {method}")
         return int(result, 16)
-
-    async def statuses(self) -> list[Status]:
-        """As of several endpoints."""
-        return [Status(True, f"{self.host} is at block {await self.number(HEAD)}")]
-
-    @asynccontextmanager
-    async def view(self, at_least: int = 0) -> AsyncIterator[None]:
-        """As of several endpoints (endpoints.py): of one alone, all answers are from the same."""
-        yield
 
     async def disconnect(self) -> None:
         """Closes the connections. The next request opens new ones."""

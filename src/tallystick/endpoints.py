@@ -1,4 +1,4 @@
-"""Several endpoints of one chain, as one: reads go to a good one, transactions to all of them.
+"""The endpoints of one chain, as one: reads go to a good one, transactions to all of them.
 
 An endpoint is looked at before it is used and every few seconds while it is: one that is on another chain,
 lags behind the others, or gives no answer is set aside, said so in the log, and looked at again later; who
@@ -14,6 +14,8 @@ not there in a view is gone indeed; no replica that is behind or stands still ca
 fails in the middle, or goes back, as one does behind whose name there are several, the view fails as a
 whole: nothing is decided, and the reader tries again. A chain that really went back is believed once all
 endpoints have said so for ten minutes.
+
+One endpoint alone is looked at as well, as it may move to another chain; there is nobody to be behind of.
 
 The sender makes each of its steps in one view, and asks in it for count, receipts and head, the head last.
 Plain reads go to the endpoint that is current, and are not held up by any of this.
@@ -314,19 +316,6 @@ def _raw(transaction: str | bytes) -> bytes:
 
 
 # From a setting
-
-
-def provider(
-    rpc_url: str,
-    chain_id: int,
-    timeout: float = CALL_TIMEOUT,
-    clock: Callable[[], float] = time.monotonic,
-) -> Endpoint | Endpoints:
-    """What answers for RPC_URL: the endpoint there, or if there are several, all of them as one."""
-    urls = rpc_url.split(",")
-    if len(urls) == 1:
-        return Endpoint(rpc_url, timeout)
-    return Endpoints(urls, chain_id, timeout, clock=clock)
 
 
 async def chain_id_at(rpc_url: str, timeout: float = CALL_TIMEOUT) -> int:

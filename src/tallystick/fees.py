@@ -20,6 +20,8 @@ import re
 from dataclasses import dataclass
 
 GWEI = 10**9
+MAX_FEE = 100
+"""Gwei that a unit of gas may cost, where nothing else is set."""
 CANCEL_GAS = 21_000
 """Gas of a transfer to an account without code."""
 
@@ -43,8 +45,8 @@ class Answer(enum.Enum):
 
 
 # No standard names these errors. The words are those of geth, erigon, reth, nethermind, besu, anvil and
-# hardhat; the first line that fits decides. Refused is only what says that this transaction asks for too much,
-# so that a smaller one in its place is taken. What else is called invalid may be the caller's key.
+# hardhat; the first line that fits decides. Refused is only what says that this transaction asks for too
+# much, so that a smaller one in its place is taken. What else is called invalid may be the caller's key.
 _WORDS = (
     (
         Answer.KNOWN,
@@ -102,8 +104,8 @@ class Market:
 class Pace:
     """How long to wait and how far to go."""
 
-    ceiling: int = 100 * GWEI
-    """The most that a unit of gas may cost."""
+    ceiling: int = MAX_FEE * GWEI
+    """The most that a unit of gas may cost, in wei."""
     bump_after: float = 30.0
     """Seconds in the pool before a transaction is replaced at higher fees."""
     resend_after: float = 10.0

@@ -26,6 +26,7 @@ from tallystick.desk import Desk
 from tallystick.engine import Engine
 from tallystick.engines.configured import engine_of
 from tallystick.errors import ChainError, ConfigError, LedgerError
+from tallystick.fees import GWEI, Pace
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.networks import Asset, Deployment
@@ -245,7 +246,8 @@ class Node:
         """Without a key nothing is settled: the payers get everything back."""
         if self.config.host_private_key is None:
             return
-        sender = self.sender = Sender(self.chain, self.ledger, self.config.host_private_key.reveal())
+        key, pace = self.config.host_private_key.reveal(), Pace(ceiling=self.config.max_fee * GWEI)
+        sender = self.sender = Sender(self.chain, self.ledger, key, pace=pace)
         allowance = Allowance(to_units(self.config.relay_budget, 18), self.config.relay_per_payer)
         parts = (self.chain, self.ledger, sender, self.lookout, self.promises)
         self.sponsor = Sponsor(*parts, allowance)

@@ -70,8 +70,10 @@ def _failed(survey: Survey, line: Line) -> str:
 
 def _waits_for_worth(survey: Survey, line: Line) -> str:
     share, most = survey.config.gas_share, survey.config.unsettled_max.of(line.job.asset)
-    limit = "" if most is None else f", or more than {most} is unsettled"
-    return f"waits until gas is at most {share} % of what goes{limit}, or the job ends"
+    limit = "" if most is None else f"more than {most} is unsettled, or "
+    if survey.thrift is None or line.job.asset in survey.thrift.rates:
+        return f"waits until gas is at most {share} % of what goes, or {limit}the job ends"
+    return f"waits until {limit}the job ends: what gas is worth of it nobody knows, set HOST_ETH_PRICE"
 
 
 def _by_rate(survey: Survey, line: Line) -> str:

@@ -367,7 +367,7 @@ def _metered(pair: _Pair) -> Iterator[Difference]:
     if not slot.covers(row.gross):
         seen = f"the meter has {slot}, the ledger {row.gross}"
         mend = "the next start counts on from the higher of both: nothing is lost"
-        yield pair.differs(Kind.METER_BEHIND, seen, mend, move="nobody")
+        yield pair.differs(Kind.METER_BEHIND, seen, mend, move="nobody", under_way=True)
     elif slot != row.gross:
         seen = f"the meter has counted {slot}, the ledger was told of {row.gross}"
         yield pair.differs(Kind.METER_AHEAD, seen, RUN, under_way=pair.entry.served)

@@ -119,7 +119,17 @@ def _address(text: str, option: str) -> Address:
 
 
 def _metadata(config: HostConfig, deployment: Deployment, endpoint: str | None, models: list[str]) -> str:
-    """Where it is, what it serves, and for how much."""
+    """Where it is, what it serves, and for how much. ConfigError if nobody can tell where."""
     terms = offer_of(config, deployment, models).terms()
-    told = {"endpoint": endpoint or node_url(config), "models": terms["models"], "assets": terms["assets"]}
+    told = {"endpoint": endpoint or _endpoint(config), "models": terms["models"], "assets": terms["assets"]}
     return json.dumps(told, separators=(",", ":"))
+
+
+def _endpoint(config: HostConfig) -> str:
+    """Where payers reach the node, as it is set."""
+    if config.public_url is None and config.listen[1] == 0:
+        raise ConfigError(
+            "HOST_LISTEN names no port, so nobody knows where the node will be: "
+            "set HOST_PUBLIC_URL, or say it with --endpoint"
+        )
+    return config.public_url or node_url(config)

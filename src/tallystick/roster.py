@@ -1,11 +1,13 @@
-"""Which of several endpoints of one chain are asked, given what each of them said, and when.
+"""Which of the endpoints of one chain are asked, given what each of them said, and when.
 
     unknown --> good <--> lagging      more than a few blocks behind the best of them
                  ^ |
                  | '----> failing      gave no answer: left alone, for longer each time
                  '------> elsewhere    on another chain
 
-Knows no network and no clock. Times are in seconds, on any clock that only goes forward.
+One that is alone is set aside for nothing but another chain: who else should be asked? If it fails it is
+unknown again, so the next call looks at it first. Knows no network and no clock. Times are in seconds, on
+any clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -64,9 +66,11 @@ class Member:
     failed_at: float = _NEVER
 
     def __str__(self) -> str:
+        if self.trouble:
+            return self.trouble
         if self.state is State.UNKNOWN:
             return f"{self.host} was not asked yet"
-        return self.trouble or f"{self.host} is at block {self.head}"
+        return f"{self.host} is at block {self.head}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,9 @@ class Roster:
 
     def failed(self, member: Member, why: str, now: float) -> None:
         """It gave no usable answer. Calls that fail together are one failure."""
+        if self._alone:
+            member.state, member.trouble, member.due = State.UNKNOWN, why, _NEVER
+            return
         if member.state is State.FAILING and now < member.due:
             return
         soon = now - member.failed_at <= 2 * LONGEST_PAUSE
@@ -118,7 +125,7 @@ class Roster:
     # What follows
 
     def due(self, now: float) -> list[Member]:
-        """Those to look at. While none is good, those that failed are tried as soon as at first."""
+        """Those to look at. While none is good, those set aside are looked at as soon as at first."""
         return [member for member in self.members if self._due(member) <= now]
 
     def choose(self, tried: Collection[Member] = ()) -> Member | None:
@@ -133,9 +140,9 @@ class Roster:
         """As `choose`, but none that is behind block `at_least`, or behind what was shown already.
 
         None: all are behind, or none is good. Once all were behind for PATIENCE, the chain itself has gone
-        back, and the one that is furthest is level.
+        back, and the one that is furthest is level. One that is alone is level with itself.
         """
-        good, floor = self.good(), max(at_least, self.shown)
+        good, floor = self.good(), 0 if self._alone else max(at_least, self.shown)
         level = [member for member in good if member.head >= floor]
         if not level and good and self._behind_for(now) >= PATIENCE:
             furthest = max(good, key=lambda member: member.head)
@@ -164,18 +171,28 @@ class Roster:
 
     def complaint(self, at_least: int = 0) -> str:
         """Why none of them can be asked: none is good, or all of these are behind."""
+        if self._alone:
+            return str(self.current)
         what = "can be asked"
         if self.good():
             what = f"has come to block {max(at_least, self.shown)}, which was seen already"
         return f"no endpoint {what}: " + "; ".join(map(str, self.members))
 
+    @property
+    def _alone(self) -> bool:
+        return len(self.members) == 1
+
     def _in(self, state: State) -> list[Member]:
         return [member for member in self.members if member.state is state]
 
     def _due(self, member: Member) -> float:
-        if member.state is State.FAILING and not self.good():
-            return min(member.due, member.failed_at + FIRST_PAUSE)
-        return member.due
+        if self.good():
+            return member.due
+        soonest = {
+            State.FAILING: member.failed_at + FIRST_PAUSE,
+            State.ELSEWHERE: member.seen_at + LOOK_EVERY,
+        }
+        return min(member.due, soonest.get(member.state, member.due))
 
     def _behind_for(self, now: float) -> float:
         """For how long it was found again and again that all are behind."""

@@ -152,6 +152,11 @@ class Sender:
         return any(sent.answer is Answer.NO_FUNDS for sent in self._sent.values())
 
     @property
+    def ceiling(self) -> int:
+        """The most that it pays for a unit of gas, in wei."""
+        return self._pace.ceiling
+
+    @property
     def leading(self) -> bool:
         """True if this process sends for the key, as of its last turn."""
         return self._epoch > 0

@@ -23,7 +23,7 @@ from tallystick.chain import Chain
 from tallystick.config import DAY
 from tallystick.contracts import Created
 from tallystick.errors import ContractError, Elsewhere, Refusal
-from tallystick.fees import Fees, Market, Pace
+from tallystick.fees import Fees, Market
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
 from tallystick.quote import Promises
@@ -183,7 +183,7 @@ class Sponsor:
 
     async def _fees(self) -> Fees:
         head = await self._chain.block()
-        return fees.opening(Market(head.base_fee, await self._chain.priority_fee()), Pace().ceiling)
+        return fees.opening(Market(head.base_fee, await self._chain.priority_fee()), self._sender.ceiling)
 
     async def _check_funds(self, cost: int) -> None:
         if self._sender.starving or await self._chain.eth_balance(self._sender.address) < cost:
