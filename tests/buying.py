@@ -101,10 +101,11 @@ class Bench:
         spender = Spender(self.wallet(**settings or {}), caps or Caps(DEPOSIT, DEPOSIT), urls, **how)
         await parts.enter_async_context(spender)
         secret = Secret(api_key) if api_key else None
-        url = await parts.enter_async_context(listening(spender, Gateway(spender), "127.0.0.1", 0, secret))
+        gateway = Gateway(spender)
+        url = await parts.enter_async_context(listening(spender, gateway, "127.0.0.1", 0, secret))
         client = openai.AsyncOpenAI(base_url=url, api_key=api_key or "-", max_retries=0)
         await parts.enter_async_context(client)
-        return Proxy(url, client, spender, parts)
+        return Proxy(url, client, spender, gateway, parts)
 
     async def money(self) -> tuple[int, int]:
         """What payer and contract have of the dollar."""
@@ -118,6 +119,7 @@ class Proxy:
     url: str
     client: openai.AsyncOpenAI
     spender: Spender
+    gateway: Gateway
     parts: AsyncExitStack
 
     async def ask(self, max_tokens: int = 300, **how: Any) -> Any:

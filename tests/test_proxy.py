@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import openai
@@ -18,18 +20,20 @@ import pytest
 from starlette.datastructures import Headers
 from structlog.testing import capture_logs
 
-from tallystick import pricing
+from tallystick import exchange, pricing, wire
+from tallystick import proxy as proxies
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.config import Secret
 from tallystick.devnet import Devnet
 from tallystick.errors import ConfigError, Refusal
 from tallystick.proxy import Door, alone
-from tallystick.testing.engine import Hang, Script, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import JobStatus
 from tests import test_clients
-from tests.buying import DEPOSIT, MESSAGES, Bench
+from tests.buying import DEPOSIT, MESSAGES, Bench, Proxy
 from tests.conftest import missing
+from tests.hosting import started
 from tests.paying import register, until
 from tests.severing import Line
 from tests.stories.parties import free_port
@@ -108,6 +112,89 @@ async def test_a_client_that_leaves_pays_for_what_came(bench: Bench) -> None:
     [used] = proxy.spender.jobs
     await used.session.flush()
     assert used.session.receipted.tokens == 31
+
+
+# Stopping
+
+
+async def read_events(proxy: Proxy) -> AsyncGenerator[dict[str, Any] | None, None]:
+    """The events of a streamed reply; None for the mark at its end."""
+    body = {"messages": MESSAGES, "stream": True, "max_tokens": 300}
+    parser = wire.SSEParser()
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{proxy.url}/chat/completions", json=body) as answer,
+    ):
+        async for data in answer.content.iter_any():
+            for payload in parser.feed(data):
+                yield None if payload == b"[DONE]" else orjson.loads(payload)
+
+
+@pytest.mark.parametrize(
+    ("hears", "reason"), [pytest.param(True, "cancelled", id="heard"), (False, "proxy_stopping")]
+)
+async def test_a_proxy_that_stops_ends_its_streams_in_order(
+    bench: Bench,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    hears: bool,
+    reason: str,
+) -> None:
+    """A client has a finish reason, the tally and the mark; the log has no fault."""
+    monkeypatch.setattr(exchange, "LEAVING", 0.5)
+    deaf = False
+    url = await bench.serve(Script((*say(*["a "] * 30), Hang())))
+    line = await bench.parts.enter_async_context(Line(url, lambda sent: b"" if deaf else None))
+    proxy = await bench.proxy(line.url)
+    events: list[dict[str, Any]] = []
+    async with aclosing(read_events(proxy)) as reading:
+        while len(events) < 30:
+            events.append(await anext(reading) or {})
+        deaf = not hears
+        stopping = asyncio.create_task(proxy.parts.aclose())
+        rest = [event async for event in reading]
+    if deaf:
+        line.cut()
+    await stopping
+    *_, last, mark = rest
+    assert mark is None
+    assert last is not None
+    assert [choice["finish_reason"] for choice in last["choices"]] == ["length"]
+    assert (last["tally"]["reason"], last["tally"]["tokens"]) == (reason, 30)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_proxy_that_stops_begins_nothing(bench: Bench) -> None:
+    """Who waits for a first token is told, and so is who comes meanwhile."""
+    engine = ScriptedEngine(Script((Hang(),)))
+    proxy = await bench.proxy(await bench.serve(engine=engine))
+    asking = asyncio.create_task(proxy.ask())
+    await started(engine)
+    await proxy.gateway.stop()
+    for waiting in (asking, proxy.ask()):
+        with pytest.raises(openai.APIStatusError) as refused:
+            await waiting
+        assert (refused.value.status_code, refused.value.code) == (503, "proxy_stopping")
+
+
+async def test_who_never_finishes_asking_holds_up_no_end(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that neither reads nor writes is left, without a word in the log."""
+    monkeypatch.setattr(proxies, "CLOSE_CONNECTIONS", 0.2)
+    proxy = await bench.proxy(await bench.serve(Script(say("a"))))
+    address = urlsplit(proxy.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: 100\r\n\r\n{{".encode())
+    await writer.drain()
+    async with asyncio.timeout(5):
+        await proxy.parts.aclose()
+    with suppress(ConnectionResetError):
+        assert await reader.read() == b""
+    writer.close()
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_completed_texts_are_paid_for_as_well(bench: Bench) -> None:
@@ -275,6 +362,13 @@ def test_elsewhere_than_on_loopback_it_needs_a_key(address: str) -> None:
     """Whoever reaches the port spends: without a key it is not opened to a network."""
     with pytest.raises(ConfigError, match="PROXY_API_KEY"):
         Door(address, 4402)
+
+
+@pytest.mark.parametrize("name", ["foo", "host.example", "127.0.0.256"])
+def test_what_is_listened_on_is_an_address(name: str) -> None:
+    """A name, which may lead anywhere, is refused in words."""
+    with pytest.raises(ConfigError, match=f"PROXY_LISTEN {name}: .*an IP address or localhost"):
+        Door(name, 4402)
 
 
 def test_one_proxy_has_the_store(tmp_path: Path) -> None:

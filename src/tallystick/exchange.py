@@ -124,6 +124,13 @@ class Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.end()
+
+    async def end(self, why: TallystickError | None = None) -> None:
+        """Has the host end the reply, and takes in what is on its way.
+
+        `why`: what its reader is told if the host does not. SessionError if the host cannot be asked.
+        """
         assert self._taking is not None
         if self._taking.done():
             return
@@ -131,6 +138,8 @@ class Exchange:
             await self._session.cancel(self.tab.request)
             await asyncio.wait([self._taking], timeout=LEAVING)
         finally:
+            if not self._taking.done():
+                self.failure = self.failure or why
             self._taking.cancel()
             await asyncio.wait([self._taking])  # then its tab is closed, and what it overcounted is known
 

@@ -10,8 +10,8 @@ OpenAI's shape, with whose move it is and what mends it. Knows no socket.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,8 @@ class Gateway:
         self._spender = spender
         self._max_tokens = max_tokens
         self._first_token = float(spender.wallet.config.first_token)
+        self._under_way: set[Paid] = set()
+        self._stopping = asyncio.Event()
 
     @asynccontextmanager
     async def answer(self, method: str, path: str, body: bytes) -> AsyncIterator[Answer]:
@@ -101,6 +103,11 @@ class Gateway:
             except TallystickError as error:
                 answer = refused(error)
             yield answer
+
+    async def stop(self) -> None:
+        """Begins no reply any more, and has those under way ended by their hosts, as cut ones."""
+        self._stopping.set()
+        await asyncio.gather(*(paid.end() for paid in self._under_way))
 
     async def _answer(self, method: str, path: str, body: bytes, parts: AsyncExitStack) -> Answer:
         if path == "/v1/models" or path.startswith("/v1/models/"):
@@ -132,20 +139,33 @@ class Gateway:
     async def paid(self, path: str, asked: ReplyRequest) -> AsyncIterator[Paid]:
         """A reply that has begun, on a job that pays for it; leaving ends it. Raises TallystickError."""
         async with AsyncExitStack() as parts:
-            yield await self._begun(path, asked, Tries(), parts)
+            yield await self._unless_stopping(self._begun(path, asked, Tries(), parts))
 
     async def _whole(self, path: str, asked: ReplyRequest) -> tuple[Paid, dict[str, Any]]:
         """A reply in one piece. Of one that broke off nobody has read anything: the next host is asked."""
         tries = Tries()
         while True:
             async with AsyncExitStack() as parts:
-                paid = await self._begun(path, asked, tries, parts)
+                paid = await self._unless_stopping(self._begun(path, asked, tries, parts))
                 try:
                     return paid, await paid.whole(ROUTES[path].form)
                 except TallystickError as error:
                     if blame(error) is None:
                         raise
                     tries.add(Try(paid.candidate.url, error, paid.cost()))
+
+    async def _unless_stopping(self, beginning: Coroutine[Any, Any, Paid]) -> Paid:
+        """What it brings. Refusal `proxy_stopping` once this stops."""
+        begun, stopping = asyncio.create_task(beginning), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([begun, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not begun.done():
+                raise Refusal("proxy_stopping")
+            return begun.result()
+        finally:
+            begun.cancel()
+            stopping.cancel()
+            await asyncio.wait([begun, stopping])
 
     async def _begun(self, path: str, asked: ReplyRequest, tries: Tries, parts: AsyncExitStack) -> Paid:
         """A reply that has begun, at the first host that does; `parts` ends it. Raises TallystickError."""
@@ -214,6 +234,8 @@ class Gateway:
                     continue
                 asset = asset_at(self._spender.wallet.chain, session.job.asset)
                 paid = Paid(exchange, session, order, asset, tries, self._note)
+                self._under_way.add(paid)
+                parts.callback(self._under_way.discard, paid)
                 parts.push_async_callback(paid.over)
                 parts.push_async_exit(attempt.pop_all())
                 return paid
@@ -334,6 +356,11 @@ class Paid:
         elif failure is not None and (trouble := blame(failure)) is not None:
             cause = complaint(failure)
         return Came(self.totals.tokens, self._exchange.first_token, trouble, cause)
+
+    async def end(self) -> None:
+        """Has its host end it, or gives it up as cut."""
+        with suppress(SessionError):  # then it breaks off, and its reader learns that
+            await self._exchange.end(Refusal("proxy_stopping"))
 
     async def over(self) -> None:
         """Has what came of it noted; twice is harmless."""

@@ -13,7 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import orjson
@@ -39,7 +39,7 @@ from tallystick.wallet import Wallet
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 CLOSE_CONNECTIONS = 5
-"""Seconds that replies have to end in when the proxy stops."""
+"""Seconds that clients have to read the end of their replies in when the proxy stops."""
 
 log = structlog.get_logger(__name__)
 
@@ -98,11 +98,20 @@ def _is_unknown(path: str) -> bool:
 
 
 def _is_loopback(address: str) -> bool:
-    return address == "localhost" or ip_address(address).is_loopback
+    return address == "localhost" or _ip(address).is_loopback
 
 
 def _is_any(address: str) -> bool:
-    return address != "localhost" and ip_address(address).is_unspecified
+    return address != "localhost" and _ip(address).is_unspecified
+
+
+def _ip(address: str) -> IPv4Address | IPv6Address:
+    try:
+        return ip_address(address)
+    except ValueError:
+        raise ConfigError(
+            f"PROXY_LISTEN {address}: what is listened on is an IP address or localhost, not another name"
+        ) from None
 
 
 def _media_type(headers: Headers) -> str:
@@ -238,11 +247,27 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which leaves signals to whoever runs the event loop."""
+    """uvicorn, which lets the replies of its gateway end before it closes their connections."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._gateway.stop()
+        cutting = asyncio.get_running_loop().call_later(CLOSE_CONNECTIONS, self._cut)
+        await super().shutdown(sockets)
+        cutting.cancel()
+
+    def _cut(self) -> None:
+        """Leaves clients that do not read, or never finish asking."""
+        for connection in list(self.server_state.connections):
+            assert connection.transport is not None
+            connection.transport.abort()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Leaves them alone."""
+        """Leaves signals to whoever runs the event loop."""
         yield
 
 
@@ -263,9 +288,8 @@ async def listening(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=CLOSE_CONNECTIONS,
         )
-        server = Server(config)
+        server = Server(config, gateway)
         serving = asyncio.create_task(server.serve([listener]))
         try:
             yield f"http://{f'[{address}]' if ':' in address else address}:{door.port}/v1"
