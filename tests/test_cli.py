@@ -27,9 +27,11 @@ from typer.testing import CliRunner, Result
 from tallystick import networks
 from tallystick.chain import Chain
 from tallystick.cli import app
+from tallystick.commands.job import INTERVALS, JOB_MAX
 from tallystick.commands.output import keep_logs
+from tallystick.config import INTERVAL_MIN
 from tallystick.devnet import Account, Anvil, Devnet, account
-from tallystick.proof import read_bearer
+from tallystick.proof import MAX_JOB_ID, read_bearer
 from tallystick.testing.engine import Script, ScriptedEngine, oai_server, say
 from tallystick.types import JobId, JobStatus
 from tests.deploying import BASE, undeployed
@@ -505,10 +507,16 @@ def test_every_expected_error_is_one_line(
     assert told in tally.error(*command.split(), **settings)
 
 
+def test_options_have_the_bounds_of_what_they_stand_for() -> None:
+    """The commands start without importing the modules that have them."""
+    assert (JOB_MAX, INTERVALS[0]) == (MAX_JOB_ID, INTERVAL_MIN)
+
+
 @pytest.mark.parametrize(
     "command",
     [
         "job show 0",
+        "job open --interval 3",
         "job token 9007199254740992",
         "chat hi --job -1",
         "chat hi --job 9007199254740992",

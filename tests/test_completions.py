@@ -341,6 +341,21 @@ async def test_stream_again(hosting: Hosting) -> None:
     assert len(engine.asked) == 1
 
 
+async def test_a_reply_is_resumed_by_its_own_request(hosting: Hosting) -> None:
+    """The payer's request id alone does not do: with another prompt nothing of the reply is sent."""
+    host = await hosting.serve()
+    signer = await hosting.signer()
+    async with host.http.post(CHAT, json=signer.body(), headers=signer.headers()) as answer:
+        await answer.read()
+    resumed = {**signer.headers(), "Last-Event-ID": "1"}
+    other = signer.body(messages=[{"role": "user", "content": "What else?"}])
+    for body, status in ((other, 422), (signer.body(stream=False), 422), (signer.body(), 200)):
+        async with host.http.post(CHAT, json=body, headers=resumed) as answer:
+            assert answer.status == status
+            if status == 422:
+                assert (await answer.json())["error"]["code"] == "idempotency_mismatch"
+
+
 async def test_at_once(hosting: Hosting) -> None:
     """Requests with one key at the same time are one request: the later ones get what the first one gets."""
     gate = asyncio.Semaphore(0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
@@ -16,10 +17,10 @@ from tallystick import frames, session, wire
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 from tallystick.errors import SessionError
-from tallystick.frames import Answer, Failed, Problem, Token
+from tallystick.frames import Answer, Checkpoint, Failed, Finished, Frame, Low, Problem, Token
 from tallystick.session import Done, Session, Stopped, Text
 from tallystick.store import Store, StoredJob
-from tallystick.types import Ack, Receipt, Totals
+from tallystick.types import Ack, Receipt, RequestId, Totals
 from tests.paying import Signer, open_job, register
 
 REQUEST = "ab" * 16
@@ -43,6 +44,37 @@ def test_a_token_is_read_with_its_counts() -> None:
     assert isinstance(frame, Token)
     assert (frame.text, frame.delta) == ("a", "ra")
     assert frames.tally(frame.tally).totals == Totals(5, 1)
+
+
+PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
+TO_HOST: dict[str, Callable[[dict[str, Any]], object]] = {
+    "inference": lambda frame: wire.parse_inference(frame["request"]),
+    "receipt": lambda frame: wire.receipt_in(frame["receipt"]),
+    "cancel": lambda frame: RequestId(frame["request"]),
+    "resume": wire.resume_in,
+    "session_end": wire.ending_in,
+}
+
+
+def examples() -> tuple[list[str], list[str]]:
+    """The frames of protocol §10, to and from the host, with digits in place of those left out."""
+    section = PROTOCOL.read_text().partition("## 10. ")[2].partition("## 11. ")[0]
+    section = re.sub(r'("signature"|"end"): "0x…"', rf'\1: "0x{"1b" * 65}"', section)
+    to_host, from_host = re.findall(r"```json\n(.*?)```", section.replace("0x…", "0x" + "5a" * 32), re.DOTALL)
+    return to_host.splitlines(), from_host.splitlines()
+
+
+def test_the_frames_of_the_protocol_are_read() -> None:
+    """The page shows one of each kind, as host and payer read them."""
+    to_host, from_host = examples()
+    sent = [wire.parse_frame(line) for line in to_host]
+    assert [frame["type"] for frame in sent] == list(TO_HOST)
+    assert all(TO_HOST[frame["type"]](frame) for frame in sent)
+    read = [frames.read(line) for line in from_host]
+    assert {type(frame) for frame in read} == set(get_args(Frame))
+    assert all(
+        frames.tally(frame.tally) for frame in read if isinstance(frame, (Token, Checkpoint, Finished, Low))
+    )
 
 
 def test_an_unknown_kind_of_frame_is_no_error() -> None:

@@ -15,6 +15,9 @@ from tallystick import lookout
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
+from tallystick.errors import HostRefused
+from tallystick.frames import Problem
+from tallystick.gateway import problem_of
 from tallystick.proxy import Wanted, running
 from tallystick.record import Record
 from tallystick.spending import HostChosen, SetAside
@@ -77,12 +80,24 @@ async def test_the_command_needs_no_url(market: Market, monkeypatch: pytest.Monk
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     async with (
-        running(Wanted(deposit="2")) as (url, told),
+        running(Wanted(deposit="2", prices=["1"], interval=200)) as (url, told),
         openai.AsyncOpenAI(base_url=url, api_key="-") as client,
     ):
         assert told.startswith("pays registered hosts")
+        risk = "200 tokens (0.0002 tUSD at most) of the host's, 0 tokens (0 tUSD at most) of yours"
+        assert told.endswith(f"at risk at a time: {risk}")
         answer = await client.chat.completions.create(model="scripted", messages=MESSAGES)
         assert answer.model_dump()["tally"]["host"] == line.url
+    [job] = await market.chain.jobs()
+    assert job.checkpoint_interval == 200
+
+
+def test_a_refusal_that_is_passed_on_says_nothing_empty() -> None:
+    """What only some refusals tell is left out of the others; what they tell stays."""
+    plain = problem_of(HostRefused(Problem("job_closed", status=402)))
+    assert not {"stored", "prompt_tokens", "terms", "retry_after"} & plain.keys()
+    waits = problem_of(HostRefused(Problem("ledger_unavailable", status=503, retry=True, retry_after=2)))
+    assert waits["retry_after"] == 2
 
 
 async def test_models_of_all_hosts_are_listed(market: Market) -> None:

@@ -417,6 +417,7 @@ async def test_a_lease_that_ran_out_ends_what_is_served(
             host.ledger.heartbeat._run_out()
             [reason] = await host.unready()
             assert "lease ran out" in reason
+            assert not (await host.quote())["ready"]
             async for more in stream:
                 chunks += more
         assert stream.end is not None

@@ -72,6 +72,12 @@ def test_terms_are_the_quotes_prices_and_the_payers_wishes() -> None:
     assert terms.expires_at == NOW + 7 * 24 * 3600
 
 
+def test_no_money_goes_to_a_host_that_serves_nothing() -> None:
+    """A host that says so itself is refused before anything is signed."""
+    with pytest.raises(SessionError, match="serves nothing now"):
+        terms_for(replace(QUOTE, ready=False), Wishes(deposit=2_000_000), HERE, SIGNER, NOW)
+
+
 def test_an_attested_job_is_opened_for_an_hour() -> None:
     """A host-attested job is worth rate times time to its host, so its time is short."""
     _, terms = terms_for(QUOTE, Wishes(deposit=1, max_tokens_per_second=50), HERE, SIGNER, NOW)

@@ -214,6 +214,7 @@ async def test_nothing_to_come_back_to(sockets: Sockets) -> None:
         '{"type": "dance"}',
         '{"type": "inference"}',
         '{"type": "inference", "request": {"prompt": 7}}',
+        '{"type": "inference", "request": {"prompt": "p", "x": ' + "[" * 900 + "]" * 900 + "}}",
         '{"type": "receipt", "receipt": {}}',
         '{"type": "resume", "request": "one"}',
         '{"type": "cancel"}',

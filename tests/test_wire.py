@@ -308,6 +308,29 @@ def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
     assert refused(raw).code == "invalid_request"
 
 
+def nested(depth: int) -> bytes:
+    return b'{"type": "inference", "x": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+def test_what_cannot_be_written_again_is_refused() -> None:
+    """JSON can be nested more deeply than an engine could be sent it: the same holds of bodies and frames."""
+    for depth in (300, 900):
+        for read in (wire.parse, wire.parse_frame):
+            with pytest.raises(Refusal, match="nested too deeply") as caught:
+                read(nested(depth))
+            assert caught.value.code == "invalid_request"
+    deepest = max(depth for depth in range(260) if is_taken(nested(depth)))
+    assert deepest > 200
+    assert orjson.loads(wire.frame("inference", request=wire.parse(nested(deepest))))
+
+
+def is_taken(raw: bytes) -> bool:
+    try:
+        return bool(wire.parse(raw))
+    except Refusal:
+        return False
+
+
 def test_a_body_above_the_limit_is_refused() -> None:
     """A body above 8 MB is refused unread."""
     assert refused(b" " * (wire.MAX_BODY + 1)).code == "too_large"

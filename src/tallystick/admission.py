@@ -14,7 +14,7 @@ from typing import Any
 from tallystick import proof
 from tallystick.config import BEARER_MAX, INTERVAL_MIN, LIFETIME
 from tallystick.errors import ReceiptError, Refusal
-from tallystick.meter import Fit
+from tallystick.meter import IN_FLIGHT_PERCENT, Fit
 from tallystick.networks import Asset
 from tallystick.pricing import MILLION, from_units, lower, owed
 from tallystick.types import ZERO_HASH, Address, Job, JobId, JobStatus, Model, Prices, Totals
@@ -82,7 +82,11 @@ class Offer:
                 if self.takes(address)
             ],
             "models": [{"name": model.name, "prices": _prices_out(model)} for model in self.models],
-            "interval": {"min": INTERVAL_MIN, "max": self.interval_max},
+            "interval": {
+                "min": INTERVAL_MIN,
+                "max": self.interval_max,
+                "in_flight_percent": IN_FLIGHT_PERCENT,
+            },
             "claim_window_min": self.claim_window_min,
             "expiry_margin": EXPIRY_MARGIN,
             "relay_fee": str(self.relay_fee),

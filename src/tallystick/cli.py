@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tallystick.commands import contracts, devnet, host, job, key
-from tallystick.commands.job import JOB_MAX, Deposit, Host, ModelName
+from tallystick.commands.job import JOB_MAX, Deposit, Host, Interval, ModelName
 from tallystick.commands.output import AsJson, echo_json, echo_note, interrupt, judge, keep_logs
 from tallystick.errors import TallystickError
 
@@ -176,6 +176,7 @@ def proxy(  # noqa: PLR0913, PLR0917 - each is an option of the command
     api_key: Annotated[
         str | None, typer.Option(help="What clients have to send. Others see it here; not in PROXY_API_KEY.")
     ] = None,
+    interval: Interval = None,
     idle: Annotated[int, typer.Option(min=1, help="Seconds until an unused job is completed.")] = 900,
     tokenizer: Annotated[
         list[str] | None,
@@ -194,7 +195,10 @@ def proxy(  # noqa: PLR0913, PLR0917 - each is an option of the command
     keep_logs(level="info", as_json=json_logs)
     import uvloop
 
-    wanted = Wanted(host or (), deposit, max_per_day, max_price or (), listen, api_key, idle, tokenizer or ())
+    wanted = Wanted(
+        *(host or (), deposit, max_per_day, max_price or (), listen, api_key, idle, tokenizer or ()),
+        interval=interval,
+    )
     uvloop.run(_proxy(wanted))
 
 

@@ -94,8 +94,8 @@ class Again:
         self.keyed = key is not None or self.after is not None
         self.streamed = asked.stream
         self.name = _name(access, key, asked)
-        prompt = asked.prompt_hash() if self.keyed else b""
-        self.fingerprint = keccak(prompt + bytes([asked.stream])) if key is not None else b""
+        named = self.keyed or self.name is not None
+        self.fingerprint = keccak(asked.prompt_hash() + bytes([asked.stream])) if named else b""
 
 
 def _name(access: Access, key: str | None, asked: ReplyRequest) -> Name | None:

@@ -32,6 +32,8 @@ class Problem(msgspec.Struct):
     stored: dict[str, Any] | None = None
     prompt_tokens: int = 0
     terms: dict[str, Any] = {}
+    retry_after: float = 0
+    """Seconds after which it can; 0: not told."""
 
     def __str__(self) -> str:
         """In a line: what is wrong, whose move it is, what mends it."""

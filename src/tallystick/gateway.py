@@ -485,10 +485,15 @@ class Paid:
         }
 
 
+_OF_SOME = ("stored", "prompt_tokens", "terms", "retry_after")
+"""Members that a problem has only where they mean something."""
+
+
 def problem_of(error: TallystickError) -> dict[str, Any]:
     """What is wrong as the object of protocol §12, in the host's words where the host said it."""
     if isinstance(error, HostRefused):
-        return {**msgspec.to_builtins(error.problem), "status": _status(error.problem)}
+        told = {**msgspec.to_builtins(error.problem), "status": _status(error.problem)}
+        return {name: member for name, member in told.items() if member or name not in _OF_SOME}
     return _refusal(error).problem()
 
 

@@ -29,9 +29,11 @@ PATIENCE = 5.0
 """Seconds that a host has to tell its view in."""
 
 
-async def open_(host: str | None, wishes: dict[str, Any], say: Say) -> tuple[str, dict[str, Any]]:
+async def open_(
+    host: str | None, wishes: dict[str, Any], say: Say, interval: int | None = None
+) -> tuple[str, dict[str, Any]]:
     """Opens a job with a host. What to say of it, and its facts; `say` is told what comes before."""
-    async with wallet.opened() as purse:
+    async with wallet.opened(interval=interval) as purse:
         session = await purse.open(purse.host_url(host), purse.wishes(**wishes), say)
         return wallet.describe(purse, session.job), facts(session.job)
 

@@ -20,6 +20,11 @@ LOW_DIVISOR = 5
 """The balance is low once a fifth of the deposit or less is left."""
 
 
+IN_FLIGHT_PERCENT = 75
+"""Of the interval, what may be on its way and unsigned without a pause: all but the quarter at whose end the
+next checkpoint is offered."""
+
+
 class Fit(enum.Enum):
     """What a prompt meets: room, a receipt to be signed or blocks to come first, or too small a deposit."""
 

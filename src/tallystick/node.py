@@ -185,6 +185,7 @@ class Node:
             "grace": self.config.grace,
             "valid_until": await self.promises.extend(int(self.lookout.clock())),
             "paid": self._settlement is not None,
+            "ready": not await self._obstacles(),
             "version": __version__,
         }
         return {**quote, "signature": self._sign(quote)}
@@ -198,11 +199,15 @@ class Node:
 
     async def unready(self) -> list[str]:
         """Why paid jobs cannot be served now; nothing: they can."""
-        reasons = []
         if self.offer.host is None:
-            reasons.append("neither HOST_PRIVATE_KEY nor HOST_ADDRESS is set")
-        elif self._settlement is None:
-            reasons.append("HOST_PRIVATE_KEY is not set: this host will not be paid")
+            return ["neither HOST_PRIVATE_KEY nor HOST_ADDRESS is set", *await self._obstacles()]
+        if self._settlement is None:
+            return ["HOST_PRIVATE_KEY is not set: this host will not be paid", *await self._obstacles()]
+        return await self._obstacles()
+
+    async def _obstacles(self) -> list[str]:
+        """Why a request would be refused now, or no job can be opened, be the host paid or not."""
+        reasons = []
         if self.desk.stopping:
             reasons.append("the node is shutting down")
         if self.ledger.failure is not None:

@@ -233,6 +233,7 @@ def _problem(more: str, **properties: Schema) -> Schema:
         move={"enum": ["payer", "host", "nobody"]},
         mend=_STRING,
         retry={"type": "boolean"},
+        retry_after=_COUNT,
         **properties,
     )
 
@@ -255,13 +256,13 @@ def _quote() -> Schema:
     asset = _object("address symbol decimals", address=_ADDRESS, symbol=_STRING, decimals=_COUNT)
     return _object(
         "host chain_id contract assets models interval claim_window_min expiry_margin endpoint confirmations "
-        "receipt_timeout grace relay_fee valid_until paid version signature",
+        "receipt_timeout grace relay_fee valid_until paid ready version signature",
         host=_or_null(_ADDRESS),
         chain_id=_COUNT,
         contract=_ADDRESS,
         assets=_array(asset),
         models=_array(_object("name prices", name=_STRING, prices=_PRICED)),
-        interval=_object("min max", min=_COUNT, max=_COUNT),
+        interval=_object("min max in_flight_percent", min=_COUNT, max=_COUNT, in_flight_percent=_COUNT),
         claim_window_min=_COUNT,
         expiry_margin=_COUNT,
         endpoint=_STRING,
@@ -271,6 +272,7 @@ def _quote() -> Schema:
         relay_fee=_MONEY,
         valid_until=_COUNT,
         paid={"type": "boolean"},
+        ready={"type": "boolean"},
         version=_STRING,
         signature=_or_null(_SIGNATURE),
     )

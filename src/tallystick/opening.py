@@ -74,6 +74,8 @@ class Quote:
     """False: the host has no key, so the quote is unsigned and binds nobody, nothing will be settled, and all
     comes back after the claim window.
     """
+    ready: bool = True
+    """False: as the host says itself, it would serve no request now."""
 
     def prices(self, model: str, asset: Address) -> Prices:
         """What the model costs in this asset. SessionError if the host does not sell it."""
@@ -148,6 +150,7 @@ class _QuoteForm(msgspec.Struct):
     signature: str | None
     relay_fee: str = "0"
     paid: bool = True
+    ready: bool = True
 
 
 def quote_in(body: Any) -> Quote:
@@ -184,6 +187,7 @@ def _quote_in(form: _QuoteForm) -> Quote:
         valid_until=form.valid_until,
         relay_fee=int(form.relay_fee),
         paid=form.paid,
+        ready=form.ready,
     )
 
 
@@ -243,6 +247,11 @@ def terms_for(
     meet.
     """
     check_holds(quote, deployment, now)
+    if not quote.ready:
+        raise SessionError(
+            "the host serves nothing now, as it says itself, so no money is put in escrow with it: its "
+            f"/readyz says why. The move is the host's: {_MEND}"
+        )
     model = wishes.model or next(iter(quote.models), "")
     asset = wishes.asset if wishes.asset is not None else deployment.dollar
     prices = quote.prices(model, asset)

@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tallystick import page, wallet
+from tallystick import page, pricing, wallet
 from tallystick.config import PayerConfig, Secret, address_and_port
 from tallystick.errors import ConfigError, Refusal, TallystickError
 from tallystick.gateway import ROUTES, Answer, Gateway, refused
@@ -35,6 +35,7 @@ from tallystick.page import Page
 from tallystick.peer import PeerGone, bearer_of, read_body
 from tallystick.repeats import Repeats
 from tallystick.spending import IDLE, Spender
+from tallystick.types import Prices
 from tallystick.wallet import Wallet
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -328,6 +329,8 @@ class Wanted:
     idle: float = IDLE
     tokenizers: Sequence[str] = ()
     """`MODEL=FILE@sha256:…`."""
+    interval: int | None = None
+    """Tokens; None: PAYER_INTERVAL."""
 
 
 def listen_of(config: PayerConfig, named: str | None) -> tuple[str, int]:
@@ -344,7 +347,7 @@ async def running(wanted: Wanted) -> AsyncIterator[tuple[str, str]]:
 
     ConfigError, ChainError, LedgerError.
     """
-    async with wallet.opened(tokenizers=wanted.tokenizers) as locked:
+    async with wallet.opened(tokenizers=wanted.tokenizers, interval=wanted.interval) as locked:
         with alone(locked.config.data_dir):
             purse = locked.unlocked()  # a keystore's password is asked for now, not with the first request
             address, port = listen_of(purse.config, wanted.listen)
@@ -368,4 +371,19 @@ def _told(purse: Wallet, spender: Spender) -> str:
     )
     urls = spender.hosts.urls
     hosts = ", ".join(urls) if urls else "registered hosts (`tally hosts` lists them)"
-    return f"pays {hosts}: at most {deposit} in escrow for a job, at most {per_day} a day"
+    pays = f"pays {hosts}: at most {deposit} in escrow for a job, at most {per_day} a day"
+    return f"{pays}\n{_risk(purse, spender)}"
+
+
+def _risk(purse: Wallet, spender: Spender) -> str:
+    """What each side can lose while tokens are delivered and not signed for (law 3)."""
+    price = spender.caps.price
+
+    def worth(tokens: int) -> str:
+        if price is None:
+            return f"{tokens} tokens"
+        most = wallet.money(purse.chain, spender.asset, pricing.at_risk(tokens, Prices(price, price)))
+        return f"{tokens} tokens ({most} at most)"
+
+    config = purse.config
+    return f"at risk at a time: {worth(config.interval)} of the host's, {worth(config.ahead)} of yours"

@@ -30,7 +30,8 @@ def prompt_form(body: Mapping[str, Any]) -> bytes:
     try:
         return rfc8785.dumps({name: member for name, member in body.items() if name not in OUTSIDE_PROMPT})
     except rfc8785.CanonicalizationError as error:
-        raise Refusal("invalid_request", f"The request has no canonical form: {error}.") from error
+        told = f"The request has no canonical form (RFC 8785): {error}. Whole numbers go up to 2^53 - 1."
+        raise Refusal("invalid_request", told) from error
     except RecursionError:
         raise Refusal("invalid_request", "The request is nested too deeply.") from None
 

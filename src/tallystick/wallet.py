@@ -269,12 +269,16 @@ class Wallet:
 
 
 @asynccontextmanager
-async def opened(config: PayerConfig | None = None, tokenizers: Sequence[str] = ()) -> AsyncIterator[Wallet]:
+async def opened(
+    config: PayerConfig | None = None, tokenizers: Sequence[str] = (), interval: int | None = None
+) -> AsyncIterator[Wallet]:
     """The wallet of these settings, by default the environment's, with jobs whose opening was interrupted.
 
-    `tokenizers`: as PAYER_TOKENIZERS has them, one each; they go before the settings'. ConfigError.
+    `tokenizers`: as PAYER_TOKENIZERS has them, one each; they go before the settings', as does `interval`.
+    ConfigError.
     """
     config = config or PayerConfig.from_env()
+    config = config if interval is None else replace(config, interval=interval)
     files = _files(config, tokenizers)
     deployment = await deployment_at(config.rpc_url)
     async with Chain(config.rpc_url, deployment) as chain:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -75,8 +76,12 @@ def parse(raw: bytes | str) -> dict[str, Any]:
         raise Refusal("too_large")
     try:
         body = orjson.loads(raw)
+        # On its way it is written again, perhaps in a frame, and orjson reads deeper nesting than it writes.
+        orjson.dumps([body])
     except orjson.JSONDecodeError as error:
         raise Refusal("invalid_request", f"The body is not JSON: {error}.") from None
+    except orjson.JSONEncodeError:
+        raise Refusal("invalid_request", "The body is nested too deeply.") from None
     if not isinstance(body, dict):
         raise Refusal("invalid_request", "The body is not a JSON object.")
     return body
@@ -515,7 +520,7 @@ Prompt = str | list[int]
 """A text to complete, or its token ids."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReplyRequest:
     """One request for a reply, of any route and transport."""
 
@@ -547,6 +552,10 @@ class ReplyRequest:
 
     def prompt_hash(self) -> bytes:
         """The 32-byte hash of the prompt. Raises what `prompt_form` raises."""
+        return self._prompt_hash
+
+    @cached_property
+    def _prompt_hash(self) -> bytes:
         return transcript.prompt_hash(self.sent)
 
 

@@ -15,11 +15,21 @@ group = typer.Typer(no_args_is_help=True, help="A payer's jobs: open, look, add 
 
 JOB_MAX = 2**53 - 1
 """The largest job id (protocol §2), as in proof.py, which takes its time to import."""
-
+INTERVALS = (4, 1_000_000)
+"""The smallest and the largest interval, as in config.py, which does too."""
 
 Host = Annotated[str | None, typer.Option(help="The host's URL; by default HOST_URL.")]
 Deposit = Annotated[str | None, typer.Option(help="Of a new job, in whole units of its asset; by default 2.")]
 ModelName = Annotated[str | None, typer.Option(help="By default the first that the host names.")]
+Interval = Annotated[
+    int | None,
+    typer.Option(
+        min=INTERVALS[0],
+        max=INTERVALS[1],
+        help="Tokens that the host may deliver beyond what is signed for; more for fast or distant hosts, "
+        "within its quote. By default PAYER_INTERVAL.",
+    ),
+]
 
 
 JobNumber = Annotated[int, typer.Argument(help="The job's number.", min=1, max=JOB_MAX)]
@@ -40,6 +50,7 @@ def job_open(
             "up to so many tokens a second, for an hour at most.",
         ),
     ] = 0,
+    interval: Interval = None,
     gasless: Annotated[
         bool,
         typer.Option(
@@ -54,7 +65,7 @@ def job_open(
     from tallystick import jobs
 
     wishes = {"deposit": deposit, "model": model, "asset": asset, "rate": rate, "gasless": gasless}
-    said, opened = asyncio.run(jobs.open_(host, wishes, echo_note))
+    said, opened = asyncio.run(jobs.open_(host, wishes, echo_note, interval))
     if as_json:
         echo_json(opened)
         return
