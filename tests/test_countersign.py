@@ -286,6 +286,26 @@ def test_prompts_under_way_are_signed_for_together() -> None:
         signs.sign_prompt_ahead(third, 90, 10_000)
 
 
+def test_a_prompt_is_under_way_until_it_is_counted() -> None:
+    """A host opens a reply before its first token: the prompt is still to come, beside those of others."""
+    signs = countersigner()
+    signs.begin(SECOND, BODY, 500)
+    signs.receive(FIRST, Totals(), "")
+    signs.sign_prompt_ahead(SECOND, 90, 180)
+    assert sign(signs).totals == Totals(180, 0)
+
+
+def test_a_prompt_that_was_counted_is_not_to_come() -> None:
+    """Of a prompt of 12 tokens no more is signed for, however long it might have been."""
+    signs = countersigner()
+    receive(signs, FIRST, range(1, 6))
+    signs.begin(SECOND, BODY, 500)
+    with pytest.raises(ReceiptError, match="more than it was sent"):
+        signs.sign_prompt_ahead(SECOND, 90, 90 + 12 + len(prompt_form(BODY)) + PROMPT_MARGIN)
+    signs.sign_prompt_ahead(SECOND, 90, 12 + 90)
+    assert sign(signs).totals == Totals(12 + 90, 5)
+
+
 def test_adopting_does_not_sign_ahead_twice() -> None:
     """Law 3: two sessions of one job that adopt each other's receipts sign one `ahead` between them."""
     here, there = (Countersigner(JOB, PRICES, 100, DOMAIN, KEY, ahead=100) for _ in range(2))

@@ -25,6 +25,7 @@ from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, DatabaseFailed, Elsewhere, EngineUnavailable, LedgerError, Refusal
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
+from tallystick.meter import Fit
 from tallystick.quote import Promises
 from tallystick.stream import Chunk, Stream
 from tallystick.tables import JobRow
@@ -89,13 +90,13 @@ class Bench:
         asked = wire.parse_chat(orjson.dumps(signer.body(number, **members)))
         return await self.desk.admit(asked, signer.access())
 
-    async def in_line(self, signer: Signer, stream: Stream) -> asyncio.Task[Stream]:
+    async def in_line(self, signer: Signer, stream: Stream, **members: Any) -> asyncio.Task[Stream]:
         """A request whose prompt waits for receipts."""
 
         async def waits() -> bool:
             return stream.account.waiting == 1
 
-        asking = asyncio.create_task(self.admit(signer, 99))
+        asking = asyncio.create_task(self.admit(signer, 99, **members))
         await until(waits)
         return asking
 
@@ -344,6 +345,43 @@ async def test_prompt_waits_for_receipts(bench: Bench) -> None:
         async with await asking as second:
             assert second.account is stream.account
             assert stream.account.meter.reserved == PROMPT
+
+
+async def test_a_prompt_waits_as_long_as_receipts_come(bench: Bench) -> None:
+    """A payer that signs, if not enough yet, is not one that has left."""
+    signer = await bench.signer(checkpoint_interval=20)
+    async with await bench.admit(signer) as stream:
+        chunks = [chunk async for chunk in _until_it_waits(stream)]
+        asking = await bench.in_line(signer, stream, messages=[{"role": "user", "content": "word " * 70}])
+        for chunk in chunks[:4]:
+            await asyncio.sleep(0.4)
+            signer.receive(told(chunk))
+            await bench.sign(signer)
+        assert not asking.done()
+        for chunk in chunks[4:]:
+            signer.receive(told(chunk))
+        await bench.sign(signer)
+        async with await asking as second:
+            assert second.reserved == 76
+
+
+async def _until_it_waits(stream: Stream) -> AsyncIterator[Chunk]:
+    async for chunks in stream:
+        for chunk in chunks:
+            yield chunk
+        if chunks[-1].tally.get("waiting"):
+            return
+
+
+async def test_no_prompt_overtakes_one_that_waits(bench: Bench) -> None:
+    """The line is served in its order, also where what comes later would fit."""
+    signer = await bench.signer()
+    async with await bench.admit(signer) as stream:
+        place = stream.account.queue_prompt(PROMPT)
+        assert stream.account.reserve(PROMPT) is Fit.NEEDS_RECEIPT
+        place.cancel()
+        assert stream.account.reserve(PROMPT) is Fit.FITS
+        stream.account.release(PROMPT)
 
 
 async def test_prompt_waits_no_longer_than_a_stream(bench: Bench) -> None:

@@ -7,10 +7,11 @@ import asyncio
 import orjson
 
 from tallystick import wire
+from tallystick.account import Account
 from tallystick.testing.engine import ScriptedEngine
 from tallystick.types import RequestId, Totals
 from tests.hosting import CHAT, Host, Hosting
-from tests.paying import PROMPT, Signer
+from tests.paying import PROMPT, Signer, until
 
 STREAMS = 64
 TOKENS = 40
@@ -24,11 +25,18 @@ class Payer:
         self.signer = signer
         self.most = 0
         """The most that was unsigned, in micro base units."""
-        self._signing = asyncio.Lock()
+        self.came: dict[int, int] = {}
+        """By reply: tokens that have come."""
+        self.signing = asyncio.Event()
+        """It signs while this is set."""
+        self.signing.set()
+        self._due = False
+        """A receipt is to be made."""
+        self._task: asyncio.Task[None] | None = None
 
-    async def over_http(self, number: int) -> None:
+    async def over_http(self, number: int, tokens: int = TOKENS) -> None:
         parser = wire.SSEParser()
-        body = self.signer.body(number, max_tokens=TOKENS)
+        body = self.signer.body(number, max_tokens=tokens)
         async with self.host.http.post(CHAT, json=body, headers=self.signer.headers()) as answer:
             assert answer.status == 200, await answer.text()
             async for data in answer.content.iter_any():
@@ -36,7 +44,8 @@ class Payer:
                     if payload != b"[DONE]":
                         event = orjson.loads(payload)
                         self.signer.receive(event)
-                        await self.sign(due=event["tally"].get("due", False))
+                        self.came[number] = event["tally"]["tokens"]
+                        self.sign(due=event["tally"].get("due", False))
 
     async def over_websocket(self, numbers: range) -> None:
         url = "/v1/session"
@@ -54,7 +63,7 @@ class Payer:
                     }
                     self.signer.receive({"choices": [choice], "tally": frame["tally"]})
                 left -= frame["type"] == "done"
-                await self.sign(due=frame["type"] in ("checkpoint", "done"))
+                self.sign(due=frame["type"] in ("checkpoint", "done"))
 
     def _prompt(self, number: int) -> dict[str, object]:
         request = RequestId(f"{number:032x}")
@@ -62,13 +71,24 @@ class Payer:
         self.signer.signs.begin(request, body, TOKENS)
         return {**body, "id": request}
 
-    async def sign(self, *, due: bool) -> None:
-        account = self.host.node.desk.accounts.get(self.signer.job.id)
-        assert account is not None
-        self.most = max(self.most, account.meter.unsigned)
-        if due:
-            async with self._signing:
-                await self.host.sign(self.signer)
+    def sign(self, *, due: bool) -> None:
+        self.most = max(self.most, _account(self).meter.unsigned)
+        if due and not self._due:
+            self._due = True
+            self._task = asyncio.create_task(self._sign_next(self._task))
+
+    async def _sign_next(self, before: asyncio.Task[None] | None) -> None:
+        """One receipt at a time, beside the reading; what is due meanwhile goes into the next."""
+        if before is not None:
+            await before
+        await self.signing.wait()
+        self._due = False
+        await self.host.sign(self.signer)
+
+    async def over(self) -> None:
+        """All that was due is signed for."""
+        if self._task is not None:
+            await self._task
 
 
 async def test_many_streams(hosting: Hosting) -> None:
@@ -83,24 +103,52 @@ async def test_many_streams(hosting: Hosting) -> None:
         *(payer.over_websocket(range(start, start + 8)) for start in range(half + 1, STREAMS + 1, 8)),
     )
     total = Totals(STREAMS * PROMPT, STREAMS * TOKENS)
-    account = host.node.desk.accounts.get(signer.job.id)
-    assert account is not None
+    account = _account(payer)
+    await payer.over()
     assert (account.meter.counted, account.meter.acknowledged) == (total, total)
     assert engine.tokens == total.tokens
     assert 0 < payer.most <= account.meter.credit
     assert account.meter.reserved == 0
 
 
-async def test_a_slow_reader_holds_up_nobody(hosting: Hosting) -> None:
-    """What a client has not read is its own position: the job's other replies go on, and are signed for."""
-    host = await hosting.serve(ScriptedEngine())
+async def test_streams_take_turns(hosting: Hosting) -> None:
+    """Replies that are under way at the same time come on alike: none waits until another is over."""
+    host = await hosting.serve(ScriptedEngine(), receipt_timeout=30)
     signer = await hosting.signer(checkpoint_interval=100)
     payer = Payer(host, signer)
-    body = signer.body(99, max_tokens=TOKENS)
-    async with host.http.post(CHAT, json=body, headers=signer.headers()) as slow:
-        await slow.content.readany()  # and nothing after it
-        for number in range(1, 6):
-            await payer.over_http(number)
-    account = host.node.desk.accounts.get(signer.job.id)
+    replies = [asyncio.create_task(payer.over_http(number, 90)) for number in range(1, 13)]
+    await asyncio.wait(replies, return_when=asyncio.FIRST_COMPLETED)
+    least = min(payer.came.get(number, 0) for number in range(1, 13))
+    await asyncio.gather(*replies)
+    await payer.over()
+    assert least >= 45
+
+
+async def test_a_slow_reader_holds_up_nobody(hosting: Hosting) -> None:
+    """What a client has not read is its own position: the job's other replies go on, and are signed for."""
+    host = await hosting.serve(ScriptedEngine(), receipt_timeout=60)
+    signer = await hosting.signer(checkpoint_interval=100)
+    payer = Payer(host, signer)
+    payer.signing.clear()
+    fast = asyncio.create_task(payer.over_http(1, 1000))
+    await until(lambda: _is(payer.came.get(1, 0) > 90))
+    body, headers = signer.body(99, max_tokens=1000), signer.headers()
+    asking = asyncio.create_task(host.http.post(CHAT, json=body, headers=headers).__aenter__())
+    await until(lambda: _is(_account(payer).waiting == 1))
+    payer.signing.set()
+    slow = await asking
+    await slow.content.readany()  # and nothing after it
+    await fast
+    slow.close()
+    await payer.over()
+    assert _account(payer).meter.acknowledged == Totals(PROMPT, 1000)
+
+
+async def _is(fact: bool) -> bool:
+    return fact
+
+
+def _account(payer: Payer) -> Account:
+    account = payer.host.node.desk.accounts.get(payer.signer.job.id)
     assert account is not None
-    assert account.meter.acknowledged == Totals(5 * PROMPT, 5 * TOKENS)
+    return account

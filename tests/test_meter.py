@@ -550,3 +550,21 @@ def test_signed_ahead_does_not_help_an_early_job() -> None:
     job.receipt(Totals(1_000, 1_000), Totals())
     assert job.room() == INTERVAL
     assert job.reserve(1_000) is Fit.NEEDS_DEPTH
+
+
+def test_prompts_leave_tokens_a_quarter_of_the_credit() -> None:
+    """Several prompts at work leave room for tokens; one alone may have all of the credit."""
+    job = meter()
+    assert not job.crowds(400)
+    assert job.reserve(200) is Fit.FITS
+    assert not job.crowds(137)  # 337 of them are worth three quarters of 100 tokens
+    assert job.crowds(138)
+    job.receipt(Totals(200, 0), Totals())
+    assert not job.crowds(138)  # what is signed for uses no credit
+
+
+def test_room_beside_a_prompt_is_what_it_would_leave() -> None:
+    """As if it had been let in before."""
+    job, other = meter(), meter()
+    other.reserve(200)
+    assert job.room_beside(200) == other.room() < job.room() == job.room_beside(0)

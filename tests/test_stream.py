@@ -73,7 +73,7 @@ class Clerk:
         account.crossed = False
         self.checkpoints.append(account.meter.counted)
 
-    async def forgive(self, account: Account) -> None:
+    async def forgive(self, account: Account, *, cut: bool = False) -> None:
         account.forgive()
 
     def left(self, stream: Stream) -> None:

@@ -18,12 +18,16 @@ from tallystick import pricing, proof
 from tallystick.counter import Slot
 from tallystick.meter import Fit, JobMeter, Stop, checkpoint
 from tallystick.receipt import Judgement, Known, check_signer, judge
+from tallystick.shares import Want, shares
 from tallystick.transcript import Delivery
 from tallystick.types import Job, Prices, Receipt, RequestId, Totals
 
 if TYPE_CHECKING:
     from tallystick.stream import Stream
     from tallystick.tables import JobRow
+
+SHARING_DELAY = 0.1
+"""Seconds for which less than a quarter of the interval is not shared out: the least that RFC 9293 has."""
 
 log = structlog.get_logger(__name__)
 
@@ -83,8 +87,14 @@ class Account:
         """When the last receipt was taken, on the event loop's clock."""
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
         """Prompts that wait for receipts, the first one first."""
+        self._waiting: dict[Stream, int] = {}
+        """Streams that wait for receipts, the first one first, with the tokens that are kept for each."""
+        self._sharing: asyncio.TimerHandle | None = None
+        """Set while little is waited with, as more may come."""
         self._gone: set[RequestId] = set()
         """Requests whose client went away, and that nobody has signed for to their end."""
+        self._unsigned_in_time: set[RequestId] = set()
+        """Requests that were ended as nobody signed for what had come of them."""
         self._forgiven: set[RequestId] = set()
         """Requests whose unsigned tokens were written off."""
         self._lost_forgiven = False
@@ -105,9 +115,40 @@ class Account:
         """Generated tokens that may be delivered now."""
         return self.meter.room(self._rate_cap())
 
-    def lack(self, tokens: int) -> Stop | None:
-        """What keeps `tokens` from being delivered now."""
-        if tokens <= self.room():
+    def room_for(self, stream: Stream) -> int:
+        """Generated tokens that one stream may deliver now: what is not kept for prompts and others."""
+        if not self.meter.lends:
+            return self.room()
+        room = self._room_beside_prompts()
+        if stream in self._waiting:
+            room = min(room, self._waiting[stream])
+        elif self._waiting:
+            room -= sum(want.most for want in map(self._want, self._waiting))
+        return max(0, min(room, self._most_unsigned(stream)))
+
+    def _room_beside_prompts(self) -> int:
+        """What prompts leave that wait in the line, and come before further tokens."""
+        first = next((tokens for tokens, place in self._line if not place.done()), 0)
+        return self.meter.room_beside(0 if self.meter.crowds(first) else first)
+
+    def _most_unsigned(self, stream: Stream) -> int:
+        """Tokens that a stream may add to its unsigned ones: beside others it leaves them a quarter of the
+        interval, and it has its part alone once a receipt has passed it over.
+        """
+        if len(self.streams) == 1 or self.meter.risk.per_million == 0:
+            return pricing.MAX_TOKENS
+        interval, meter = self.job.interval, self.meter
+        ahead = meter.receipted.tokens - meter.acknowledged.tokens
+        most = interval // len(self.streams) if stream.behind else interval - interval // 4 + ahead
+        return most - self.unsigned_of(stream)
+
+    def unsigned_of(self, stream: Stream) -> int:
+        """Generated tokens that a stream delivered, and that nobody has signed for."""
+        return stream.sent.tokens - self._acknowledged(stream.order.request).tokens
+
+    def lack(self, tokens: int, stream: Stream) -> Stop | None:
+        """What keeps `tokens` of a stream from being delivered now."""
+        if tokens <= self.room_for(stream):
             return None
         if self.affordable() < tokens:
             return Stop.DEPOSIT
@@ -157,7 +198,20 @@ class Account:
         """What nobody has signed for, written off or not, in micro base units."""
         return pricing.value(self.meter.written_off, self.meter.risk) + self.meter.unsigned
 
-    # Prompts that wait
+    # Prompts and streams that wait
+
+    def reserve(self, prompt_tokens: int) -> Fit:
+        """As `meter.reserve`, but not past prompts that wait, nor where tokens are left too little."""
+        if self.waiting or self.meter.crowds(prompt_tokens):
+            fit = self.meter.fit(prompt_tokens)
+            return Fit.NEEDS_RECEIPT if fit is Fit.FITS else fit
+        return self.meter.reserve(prompt_tokens)
+
+    def release(self, prompt_tokens: int) -> None:
+        """Gives back what was reserved for a prompt, or the part of it that was not needed."""
+        self.meter.release(prompt_tokens)
+        if self._line or self._waiting:
+            self.wake()
 
     def queue_prompt(self, prompt_tokens: int) -> asyncio.Future[None]:
         """A place in the line for receipts, done once the prompt is reserved. Cancel it to leave the line."""
@@ -175,10 +229,52 @@ class Account:
         while self._line:
             prompt_tokens, place = self._line[0]
             if not place.done():
-                if self.meter.reserve(prompt_tokens) is not Fit.FITS:
+                if self.meter.crowds(prompt_tokens) or self.meter.reserve(prompt_tokens) is not Fit.FITS:
                     return
                 place.set_result(None)
             self._line.popleft()
+
+    def stand(self, stream: Stream) -> None:
+        """A stream waits for its turn from now on, until it is `served`; it may have come at once."""
+        self._waiting.setdefault(stream, 0)
+        self._share_out()
+
+    def served(self, stream: Stream) -> None:
+        """A stream waits no longer."""
+        self._waiting.pop(stream, None)
+
+    def _share_out(self, *, late: bool = False) -> None:
+        """Keeps what there is room for to the streams that wait."""
+        if not (self._waiting and self.meter.lends):
+            return
+        room = self._room_beside_prompts()
+        if room <= sum(self._waiting.values()):
+            return
+        if room * 4 < self.job.interval and not late and self.unsigned():
+            self._share_later()
+            return
+        waiting = list(self._waiting)
+        kept = shares(room, [self._want(stream) for stream in waiting])
+        self._waiting = dict(zip(waiting, kept, strict=True))
+
+    def _share_later(self) -> None:
+        """Waits for the payer to sign for more, and not for long: each token by itself would cost a receipt.
+
+        (TCP avoids silly windows in the same way: RFC 9293, section 3.8.6.2.)
+        """
+        if self._sharing is None:
+            self._sharing = asyncio.get_running_loop().call_later(SHARING_DELAY, self._share_now)
+
+    def _share_now(self) -> None:
+        self._sharing = None
+        self._share_out(late=True)
+        for stream, kept in self._waiting.items():
+            if kept:
+                stream.wake()
+
+    def _want(self, stream: Stream) -> Want:
+        most = max(0, min(stream.held, self._most_unsigned(stream)))
+        return Want(self.unsigned_of(stream), stream.next_tokens, most)
 
     # Streams
 
@@ -194,6 +290,7 @@ class Account:
     def close(self, stream: Stream) -> None:
         """A stream is over: what it did not use of its prompt's reservation is free again."""
         self.streams.discard(stream)
+        self.served(stream)
         self.meter.release(stream.reserved)
         self._forget(stream.delivery.request)
         self.wake()
@@ -208,6 +305,7 @@ class Account:
     def wake(self) -> None:
         """Something changed that a prompt or a stream may wait for."""
         self._serve_line()
+        self._share_out()
         for stream in self.streams:
             stream.wake()
 
@@ -244,6 +342,7 @@ class Account:
         """The receipt is on the disk: what it signed for is credit now."""
         self.meter.receipt(receipt.totals, judgement.acknowledged)
         self.stored, self.lost = receipt, judgement.lost
+        self._note_signed({position.request for position in receipt.positions})
         for position in receipt.positions:
             self._positions[position.request] = position.totals
             if (delivery := self._deliveries.get(position.request)) is not None:
@@ -251,6 +350,15 @@ class Account:
                 self._forget(position.request)
         self.receipted_at = asyncio.get_running_loop().time()
         self.wake()
+
+    def _note_signed(self, requests: set[RequestId]) -> None:
+        """Tells each stream whether a receipt signs for more of it, or passes over what is unsigned."""
+        now = asyncio.get_running_loop().time()
+        for stream in self.streams:
+            if stream.order.request in requests:
+                stream.signed(now)
+            elif self.unsigned_of(stream):
+                stream.behind = True
 
     def _known(self) -> Known:
         return Known(
@@ -289,29 +397,39 @@ class Account:
         """The client of a request went away before its reply was over."""
         self._gone.add(request)
 
+    def unsigned_in_time(self, request: RequestId) -> None:
+        """A request was ended as nobody signed for what had come of it; its client may still do so."""
+        self._unsigned_in_time.add(request)
+
     @property
     def used_up(self) -> bool:
         """True if clients that are gone left more unsigned than may be written off in the job's life.
 
         What was lost in a restart is not held against the job: its client may still be there.
         """
-        totals = self._left_by_gone().lower(self._unsigned)
+        totals = sum(map(self.open_of, self._gone), Totals()).lower(self._unsigned)
         return totals != Totals() and not self.meter.attested and not self.meter.may_write_off(totals)
 
-    def _left_by_gone(self) -> Totals:
-        return sum(map(self.open_of, self._gone), Totals())
+    def abandoned(self, *, cut: bool = False) -> Totals:
+        """What requests leave unsigned whose client is gone, or was another process's.
 
-    def abandoned(self) -> Totals:
-        """What requests whose client is gone, in this process or the one before, leave unsigned."""
-        return (self._left_by_gone() + self.open_of_lost()).lower(self._unsigned)
+        `cut`: also those that were ended as nobody signed.
+        """
+        left = sum(map(self.open_of, self._left(cut=cut)), Totals())
+        return (left + self.open_of_lost()).lower(self._unsigned)
 
-    def forgive(self) -> bool:
+    def _left(self, *, cut: bool) -> set[RequestId]:
+        return self._gone | self._unsigned_in_time if cut else self._gone
+
+    def forgive(self, *, cut: bool = False) -> bool:
         """Writes off what is abandoned, once a request. False: nothing, or not within the one credit."""
-        totals = self.abandoned()
+        totals = self.abandoned(cut=cut)
         if totals == Totals() or not self.write_off(totals):
             return False
-        self._forgiven |= self._gone
+        self._forgiven |= self._left(cut=cut)
         self._gone.clear()
+        if cut:
+            self._unsigned_in_time.clear()
         self._lost_forgiven = True
         return True
 

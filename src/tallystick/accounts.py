@@ -27,7 +27,14 @@ from tallystick.errors import Elsewhere, LedgerError, Refusal, Superseded, Tally
 from tallystick.exposure import Exposure
 from tallystick.ledger import Ledger
 from tallystick.lookout import Lookout
-from tallystick.stream import CANCELLED, JOB_UNCONFIRMED, LEDGER_UNAVAILABLE, NODE_STOPPING, Stream
+from tallystick.stream import (
+    CANCELLED,
+    JOB_UNCONFIRMED,
+    LEDGER_UNAVAILABLE,
+    NODE_STOPPING,
+    RECEIPT_DUE,
+    Stream,
+)
 from tallystick.tables import JobRow
 from tallystick.types import Ack, Job, JobId, Receipt, Totals
 from tallystick.work import Work
@@ -304,10 +311,10 @@ class Accounts:
                 await self._note_count(account, due=True)
             self._poke()
 
-    async def forgive(self, account: Account) -> None:
+    async def forgive(self, account: Account, *, cut: bool = False) -> None:
         async with account.receiving:
-            totals = account.abandoned()
-            if not account.forgive():
+            totals = account.abandoned(cut=cut)
+            if not account.forgive(cut=cut):
                 return
             with self._noting_failure(account):
                 await self._note_written_off(account)
@@ -317,6 +324,8 @@ class Accounts:
         account, request = stream.account, stream.order.request
         if stream.end is None or stream.end.reason == CANCELLED:
             account.gone(request)
+        elif stream.end.reason == RECEIPT_DUE:
+            account.unsigned_in_time(request)
         self.stream_left.set()
         self.work.reply(stream)
         if account.meter.attested:

@@ -83,6 +83,14 @@ class _Incoming:
         """Generated tokens that it can be by what was seen: bytes, end tokens, and what was asked for."""
         return min(self.max_tokens, self.bytes_received + self.unseen)
 
+    @property
+    def prompt_left(self) -> int:
+        """Prompt tokens that the host may still count of it: several prompts come one after the other."""
+        came = self.within.prompt_tokens if self.within else 0
+        if self.ended or (came and self.choices == 1):
+            return 0
+        return max(0, self.prompt_bound - came)
+
 
 class Countersigner:
     """Receipts of one job.
@@ -261,7 +269,7 @@ class Countersigner:
                 f"the host wants {prompt_tokens} prompt tokens signed for, "
                 f"of a prompt that can have {bound} at most"
             )
-        under_way = sum(each.prompt_bound for each in self._requests.values() if each.within is None)
+        under_way = sum(each.prompt_left for each in self._requests.values())
         if least > self._received.prompt_tokens + under_way:
             raise ReceiptError(f"the host wants {least} prompt tokens signed for, more than it was sent")
         incoming.prompt_signed = True

@@ -301,12 +301,12 @@ class Desk:
             _require((admission.ended, *admission.COST), facts)
         except Refusal:
             if fit is Fit.FITS:
-                account.meter.release(order.prompt_tokens)
+                account.release(order.prompt_tokens)
             raise
 
     async def _reserve_prompt(self, account: Account, prompt_tokens: int) -> Fit:
         """A prompt that only lacks what others have used up waits for their receipts, as a stream would."""
-        fit = account.meter.reserve(prompt_tokens)
+        fit = account.reserve(prompt_tokens)
         if fit is not Fit.NEEDS_RECEIPT or not account.meter.fits_credit(prompt_tokens):
             return fit
         await self.accounts.forgive(account)
@@ -314,14 +314,25 @@ class Desk:
         place = account.queue_prompt(prompt_tokens)
         account.wake()
         try:
-            await asyncio.wait([place], timeout=self._config.receipt_timeout)
+            await self._turn(account, place)
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                account.meter.release(prompt_tokens)
+                account.release(prompt_tokens)
             raise
         finally:
-            place.cancel()
+            if place.cancel():
+                account.wake()
         return fit if place.cancelled() else Fit.FITS
+
+    async def _turn(self, account: Account, place: asyncio.Future[None]) -> None:
+        """Until a place's turn comes; in vain once no receipt has come for `receipt_timeout`."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while not place.done():
+            left = max(began, account.receipted_at) + self._config.receipt_timeout - loop.time()
+            if left <= 0:
+                return
+            await asyncio.wait([place], timeout=left)
 
     def _default_max_tokens(self, prompt_tokens: int) -> int:
         """For a request that names no number: the host's default, or what the context has left."""

@@ -145,13 +145,14 @@ class JobMeter:
 
     def reserve(self, prompt_tokens: int) -> Fit:
         """Lets a prompt in and reserves its tokens, if it and one token fit the deposit and the credit."""
-        fit = self._fit(prompt_tokens)
+        fit = self.fit(prompt_tokens)
         if fit is Fit.FITS:
             self.reserved += prompt_tokens
             self._update()
         return fit
 
-    def _fit(self, prompt_tokens: int) -> Fit:
+    def fit(self, prompt_tokens: int) -> Fit:
+        """What a prompt meets now."""
         exposed = self._exposed + Totals(prompt_tokens, 1)
         if owed(exposed, self.prices) > self.deposit:
             return Fit.NO_DEPOSIT
@@ -162,7 +163,17 @@ class JobMeter:
     def is_small(self, prompt_tokens: int) -> bool:
         """True if a prompt would be let in, and were worth a quarter of the credit at most."""
         worth = value(Totals(prompt_tokens, 0), self.risk)
-        return self._fit(prompt_tokens) is Fit.FITS and worth * 4 <= self.credit
+        return self.fit(prompt_tokens) is Fit.FITS and worth * 4 <= self.credit
+
+    def crowds(self, prompt_tokens: int) -> bool:
+        """True if, with others being worked on, it left less than a quarter of the credit for tokens.
+
+        Prompts alone could use up all of it, and let one token through with each receipt.
+        """
+        if not (self.lends and self.reserved):
+            return False
+        unsigned = max(0, self._exposed.prompt_tokens + prompt_tokens - self._relied_on.prompt_tokens)
+        return value(Totals(unsigned, 0), self.risk) * 4 > self.credit * 3
 
     def release(self, prompt_tokens: int) -> None:
         """Gives back a reservation, or the part of it that was not needed. ValueError if it is not held."""
@@ -193,6 +204,13 @@ class JobMeter:
             return self._room
         under_way = self._exposed.prompt_tokens + self._exposed.tokens
         return max(0, min(self._room, rate_cap - under_way))
+
+    def room_beside(self, prompt_tokens: int) -> int:
+        """Generated tokens that may be delivered now, were a prompt of that many tokens let in before."""
+        if not (self.lends and prompt_tokens):
+            return self._room
+        exposed = self._exposed + Totals(prompt_tokens, 0)
+        return min(affordable(self.deposit, exposed, self.prices), self._credit_room(exposed))
 
     def stop(self, rate_cap: int | None = None) -> Stop | None:
         """What makes `room` 0; the deposit before the others, as no receipt and no waiting mends it."""
@@ -280,17 +298,19 @@ class JobMeter:
         self._exposed = self.counted + Totals(self.reserved, 0)
         """With the prompts that are being worked on."""
         self._affordable = affordable(self.deposit, self._exposed, self.prices)
-        self._room = min(self._affordable, self._credit_room()) if self.lends else self._affordable
+        self._room = (
+            min(self._affordable, self._credit_room(self._exposed)) if self.lends else self._affordable
+        )
 
     @property
     def _relied_on(self) -> Totals:
         """Of what was signed, what the host can claim for certain."""
         return NOTHING if self.early else self.receipted
 
-    def _credit_room(self) -> int:
-        """Tokens that were signed ahead, and those that fit what is left of the credit."""
-        ahead = max(0, self._relied_on.tokens - self._exposed.tokens)
-        left = self.credit - self._unclaimable(self._exposed)
+    def _credit_room(self, exposed: Totals) -> int:
+        """Beyond `exposed`: tokens that were signed ahead, and those that fit what is left of the credit."""
+        ahead = max(0, self._relied_on.tokens - exposed.tokens)
+        left = self.credit - self._unclaimable(exposed)
         if left < 0:
             return ahead
         return ahead + left // self.risk.per_million if self.risk.per_million else MAX_TOKENS

@@ -61,8 +61,11 @@ class Desk(Protocol):
     async def checkpoint(self, account: Account) -> None:
         """A whole interval was counted: what may be settled without a receipt is brought into the ledger."""
 
-    async def forgive(self, account: Account) -> None:
-        """Writes off early what clients that are gone left unsigned, as it stands in a stream's way."""
+    async def forgive(self, account: Account, *, cut: bool = False) -> None:
+        """Writes off early what clients that are gone left unsigned, as it stands in a stream's way.
+
+        `cut`: also what those left whose replies ended as they did not sign.
+        """
 
     def left(self, stream: Stream) -> None:
         """A stream is over; what it delivered may not have been signed for."""
@@ -184,6 +187,10 @@ class Stream:
         self._cut: str | None = None
         self._deadline: float | None = None
         """Until when it waits for room, on the event loop's clock."""
+        self.behind = False
+        """The payer's last receipt passed over what it has delivered."""
+        self._signed_at = float("-inf")
+        """When a receipt last signed for more of it, on the event loop's clock."""
         self._low_said = False
         self._overrun = False
         """The engine's request was cancelled, since nobody signed for what it had made."""
@@ -226,6 +233,15 @@ class Stream:
         """Tokens that the engine has made, and that were not delivered."""
         return self._tokens(self._held[-1]) if self._held else 0
 
+    @property
+    def next_tokens(self) -> int:
+        """Tokens that the next piece brings, 1 at least: more than none is waited for."""
+        return max(1, self._tokens(self._held[0])) if self._held else 1
+
+    def signed(self, now: float) -> None:
+        """A receipt signs for more of it."""
+        self.behind, self._signed_at = False, now
+
     def cut(self, reason: str) -> None:
         """Ends the stream before its reply is over; the first reason stands."""
         self._cut = self._cut or reason
@@ -242,6 +258,12 @@ class Stream:
         """What to send next; nothing once the stream has ended."""
         if self.account.crossed:
             await self._desk.checkpoint(self.account)
+        try:
+            return await self._take()
+        finally:
+            self.account.served(self)
+
+    async def _take(self) -> list[Part]:
         while self.end is None:
             self._changed.clear()
             if self._cut is not None:
@@ -272,9 +294,10 @@ class Stream:
             return []
         if not self.order.streamed:
             self._assemble()
+        self._release_rest()
         parts: list[Part] = []
         meter = self.account.meter
-        counted, room = meter.counted, self.account.room()
+        counted, room = meter.counted, self.account.room_for(self)
         while self._held and (after := self._deliver_next(counted, room, parts)) is not None:
             room -= after.tokens - counted.tokens
             if checkpoint(counted, after, self.account.job.interval, meter.prices):
@@ -282,7 +305,6 @@ class Stream:
             counted = after
         # Once for all that goes out in one write, and before it does.
         self._count(counted)
-        self._release_rest()
         if parts:
             self._deadline = None
         self._space.set()
@@ -306,10 +328,15 @@ class Stream:
         return counted + brings
 
     def _release_rest(self) -> None:
-        """Once the engine has told how long the prompt is, no more is needed for it."""
-        if self.order.bounded and self._sent.prompt_tokens and self.reserved:
-            self.account.meter.release(self.reserved)
-            self.reserved = 0
+        """Once the engine has told how long a bounded prompt is, no more is reserved for it."""
+        if not (self.order.bounded and self.reserved):
+            return
+        told = next(
+            (self._prompt_tokens(piece) for piece in self._held if piece.tokens and piece.prompt_tokens), 0
+        )
+        if rest := self.reserved - told if told else 0:
+            self.reserved = told
+            self.account.release(rest)
 
     def _count(self, counted: Totals) -> None:
         """Has `counted` be what is counted of the job."""
@@ -387,7 +414,7 @@ class Stream:
         if piece.tokens == 0:
             return 0
         counted = piece.prompt_tokens or (0 if self.order.bounded else self.order.prompt_tokens)
-        return max(0, min(counted, self.order.prompt_tokens) - self._sent.prompt_tokens)
+        return max(0, min(counted - self._sent.prompt_tokens, self.reserved))
 
     def _assemble(self) -> None:
         """Makes one piece of an answer that is not streamed; none of one that broke off."""
@@ -422,18 +449,17 @@ class Stream:
         if lack is Stop.RATE:
             await self._wait(self.account.rate_delay(self._tokens(self._held[0])))
             return None
+        if lack is Stop.CREDIT and self.account.abandoned(cut=True) != Totals():
+            await self._desk.forgive(self.account, cut=True)
         now = asyncio.get_running_loop().time()
         if self._deadline is None:
             self._deadline = now + (DEPTH_PATIENCE if lack is Stop.DEPTH else self._timeout)
-            if lack is Stop.CREDIT:
-                await self._desk.forgive(self.account)
             return (
                 None
                 if self.account.meter.attested
                 else Chunk(self._tally(self.account.meter.counted, due=True, waiting=True))
             )
-        # A payer that signs, if not enough yet, is not one that has left.
-        self._deadline = max(self._deadline, self.account.receipted_at + self._timeout)
+        self._deadline = max(self._deadline, self._last_signed() + self._timeout)
         left = self._deadline - now
         if left <= 0:
             self._cut = _ENDS.get(lack, RECEIPT_DUE)
@@ -441,12 +467,21 @@ class Stream:
             await self._desk.look_again(self.account)
             await self._wait(min(left, CHAIN_POLL))
         else:
-            await self._wait(left)
+            self.account.stand(self)
+            if self._lack() is Stop.CREDIT:
+                await self._wait(left)
         return None
+
+    def _last_signed(self) -> float:
+        """When the payer last signed for this stream, or, with nothing to sign of it, for any.
+
+        A payer that signs, if not enough yet, is not one that has left.
+        """
+        return self._signed_at if self.account.unsigned_of(self) else self.account.receipted_at
 
     def _lack(self) -> Stop | None:
         """What keeps the next piece from being delivered."""
-        return self.account.lack(self._tokens(self._held[0])) if self._held else None
+        return self.account.lack(self._tokens(self._held[0]), self) if self._held else None
 
     async def _wait(self, seconds: float) -> None:
         """Until something changes, `seconds` at most."""
@@ -500,7 +535,8 @@ class Stream:
                 async with asyncio.timeout(OVERRUN_PATIENCE):
                     await self._space.wait()
             except TimeoutError:
-                self._overrun = self._lack() is Stop.CREDIT
+                quiet_since = asyncio.get_running_loop().time() - OVERRUN_PATIENCE
+                self._overrun = self._lack() is Stop.CREDIT and self._last_signed() < quiet_since
                 if self._overrun:
                     return
 
