@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick import pricing
-from tallystick.caps import Caps, Purse, Stake, at_most, on_day
+from tallystick.caps import Caps, Purse, Stake, Words, at_most, on_day
 from tallystick.countersign import PROMPT_MARGIN
 from tallystick.errors import Refusal
 from tallystick.types import ETH, Address, Prices, Totals
@@ -79,8 +79,20 @@ def test_neither_price_may_be_above_the_cap() -> None:
     assert not caps.allows("any", Prices(900_001, 0))
     assert not caps.allows("any", Prices(0, 900_001))
     assert caps.allows("dear", Prices(2_000_000, 2_000_000))
-    with pytest.raises(Refusal, match="900001"):
+    with pytest.raises(Refusal, match="900001 base units"):
         caps.check_price("any", Prices(900_001, 0))
+
+
+def test_caps_are_told_in_the_words_of_the_asset_and_of_who_set_them() -> None:
+    """A person reads "0.9 tUSD"; a program reads base units beside it."""
+    caps = Caps(100_000, 100_000, 600_000, words=Words("tUSD", 6, str))
+    with pytest.raises(
+        Refusal, match=r"asks 0\.9 tUSD a million tokens of 'any', and max_price is 0\.6 tUSD"
+    ):
+        caps.check_price("any", PRICES)
+    with pytest.raises(Refusal, match=r"may cost 0\.2 tUSD, and deposit leaves 0\.1 tUSD") as refused:
+        caps.first_deposit(200_000, 100_000)
+    assert refused.value.extra == {"cost": "200000", "payable": "100000"}
 
 
 @pytest.mark.parametrize(

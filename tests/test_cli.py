@@ -471,7 +471,7 @@ def test_a_keystore_pays_as_well(tally: Tally, tmp_path: Path) -> None:
     ("command", "settings", "told"),
     [
         ("chat hi", {"HOST_URL": "http://127.0.0.1:9"}, "no host answers at http://127.0.0.1:9"),
-        ("chat hi --deposit two", {}, "--deposit or PAYER_DEPOSIT"),
+        ("chat hi --deposit two", {}, "--deposit: two"),
         ("chat hi", {"PAYER_PRIVATE_KEY": ""}, "neither PAYER_PRIVATE_KEY nor PAYER_KEYSTORE is set"),
         ("chat hi", {"PAYER_PRIVATE_KEY": "0x" + "00" * 32}, "PAYER_PRIVATE_KEY: "),
         ("chat hi --job 9", {}, "job 9 does not exist on chain 31337"),
@@ -479,7 +479,7 @@ def test_a_keystore_pays_as_well(tally: Tally, tmp_path: Path) -> None:
         ("chat hi --host notaurl", {}, "--host notaurl: it is not of the form http://HOST:PORT"),
         ("chat hi --host http://127.0.0.1:99999", {}, "it is not of the form"),
         ("chat hi", {"HOST_URL": "http://127.0.0.1:99999"}, "HOST_URL: it is not of the form"),
-        ("job open --deposit 0", {}, "--deposit or PAYER_DEPOSIT: 0 is not above 0"),
+        ("job open --deposit 0", {}, "--deposit: 0 is not above 0"),
         ("job top-up 9 1", {}, "job 9 does not exist on chain 31337"),
         ("job list", {"RPC_URL": "http://127.0.0.1:9"}, "`tally doctor`"),
         ("job show 9", {}, "job 9 does not exist on chain 31337"),

@@ -210,18 +210,51 @@ async def test_what_the_caps_forbid_is_raised(bench: Bench) -> None:
     """Before anything is asked of a host, and with the cap that is in the way."""
     url = await bench.serve(Script(say("a")))
     async with AsyncSession(deposit="0.0001", host=url, config=config(bench)) as session:
-        with pytest.raises(Refusal, match="--deposit"):
+        with pytest.raises(Refusal, match=r"may cost 0\.\d+ tUSD, and deposit leaves 0\.0001 tUSD"):
             await anext(session.chat("Why?"))
     async with AsyncSession(max_price="0.89", host=url, config=config(bench)) as session:
         with pytest.raises(Refusal) as refused:
             await anext(session.chat("Why?"))
     assert refused.value.code == "price_above_cap"
+    assert "0.9 tUSD a million tokens of 'scripted', and max_price is 0.89 tUSD" in refused.value.detail
 
 
-async def test_a_session_is_entered_first() -> None:
-    """Whoever forgets `with` is told."""
+async def test_several_choices_are_not_one_text(bench: Bench) -> None:
+    """`chat` gives one reply's text: who asks for two is told where they are."""
+    url = await bench.serve(Script(say("a")))
+    async with AsyncSession(host=url, config=config(bench)) as session:
+        with pytest.raises(Refusal, match=r"openai\(\) gives several"):
+            await anext(session.chat("Why?", n=2))
+        with pytest.raises(Refusal, match="`max_tokens`: 0 asks for no reply"):
+            await anext(session.chat("Why?", max_tokens=0))
+        assert [text async for text in session.chat("Why?", n=1)] == ["a"]
+
+
+async def test_a_session_is_entered_first(bench: Bench) -> None:
+    """Whoever forgets `with` is told, and who goes on after it."""
+    session = AsyncSession(config=config(bench))
     with pytest.raises(SessionError, match="with Session"):
-        await anext(AsyncSession().chat("Why?"))
+        await anext(session.chat("Why?"))
+    async with session:
+        pass
+    with pytest.raises(SessionError, match="was left"):
+        await session.models()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"deposit": "0"}, "^deposit: 0 is not above 0"),
+        ({"host": "foo"}, "^host foo: "),
+        ({"max_price": "x"}, "^max_price: "),
+        ({"max_per_day": "0"}, "^max_per_day: "),
+    ],
+)
+async def test_what_was_given_is_named(bench: Bench, options: dict[str, Any], told: str) -> None:
+    """An error names the argument, and not an option of the command line."""
+    with pytest.raises(ConfigError, match=told):
+        async with AsyncSession(config=config(bench), **options):
+            pass
 
 
 @pytest.mark.parametrize(

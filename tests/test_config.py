@@ -86,8 +86,8 @@ def test_the_protocols_defaults_are_the_programs() -> None:
         "choices": ("1", f"{wire.MAX_CHOICES}, prompts × `n`"),
         "quote": (f"{ours.quote_valid // hour} h", "1 min … 30 d"),
         "max_tokens, of each choice": (
-            f"{ours.max_tokens} when absent, null, \u22121 or 0",
-            "what the context holds; a fraction is refused",
+            f"{ours.max_tokens} when absent, null or \u22121",
+            "what the context holds; 0 and a fraction are refused",
         ),
         "request body": ("", f"{wire.MAX_BODY // megabyte} MB"),
         "body or frame without a good bearer": ("", f"{peer.STRANGERS_BODY // 1000} kB"),

@@ -190,7 +190,16 @@ async def test_who_has_eth_sends_for_itself(poor: Poor) -> None:
     [
         ("0", Wishes(DEPOSIT), "has no ETH for gas .* its quote has no relay_fee"),
         ("0", Wishes(DEPOSIT, gasless=True), "its quote has no relay_fee"),
-        ("0.05", Wishes(DEPOSIT, max_relay_fee=FEE - 1), "above the 49999 of PAYER_RELAY_FEE_MAX"),
+        (
+            "0.05",
+            Wishes(40_000),
+            "fee of 0.05 tUSD a deposit of 0.04 tUSD is too little; deposit 0.05009 tUSD",
+        ),
+        (
+            "0.05",
+            Wishes(DEPOSIT, max_relay_fee=FEE - 1),
+            "asks 0.05 tUSD, above the 0.049999 tUSD of PAYER_RELAY_FEE_MAX",
+        ),
     ],
 )
 async def test_what_stands_in_the_way_is_told(poor: Poor, fee: str, wishes: Wishes, told: str) -> None:

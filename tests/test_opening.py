@@ -91,9 +91,9 @@ def test_an_attested_job_is_opened_for_an_hour() -> None:
         ({"contract": Address("0x" + "99" * 20)}, {}, "this package's contract"),
         ({"valid_until": NOW - 3_600}, {}, "3600 s ago by the clock of the chain at RPC_URL"),
         ({}, {"model": "another"}, "it has tally"),
-        ({}, {"asset": ETH}, "does not sell"),
+        ({}, {"asset": ETH}, "does not sell 'tally' for ETH"),
         ({}, {"interval": 2_000}, "4 to 1000"),
-        ({}, {"max_price": 899_999}, "above your 899999"),
+        ({}, {"max_price": 899_999}, "asks 0.9 tUSD a million tokens, above your 0.899999 tUSD"),
     ],
 )
 def test_what_does_not_meet_is_refused_before_money_moves(

@@ -76,6 +76,7 @@ async def test_what_agrees(books: Books) -> None:
             "deposits": DEPOSIT,
             "paid": completion.owed,
             "returned": completion.refund,
+            "relay_fees": 0,
             "in_escrow": 0,
         }
     }
@@ -194,7 +195,7 @@ async def test_what_the_caps_were_not_told(books: Books) -> None:
     await wallet.top_up(job, 1_000)
     [low] = await books.told()
     assert (low.kind, low.job_id) == (Kind.STAKE, job.id)
-    assert f"it may cost {DEPOSIT + 1_000}, and {DEPOSIT} are counted" in low.seen
+    assert "it may cost 0.501 tUSD, and 0.5 tUSD are counted" in low.seen
 
 
 async def test_a_key_without_a_job(books: Books) -> None:

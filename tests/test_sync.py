@@ -14,7 +14,7 @@ import pytest
 from tallystick import Session
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
-from tallystick.errors import Refusal
+from tallystick.errors import Refusal, SessionError
 from tallystick.testing.engine import Hang, Script, say
 from tallystick.types import JobId
 from tests.buying import MESSAGES, Bench
@@ -65,13 +65,49 @@ async def test_leaving_a_reply_ends_it(bench: Bench) -> None:
     assert job.settled.tokens == 31
 
 
+async def test_outside_of_with_it_is_told(bench: Bench) -> None:
+    """Before and after: an error that says so, and nothing is left that nobody awaits."""
+    url = await bench.serve(Script(say("a")))
+    session = Session(host=url, config=config(bench))
+
+    def ask() -> None:
+        with pytest.raises(SessionError, match="with Session"):
+            session.models()
+        with pytest.raises(SessionError, match="with Session"):
+            list(session.chat("Why?"))
+
+    def talk() -> None:
+        ask()
+        with session:
+            assert session.models() == ["scripted"]
+        ask()
+
+    await asyncio.to_thread(talk)
+
+
+async def test_sessions_run_side_by_side_with_one_key(bench: Bench) -> None:
+    """Two threads, a session each, one store: both are served, within one day's cap."""
+    url = await bench.serve(Script(say("a")), models=("one", "two"))
+
+    def talk(model: str) -> str:
+        with Session(
+            deposit="0.5", max_per_day="0.8", model=model, host=url, config=config(bench)
+        ) as session:
+            return "".join(session.chat("Why?", max_tokens=10))
+
+    talks = (asyncio.to_thread(talk, model) for model in ("one", "two"))
+    assert await asyncio.gather(*talks) == ["a", "a"]
+    opened = [await bench.chain.job(event.job_id) for event in await bench.chain.jobs()]
+    assert sorted(job.deposit for job in opened if job) == [300_000, 500_000]
+
+
 async def test_errors_are_raised_where_the_reply_is_read(bench: Bench) -> None:
     """What another thread met is raised in this one, and the session goes on."""
     url = await bench.serve(Script(say("a")))
 
     def talk() -> str:
         with Session(deposit="0.001", host=url, config=config(bench)) as session:
-            with pytest.raises(Refusal, match="--deposit"):
+            with pytest.raises(Refusal, match="deposit leaves"):
                 list(session.chat("Why?", max_tokens=100_000))
             return "".join(session.chat("Why?", max_tokens=10))
 

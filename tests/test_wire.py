@@ -239,17 +239,17 @@ def test_our_members_are_read_and_kept_from_the_engine() -> None:
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 @pytest.mark.parametrize(
-    ("given_", "meant"), [(None, None), (-1, None), (0, None), (1, 1), (150, 150), (2**48 - 1, 2**48 - 1)]
+    ("given_", "meant"), [(None, None), (-1, None), (1, 1), (150, 150), (2**48 - 1, 2**48 - 1)]
 )
 def test_the_limit_of_a_reply(name: str, given_: int | None, meant: int | None) -> None:
-    """Null, -1, 0 and absence ask for the host's default; any other number is meant, under either name."""
+    """Null, -1 and absence ask for the host's default; any other number is meant, under either name."""
     assert wire.parse_chat(chat(**{name: given_})).max_tokens == meant
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-@pytest.mark.parametrize("given_", [1.5, 100.25, True, False, "100", -2, [100], {}, 2**48])
+@pytest.mark.parametrize("given_", [1.5, 100.25, True, False, "100", -2, 0, [100], {}, 2**48])
 def test_a_limit_that_is_no_number_of_tokens_is_refused(name: str, given_: Any) -> None:
-    """A fraction, a boolean or a string is refused by name, never rounded or clamped."""
+    """A fraction, a boolean, a string or nothing at all is refused by name, never rounded or clamped."""
     refusal = refused(chat(**{name: given_}))
     assert (refusal.code, refusal.extra["param"]) == ("invalid_request", name)
     assert name in refusal.detail

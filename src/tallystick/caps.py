@@ -6,12 +6,12 @@ be spent: what was spent on the day, and all that still could be of what is in e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tallystick.countersign import PROMPT_MARGIN
 from tallystick.errors import Refusal
-from tallystick.pricing import MILLION, value
+from tallystick.pricing import MILLION, from_units, value
 from tallystick.types import Address, Prices, Totals
 
 
@@ -34,6 +34,26 @@ class Stake:
         return self.most - self.began
 
 
+def option(name: str) -> str:
+    """How the command line calls a cap."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """In which words people are told of caps: by default in base units, as the command line's options."""
+
+    symbol: str = "base units"
+    """Of the asset."""
+    decimals: int = 0
+    named: Callable[[str], str] = option
+    """What a cap is called where it was set."""
+
+    def money(self, units: int) -> str:
+        """An amount for people."""
+        return f"{from_units(units, self.decimals)} {self.symbol}"
+
+
 @dataclass(frozen=True, slots=True)
 class Caps:
     """Never exceeded, whatever hosts and clients do."""
@@ -46,6 +66,7 @@ class Caps:
     """The highest price per million tokens of either kind; None: whatever a host asks."""
     prices: Mapping[str, int] = field(default_factory=dict)
     """Those of single models."""
+    words: Words = field(default=Words(), compare=False)
 
     def max_price(self, model: str) -> int | None:
         """The highest price for a model."""
@@ -60,8 +81,9 @@ class Caps:
         """Refusal `price_above_cap`."""
         if not self.allows(model, prices):
             asked, most = max(prices.per_million, prices.prompt_per_million), self.max_price(model)
-            told = f"The host asks {asked} base units a million tokens of {model!r}, and the cap is {most}."
-            raise Refusal("price_above_cap", told)
+            told = f"The host asks {self.words.money(asked)} a million tokens of {model!r}"
+            cap = f"{self.words.named('max_price')} is {self.words.money(most or 0)}"
+            raise Refusal("price_above_cap", f"{told}, and {cap}.", asked=str(asked), cap=str(most))
 
     def room(self, stakes: Iterable[Stake], day: str) -> int:
         """What may still be staked on `day`; below 0 if caps were higher when the stakes were made.
@@ -98,10 +120,11 @@ class Caps:
     def _check(self, cost: int, payable: int, room: int) -> None:
         if cost <= payable:
             return
-        lacking = "--deposit" if payable < room or self.deposit < cost else "--max-per-day"
+        lacking = self.words.named("deposit" if payable < room or self.deposit < cost else "max_per_day")
+        most, left = self.words.money(cost), self.words.money(max(0, payable))
         raise Refusal(
             "cap_reached",
-            f"The request may cost {cost} base units, and {lacking} leaves {max(0, payable)} for it.",
+            f"The request may cost {most}, and {lacking} leaves {left} for it.",
             cost=str(cost),
             payable=str(max(0, payable)),
         )

@@ -252,6 +252,11 @@ class Chain(Contracts):
         events = await self._events(self.deployment.marketplace, topics, first, last)
         return [event for event in events if isinstance(event, Created)]
 
+    async def opening(self, job: Job) -> Created:
+        """The event with which a job was opened."""
+        latest = await self.block_number()
+        return await self._opening(job.id, job.created_at, latest, latest)
+
     async def settlements(self, job_id: JobId) -> list[Settlement]:
         """All that was ever settled of a job, oldest first."""
         job, events = await self._story(job_id, "CheckpointSettled")

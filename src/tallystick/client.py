@@ -22,7 +22,7 @@ import orjson
 from tallystick import wallet
 from tallystick.config import PayerConfig
 from tallystick.countersign import Overcount
-from tallystick.errors import ConfigError, SessionError
+from tallystick.errors import ConfigError, Refusal, SessionError
 from tallystick.gateway import Gateway, Paid
 from tallystick.listeners import Listeners
 from tallystick.session import BalanceLow, Settled, Signed
@@ -70,6 +70,10 @@ class Reply:
     job_id: JobId
     host: str = ""
     """The URL of the host that made it."""
+
+
+OUTSIDE = "the session is not entered, or was left: `with Session(…) as session`"
+"""Why nothing can be asked."""
 
 
 class AsyncSession:
@@ -124,9 +128,14 @@ class AsyncSession:
         async with AsyncExitStack() as parts:
             purse = await parts.enter_async_context(wallet.opened(self._config, self._tokenizers))
             asset = purse.asset(_symbol(self._deposit))
-            caps = purse.caps(self._deposit, self._per_day, self._prices, asset)
+            caps = purse.caps(self._deposit, self._per_day, self._prices, asset, named=str)
             spender = Spender(
-                purse, caps, purse.host_urls(self._hosts), asset=asset, idle=self._idle, hear=self._heard
+                purse,
+                caps,
+                purse.host_urls(self._hosts, name="host"),
+                asset=asset,
+                idle=self._idle,
+                hear=self._heard,
             )
             self._spender = await parts.enter_async_context(spender)
             self._gateway = Gateway(spender, max_tokens=purse.config.max_tokens)
@@ -137,12 +146,13 @@ class AsyncSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._parts.aclose()
+        self._gateway = None
 
     @property
     def gateway(self) -> Gateway:
         """OpenAI's API over this session's jobs. SessionError outside of `with`."""
         if self._gateway is None:
-            raise SessionError("the session was not entered: `with Session(…) as session`")
+            raise SessionError(OUTSIDE)
         return self._gateway
 
     @property
@@ -200,8 +210,12 @@ class AsyncSession:
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         asked = {"messages": messages, "model": self._model, "max_tokens": max_tokens, **sampling}
-        body = orjson.dumps({name: member for name, member in asked.items() if member is not None})
-        async with self.gateway.paid("/v1/chat/completions", parse_chat(body)) as paid:
+        request = parse_chat(orjson.dumps({name: each for name, each in asked.items() if each is not None}))
+        if request.n != 1:
+            raise Refusal(
+                "invalid_request", "`n`: chat() gives one choice; openai() gives several.", param="n"
+            )
+        async with self.gateway.paid("/v1/chat/completions", request) as paid:
             reason = ""
             async with aclosing(paid.parts()) as reads:
                 async for parts in reads:

@@ -35,7 +35,7 @@ from tallystick.networks import Deployment
 from tallystick.outgoing import LedElsewhere
 from tallystick.quote import digest
 from tallystick.store import Store, StoredJob
-from tallystick.types import ZERO_HASH, Address, Job, JobId, Prices, Terms
+from tallystick.types import ETH, ZERO_HASH, Address, Job, JobId, Prices, Terms
 
 ATTESTED_LIFETIME = 3_600
 """Seconds, for a host-attested job: idle, it is worth rate times time to its host."""
@@ -82,7 +82,7 @@ class Quote:
         if model not in self.models:
             raise SessionError(f"the host does not serve {model!r}; it has {', '.join(self.models)}")
         if asset not in self.models[model]:
-            raise SessionError(f"the host does not sell {model!r} for {asset}")
+            raise SessionError(f"the host does not sell {model!r} for {'ETH' if asset == ETH else asset}")
         return self.models[model][asset]
 
 
@@ -257,7 +257,8 @@ def terms_for(
     prices = quote.prices(model, asset)
     asked = max(prices.per_million, prices.prompt_per_million)
     if wishes.max_price is not None and asked > wishes.max_price:
-        raise SessionError(f"the host asks {asked} a million tokens, above your {wishes.max_price}")
+        told, most = (deployment.amount(asset, units) for units in (asked, wishes.max_price))
+        raise SessionError(f"the host asks {told} a million tokens, above your {most}")
     if not quote.interval_min <= wishes.interval <= quote.interval_max:
         raise SessionError(
             f"the host takes intervals of {quote.interval_min} to {quote.interval_max} tokens, "
@@ -457,13 +458,18 @@ async def _authorizing(
 def _obstacle(quote: Quote, wishes: Wishes, terms: Terms, deployment: Deployment) -> str | None:
     """Why the host does not send an opening on these terms."""
     symbol = deployment.assets[deployment.dollar].symbol
+    fee = deployment.amount(terms.asset, quote.relay_fee)
     if not quote.relay_fee:
         return "its quote has no relay_fee"
     if terms.asset != deployment.dollar:
         return f"it does so for {symbol} alone"
     if wishes.max_relay_fee is not None and quote.relay_fee > wishes.max_relay_fee:
-        most = wishes.max_relay_fee
-        return f"it asks {quote.relay_fee} base units, above the {most} of PAYER_RELAY_FEE_MAX"
+        most = deployment.amount(terms.asset, wishes.max_relay_fee)
+        return f"it asks {fee}, above the {most} of PAYER_RELAY_FEE_MAX"
+    least = quote.relay_fee + max(1, pricing.at_risk(terms.checkpoint_interval, terms.prices))
+    if terms.deposit < least:
+        deposit, needed = (deployment.amount(terms.asset, units) for units in (terms.deposit, least))
+        return f"beside its fee of {fee} a deposit of {deposit} is too little; deposit {needed} or more"
     return None
 
 

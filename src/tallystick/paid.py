@@ -10,6 +10,7 @@ import asyncio
 import enum
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from tallystick import archive, opening, pricing, proof
 from tallystick.caps import Stake
 from tallystick.chain import Chain, deployment_at
 from tallystick.config import PayerConfig, checked_address
+from tallystick.contracts import Relayed
 from tallystick.errors import ConfigError
 from tallystick.evidence import Evidence
 from tallystick.mends import when
+from tallystick.networks import Deployment
 from tallystick.store import Store, StoredJob
 from tallystick.types import Address, Completion, Job, JobId, JobStatus, Totals
-from tallystick.wallet import money
 
 NOTHING = Totals()
+SUMS = ("deposits", "paid", "returned", "relay_fees")
 
 
 class Kind(enum.StrEnum):
@@ -87,6 +90,10 @@ class Seen:
     """By the newest receipt of the store."""
     stake: Stake | None = None
     evidence: Path | None = None
+    relay_fee: int = 0
+    """What whoever sent its opening got of what the payer put in, beside the deposit."""
+    money: Callable[[int], str] = str
+    """An amount of the job's asset for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,8 @@ class Report:
     """What was compared, and all that differs. Amounts in base units, by asset."""
 
     payers: tuple[Address, ...]
-    chain_id: int
     jobs: tuple[Seen, ...]
+    deployment: Deployment
     staked: dict[tuple[str, Address], int]
     """What may have been spent on a day, by the caps; of the days that the store still has."""
     differences: tuple[Difference, ...]
@@ -106,14 +113,17 @@ class Report:
         return not any(each.counts for each in self.differences)
 
     def sums(self) -> dict[Address, dict[str, int]]:
-        """Of the jobs on the chain: what went into escrow, what of it was paid, came back, and is there."""
+        """Of the jobs on the chain: what went into escrow, what of it was paid, came back, and is there; what
+        was paid beside it for sending openings.
+        """
         sums: dict[Address, dict[str, int]] = {}
         for seen in self.jobs:
             if seen.job is not None:
-                of_asset = sums.setdefault(seen.job.asset, dict.fromkeys(("deposits", "paid", "returned"), 0))
+                of_asset = sums.setdefault(seen.job.asset, dict.fromkeys(SUMS, 0))
                 of_asset["deposits"] += seen.job.deposit
                 of_asset["paid"] += seen.job.owed
                 of_asset["returned"] += seen.completion.refund if seen.completion else 0
+                of_asset["relay_fees"] += seen.relay_fee
         return {asset: {**each, "in_escrow": _rest(each)} for asset, each in sums.items()}
 
 
@@ -163,7 +173,7 @@ async def compare(chain: Chain, store: Store, payer: Address | None) -> Report:
     staked: dict[tuple[str, Address], int] = {}
     for stake in stakes:
         staked[stake.day, stake.asset] = staked.get((stake.day, stake.asset), 0) + stake.at_most
-    return Report(tuple(payers), place[0], tuple(jobs), staked, tuple(differences))
+    return Report(tuple(payers), tuple(jobs), chain.deployment, staked, tuple(differences))
 
 
 async def _look(
@@ -187,7 +197,11 @@ async def _seen(
 ) -> Seen:
     job = await chain.job(number)
     if stored is None:
-        return Seen(number, None, job, await _closing(chain, job))
+        return Seen(
+            *(number, None, job, await _closing(chain, job)),
+            relay_fee=await _relay_fee(chain, job),
+            money=_money(chain, job),
+        )
     if job is not None and job.signer != stored.signer:
         job = None
     last = await asyncio.to_thread(store.last, stored.signer)
@@ -200,6 +214,23 @@ async def _seen(
         signed=last.receipt.totals if last else Totals(),
         stake=stake,
         evidence=path if path.exists() else None,
+        relay_fee=0 if stored.good_until is None else await _relay_fee(chain, job),
+        money=_money(chain, job),
+    )
+
+
+def _money(chain: Chain, job: Job | None) -> Callable[[int], str]:
+    return str if job is None else partial(chain.deployment.amount, job.asset)
+
+
+async def _relay_fee(chain: Chain, job: Job | None) -> int:
+    """What whoever sent a job's opening got for it."""
+    opened = await chain.opening(job) if job is not None else None
+    if opened is None:
+        return 0
+    relayed = await chain.events(opened.block, opened.block, ["JobRelayed"])
+    return sum(
+        each.relay_fee for each in relayed if isinstance(each, Relayed) and each.job_id == opened.job_id
     )
 
 
@@ -233,7 +264,8 @@ def known(seen: Seen, job: Job, now: int) -> Iterator[Difference]:
     """Every job of the payer's is in its store."""
     if seen.stored is not None:
         return
-    told = f"opened {when(job.created_at)} with {job.host}, deposit {job.deposit}, {job.owed} of it paid"
+    deposit, paid = seen.money(job.deposit), seen.money(job.owed)
+    told = f"opened {when(job.created_at)} with {job.host}, deposit {deposit}, {paid} of it paid"
     if job.status is JobStatus.CLOSED:
         mend = "nothing: it is closed and its rest is back"
     elif job.status is JobStatus.OPEN and now < job.closes_at:
@@ -259,10 +291,12 @@ def amounts(seen: Seen, job: Job, now: int) -> Iterator[Difference]:
     """What is paid is what the totals come to, and what came back is the rest."""
     owed = pricing.owed(job.settled, job.prices)
     if (job.owed, job.fee) != (owed, pricing.fee(owed)):
-        told = f"{job.owed} are paid, {job.fee} of them to the treasury; the totals come to {owed}"
+        paid, fee, worth = map(seen.money, (job.owed, job.fee, owed))
+        told = f"{paid} are paid, {fee} of them to the treasury; the totals come to {worth}"
         yield Difference(Kind.MONEY, job.id, told, "trust no amount of this chain's before it is explained")
     if seen.completion is not None and seen.completion.refund != job.deposit - job.owed:
-        told = f"{seen.completion.refund} came back of a deposit of {job.deposit} with {job.owed} paid"
+        refund, deposit, paid = map(seen.money, (seen.completion.refund, job.deposit, job.owed))
+        told = f"{refund} came back of a deposit of {deposit} with {paid} paid"
         yield Difference(Kind.MONEY, job.id, told, "trust no amount of this chain's before it is explained")
 
 
@@ -277,7 +311,8 @@ def ended(seen: Seen, job: Job, now: int) -> Iterator[Difference]:
                 Kind.CLOSED, job.id, told, f"tally job complete {job.id}, which takes note of it"
             )
     elif now >= job.closes_at:
-        told = f"its host could claim until {when(job.closes_at)}; {job.deposit - job.owed} are yours"
+        rest = seen.money(job.deposit - job.owed)
+        told = f"its host could claim until {when(job.closes_at)}; {rest} are yours"
         yield Difference(Kind.RECLAIMABLE, job.id, told, f"tally job reclaim {job.id}")
     elif seen.stored.ended:
         told = f"the store has ended it; on the chain it is {job.status.name.lower()}"
@@ -294,7 +329,8 @@ def staked(seen: Seen, job: Job, now: int) -> Iterator[Difference]:
         yield Difference(
             Kind.STAKE,
             job.id,
-            f"it may cost {most}, and {seen.stake.most} are counted against {seen.stake.day}",
+            f"it may cost {seen.money(most)}, and {seen.money(seen.stake.most)} are counted against "
+            f"{seen.stake.day}",
             f"tally job complete {job.id}, and lower --max-per-day for that day by the difference",
         )
 
@@ -313,7 +349,9 @@ def _pending(chain: Chain, openings: Iterable[StoredJob], stakes: Iterable[Stake
         held = staked.get(each.signer)
         told = f"the session key {each.signer} has no job on the chain: {opening.awaited(each)}"
         if held is not None:
-            told += f"; {money(chain, held.asset, held.at_most)} count against {held.day} until then"
+            told += (
+                f"; {chain.deployment.amount(held.asset, held.at_most)} count against {held.day} until then"
+            )
         yield Difference(Kind.PENDING, None, told, _mend_of(each), counts=False)
 
 
@@ -333,7 +371,7 @@ async def _kept_refunds(chain: Chain, payer: Address) -> list[Difference]:
     for asset, known_asset in chain.deployment.assets.items():
         units = await chain.refunds(payer, asset)
         if units:
-            told = f"{units} base units of {known_asset.symbol} lie in the contract for {payer}"
+            told = f"{chain.deployment.amount(asset, units)} lie in the contract for {payer}"
             mend = f"tally withdraw --as payer --asset {known_asset.symbol}"
             found.append(Difference(Kind.KEPT, None, told, mend))
     return found
@@ -383,7 +421,9 @@ def lines(found: Report) -> Iterator[str]:
     """For people: what differs, first what counts; the sums; the verdict."""
     unknown = sum(seen.stored is None for seen in found.jobs)
     payers = ", ".join(found.payers) or "nobody"
-    yield f"payer {payers} on chain {found.chain_id}: {len(found.jobs)} jobs, {unknown} not in the store"
+    amount = found.deployment.amount
+    jobs = f"{len(found.jobs)} jobs, {unknown} not in the store"
+    yield f"payer {payers} on chain {found.deployment.chain_id}: {jobs}"
     for heading, counts in (("differs", True), ("to know: nothing to mend", False)):
         these = [each for each in found.differences if each.counts is counts]
         if these:
@@ -393,9 +433,10 @@ def lines(found: Report) -> Iterator[str]:
             yield f"{number:>5}  {each.kind.value}: {each.seen}"
             yield f"{'':7}mend: {each.mend}"
     for asset, sums in found.sums().items():
-        yield f"{asset}: " + ", ".join(f"{name.replace('_', ' ')} {units}" for name, units in sums.items())
+        told = (f"{name.replace('_', ' ')} {amount(asset, units)}" for name, units in sums.items())
+        yield ", ".join(told)
     for (day, asset), units in sorted(found.staked.items()):
-        yield f"{asset}: at most {units} on {day}, by the caps"
+        yield f"at most {amount(asset, units)} on {day}, by the caps"
     wrong = sum(each.counts for each in found.differences)
     yield f"{wrong} difference{'' if wrong == 1 else 's'}" if wrong else "all agrees"
 
@@ -404,7 +445,7 @@ def out(found: Report) -> dict[str, Any]:
     """The same for programs."""
     return {
         "payers": list(found.payers),
-        "chain_id": found.chain_id,
+        "chain_id": found.deployment.chain_id,
         "agrees": found.agrees,
         "jobs": len(found.jobs),
         "differences": [

@@ -121,7 +121,7 @@ def check_sold(listings: Sequence[Listing], asset: Address, caps: Caps, model: s
         if asset in prices and model in (None, name)
     ]
     if not asked:
-        raise Refusal("asset_not_accepted", f"No host sells {model or 'anything'!r} for {asset}.")
+        raise Refusal("asset_not_accepted", f"No host sells {model or 'anything'!r} for {caps.words.symbol}.")
     for prices, name in sorted(asked, key=lambda each: (each[0].per_million, each[1])):
         caps.check_price(name, prices)
 

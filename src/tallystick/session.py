@@ -131,6 +131,8 @@ class Stopped:
     """The session cannot go on, for the reason given. What was signed stays signed; nothing more will be."""
 
     reason: str
+    retry_after: float = 0.0
+    """Seconds after which the host says that it can go on; 0: it says nothing of it."""
 
 
 Event = Signed | Settled | BalanceLow | PromptAhead | Overcount | Stopped
@@ -622,7 +624,8 @@ class Session:
         if self._ending and not self._ended.done():
             self._ended.set_exception(failure)
         self._quiet.set()
-        self._tell(Stopped(str(failure)))
+        after = failure.problem.retry_after if isinstance(failure, HostRefused) else 0.0
+        self._tell(Stopped(str(failure), after))
 
     # Receipts
 

@@ -34,7 +34,7 @@ from tallystick.listeners import Listeners
 from tallystick.opening import Quote, Wishes
 from tallystick.ranking import Candidate, Chosen
 from tallystick.record import Came
-from tallystick.session import Event, Session, Stopped
+from tallystick.session import Event, Session, Signed, Stopped
 from tallystick.store import StoredJob
 from tallystick.types import Address, Completion, Job, JobId, JobStatus
 from tallystick.wallet import Wallet, money
@@ -47,6 +47,10 @@ TIDY_EVERY = 600.0
 """Seconds between two tries to end jobs that nobody uses any more."""
 COMPLETE = 60.0
 """Seconds that a host has to complete a job in."""
+SHORTEST = 0.5
+"""Seconds until a host that ends one connection after the other is asked again, doubled each time."""
+LONGEST = 15.0
+"""Seconds that it is left alone at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class InUse:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     retired: bool = False
     """It takes no more requests."""
+    stops: int = 0
+    """Connections that ended since the host last acknowledged a receipt."""
     abandoned: bool = False
     """Nobody reads any more what comes of its requests."""
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -555,11 +561,18 @@ class Spender:
 
     def _heard(self, used: InUse, event: Event) -> None:
         self._tell(used.session.job, event)
-        if isinstance(event, Stopped) and used.requests:
-            self.see_to(self._reconnect(used))
+        if isinstance(event, Signed):
+            used.stops = 0
+        if isinstance(event, Stopped):
+            used.stops += 1
+            if used.requests:
+                self.see_to(self._reconnect(used, pause(used.stops, event.retry_after)))
 
-    async def _reconnect(self, used: InUse) -> None:
+    async def _reconnect(self, used: InUse, seconds: float) -> None:
         """What is under way over HTTP needs its receipts sent."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await _quiet(used)
         try:
             await used.connect()
         except TallystickError as error:
@@ -823,6 +836,14 @@ class Spender:
 
     def _money_told(self, units: int) -> str:
         return money(self.wallet.chain, self.asset, units)
+
+
+def pause(stops: int, retry_after: float) -> float:
+    """Seconds until a host is connected to again that ended so many connections in a row with no receipt
+    acknowledged in between; `retry_after`: those that it names, 0 for none. At once the first time.
+    """
+    backoff = 0.0 if stops < 2 else SHORTEST * 2 ** min(stops - 2, 10)
+    return min(max(backoff, retry_after), LONGEST)
 
 
 async def _abandon(used: InUse) -> None:

@@ -17,9 +17,10 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from tallystick.client import Amount, AsyncSession, Kind, Messages, Reply
+from tallystick.client import OUTSIDE, Amount, AsyncSession, Kind, Messages, Reply
 from tallystick.config import PayerConfig
 from tallystick.countersign import Overcount
+from tallystick.errors import SessionError
 from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.spending import IDLE, HostChosen, SetAside
 from tallystick.types import Completion
@@ -136,15 +137,24 @@ class Session:
 
         return transport.client(self._session.gateway, self._wait, self._each, **options)
 
+    @property
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise SessionError(OUTSIDE)
+        return self._loop
+
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            loop = self._running
+        except SessionError:
+            work.close()
+            raise
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
 
     def _each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         """What an asynchronous iteration brings, in this thread; leaving it ends the other."""
-        assert self._loop is not None
-        handed: SimpleQueue[T | _Ended] = SimpleQueue()
-        handing = asyncio.run_coroutine_threadsafe(_hand(items, handed), self._loop)
+        loop, handed = self._running, SimpleQueue[T | _Ended]()
+        handing = asyncio.run_coroutine_threadsafe(_hand(items, handed), loop)
         item: T | _Ended | None = None
         try:
             while not isinstance(item := handed.get(), _Ended):
@@ -157,11 +167,20 @@ class Session:
             raise item.error
 
     def _stop(self) -> None:
-        assert self._loop is not None
+        loop, self._loop = self._running, None
         assert self._thread is not None
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        asyncio.run_coroutine_threadsafe(_end_rest(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
-        self._loop.close()
+        loop.close()
+
+
+async def _end_rest() -> None:
+    """Ends what is under way, so that no other thread waits for it for ever."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 async def _hand(items: AsyncGenerator[T, None], handed: SimpleQueue[T | _Ended]) -> None:

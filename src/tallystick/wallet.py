@@ -14,7 +14,7 @@ from getpass import getpass
 
 from tallystick import archive, gasless, opening, pricing, proof
 from tallystick.authorization import Consent, Opening, TopUp, new_salt
-from tallystick.caps import Caps
+from tallystick.caps import Caps, Words, option
 from tallystick.chain import Chain, TxResult, deployment_at
 from tallystick.config import PayerConfig, Secret, TokenizerFile, http_url, tokenizer_files
 from tallystick.contracts import Call, ToppedUp
@@ -77,7 +77,9 @@ class Wallet:
         """What the settings and a command's options ask of a job. `deposit` in whole units of the asset."""
         paid_in = self.asset(asset)
         return Wishes(
-            deposit=self.units(deposit or self.config.deposit, paid_in, "--deposit or PAYER_DEPOSIT"),
+            deposit=self.units(
+                deposit or self.config.deposit, paid_in, "--deposit" if deposit else "PAYER_DEPOSIT"
+            ),
             model=model,
             asset=paid_in,
             interval=self.config.interval,
@@ -97,31 +99,47 @@ class Wallet:
         except ValueError as error:
             raise ConfigError(f"PAYER_RELAY_FEE_MAX: {error}") from error
 
-    def caps(self, deposit: str | None, per_day: str | None, prices: Iterable[str], asset: Address) -> Caps:
+    def caps(
+        self,
+        deposit: str | None,
+        per_day: str | None,
+        prices: Iterable[str],
+        asset: Address,
+        *,
+        named: Callable[[str], str] = option,
+    ) -> Caps:
         """What may be spent; a day's cap is one deposit where none is named. ConfigError.
 
-        `prices`: like "0.60", for any model, or "MODEL=0.60"; whole units per million tokens.
+        `prices`: like "0.60", for any model, or "MODEL=0.60"; whole units per million tokens. `named`: what
+        caps are called where they were set.
         """
-        escrow = self.units(deposit or self.config.deposit, asset, "--deposit or PAYER_DEPOSIT")
-        day = self.units(per_day, asset, "--max-per-day") if per_day else escrow
+        escrow = self.units(
+            deposit or self.config.deposit, asset, named("deposit") if deposit else "PAYER_DEPOSIT"
+        )
+        day = self.units(per_day, asset, named("max_per_day")) if per_day else escrow
         most = {}
         for entry in prices:
             model, _, price = entry.rpartition("=")
-            most[model] = self.units(price, asset, "--max-price")
-        return Caps(min(escrow, day), day, most.pop("", None), most)
+            most[model] = self.units(price, asset, named("max_price"))
+        known = asset_at(self.chain, asset)
+        words = Words(known.symbol, known.decimals, named)
+        return Caps(min(escrow, day), day, most.pop("", None), most, words)
 
     def host_url(self, named: str | None = None) -> str:
         """The host of that URL, by default HOST_URL's, or this machine's. ConfigError if it is none."""
         return next(iter(self.host_urls([named] if named else [])), LOCAL_HOST)
 
-    def host_urls(self, named: Sequence[str] = ()) -> list[str]:
-        """The hosts of those URLs, by default HOST_URL's; without it none is named. ConfigError."""
+    def host_urls(self, named: Sequence[str] = (), name: str = "--host") -> list[str]:
+        """The hosts of those URLs, by default HOST_URL's; without it none is named.
+
+        ConfigError, which says `name`.
+        """
         if not named:
             return [] if self.config.host_url is None else [self.config.host_url]
         try:
             return [http_url(url) for url in named]
         except ValueError as error:
-            raise ConfigError(f"--host {' '.join(named)}: {error}") from None
+            raise ConfigError(f"{name} {' '.join(named)}: {error}") from None
 
     def units(self, amount: str, asset: Address, name: str) -> int:
         """An amount in base units: "2", or "2 USDC" where the asset is USDC.

@@ -62,8 +62,8 @@ _Address = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-fA-F]{40}\Z")]
 _Time = Annotated[int, msgspec.Meta(ge=0, le=2**48 - 1)]
 # Of a payer that is a contract it may be of any length (ERC-1271).
 _AnySignature = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-fA-F]{2}){1,4096}\Z")]
-# -1, 0 and null ask for the host's default; below -1 there is nothing to mean.
-_Limit = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)]
+# -1 and null ask for the host's default; a reply of 0 tokens is none, and below -1 there is nothing to mean.
+_Limit = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS, extra_json_schema={"not": {"const": 0}})]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
 _TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 _TokenIds = Annotated[list[_TokenId], msgspec.Meta(min_length=1, max_length=MAX_IDS)]
@@ -575,7 +575,8 @@ def parse_text(raw: bytes) -> ReplyRequest:
         raise Refusal("too_many_choices", f"There are {len(prompts)} prompts, and {n} choices of each.")
     if form.echo:
         raise Refusal("invalid_request", "`echo`: this host does not send prompts back.", param="echo")
-    request = _request(form, _limit(form.max_tokens), _without(sent, {"job_id", "tally", "prompt"}), sent)
+    body = _without(sent, {"job_id", "tally", "prompt"})
+    request = _request(form, _limit("max_tokens", form.max_tokens), body, sent)
     return replace(request, prompts=prompts)
 
 
@@ -628,7 +629,8 @@ def _chat(
     request: str | None = None,
 ) -> ReplyRequest:
     form = _read(checked, Chat)
-    limits = _limit(form.max_tokens), _limit(form.max_completion_tokens)
+    names = ("max_tokens", "max_completion_tokens")
+    limits = [_limit(name, getattr(form, name)) for name in names]
     max_tokens = min(filter(None, limits), default=None)
     return _request(form, max_tokens, body, checked if sent is None else sent, request)
 
@@ -657,8 +659,11 @@ def _request(
     )
 
 
-def _limit(tokens: int | None) -> int | None:
-    return tokens if tokens is not None and tokens > 0 else None
+def _limit(name: str, tokens: int | None) -> int | None:
+    """The most tokens of a choice; None: the host's default. Refusal `invalid_request` for none at all."""
+    if tokens == 0:
+        raise Refusal("invalid_request", f"`{name}`: 0 asks for no reply.", param=name)
+    return None if tokens == -1 else tokens
 
 
 def _same(name: str, one: _Form | None, alias: str, other: _Form | None) -> _Form | None:
