@@ -14,7 +14,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from tallystick import lookout, pricing, wire
+from tallystick import database, lookout, pricing, wire
 from tallystick.chain import Chain
 from tallystick.config import Amounts, AssetPrice, HostConfig, Secret
 from tallystick.counter import Counter
@@ -26,6 +26,7 @@ from tallystick.node import COUNTER, Node, Payout, policy_of, thrift_of
 from tallystick.policy import Policy, Thrift
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import ETH, Address, JobId, JobStatus, Totals
+from tests import postgresql
 from tests.disk import SmallDisk
 from tests.paying import PROMPT, Signer, open_job, register, until
 
@@ -429,6 +430,38 @@ async def test_a_lease_that_ran_out_ends_what_is_served(
     assert row is not None
     assert row.receipted is not None
     assert row.receipted.totals == Totals(PROMPT, 1)
+
+
+async def test_a_database_that_stands_still_takes_no_new_work(
+    config: HostConfig,
+    devnet: Devnet,
+    chain: Chain,
+    postgres: postgresql.Server,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The node finds it out by itself, says why, and goes on by itself."""
+    monkeypatch.setattr(database, "SILENCE_LIMIT", 0.5)
+    monkeypatch.setattr(database, "CONNECT_LIMIT", 2)
+    async with node(changed(config, ledger_url=Secret(postgres_url))) as host:
+        signer = await open_job(devnet, chain)
+        await ask(host, signer)
+        postgres.freeze()
+        try:
+            await until(lambda: is_unready(host))
+            [reason] = await host.unready()
+            assert reason.startswith("the ledger cannot be written: ")
+            with pytest.raises(Refusal) as caught:
+                await ask(host, signer, 2)
+            assert caught.value.problem()["retry_after"] == 2
+        finally:
+            postgres.thaw()
+        await until(lambda: is_ready(host))
+        await ask(host, signer, 3)
+
+
+async def is_unready(host: Node) -> bool:
+    return not await is_ready(host)
 
 
 # A disk that is full
