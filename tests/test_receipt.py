@@ -69,9 +69,10 @@ def test_good() -> None:
 
 
 def test_signed_ahead() -> None:
-    """What is signed beyond the positions is credit, and not acknowledged."""
+    """What is signed beyond the positions is credit, and not acknowledged; how far is the payer's risk."""
     assert judge(signed(Totals(512, 100), AT_TWO), KNOWN) == Judgement(Totals(12, 2), lost=Totals())
     assert judge(signed(Totals(512, 0)), KNOWN) == Judgement(Totals(), lost=Totals())
+    assert judge(signed(Totals(12, 10**9), AT_TWO), KNOWN) == Judgement(Totals(12, 2), lost=Totals())
 
 
 def test_only_what_moved_counts() -> None:
