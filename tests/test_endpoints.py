@@ -593,8 +593,10 @@ async def test_no_nonce_of_another_chain_is_believed(alone: Bench, paying: Payin
         while await sender.step():
             pass
         known = await paying.ledger.next_nonce(alone.host.address)
-        with alone.a.failing(OtherChain(5)), alone.a.failing(Lag(5)), pytest.raises(WrongChain):
-            await sender.step()
+        with alone.a.failing(OtherChain(5)), alone.a.failing(Lag(5)):
+            for what in (sender.submit(paying.call(), "pay"), sender.step()):
+                with pytest.raises(WrongChain):
+                    await what
     async with paying.sender() as sender:
         assert not await sender.step()
     assert await paying.ledger.next_nonce(alone.host.address) == known

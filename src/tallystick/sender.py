@@ -191,7 +191,7 @@ class Sender:
             if not self._resumed:
                 await self._step()
             estimate = await self._chain.estimate_gas(call, self.address)
-            nonce = max(await self._ledger.next_nonce(self.address), await self._chain.nonce(self.address))
+            nonce = await self._next_nonce()
             limit = gas if gas >= estimate else limit_of(estimate)
             what = (call.to, call.data, call.value, limit, tuple(carried), errand)
             draft = Draft(self.address, nonce, purpose, *what)
@@ -311,6 +311,12 @@ class Sender:
         )
 
     # Moves
+
+    async def _next_nonce(self) -> int:
+        """After all that are known here, or used: on the right chain, which a view makes sure of."""
+        known = await self._ledger.next_nonce(self.address)
+        async with self._chain.view():
+            return max(known, await self._chain.nonce(self.address))
 
     async def _save(self, draft: Draft) -> Transaction:
         head = await self._chain.block()
