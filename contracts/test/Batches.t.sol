@@ -16,10 +16,6 @@ contract BatchesTest is Fixture {
         uint256 second;
     }
 
-    // Where `forge inspect JobMarketplace storage-layout` has `_earnings` and `_fees`.
-    uint256 private constant EARNINGS_SLOT = 8;
-    uint256 private constant FEES_SLOT = 9;
-
     Bad[] private bad;
 
     // Rows that are left out
@@ -180,6 +176,20 @@ contract BatchesTest is Fixture {
         vm.assertEq(_count(writes, keccak256(abi.encode(1, FEES_SLOT))), 2);
         vm.assertEq(_count(writes, keccak256(abi.encode(1 << 32 | 2, EARNINGS_SLOT))), 1);
         vm.assertEq(_count(writes, keccak256(abi.encode(2, FEES_SLOT))), 1);
+    }
+
+    function test_ABatchThatPaysNothingWritesNothing() public {
+        uint256 jobId = _open();
+        _claim(jobId, 10, 100);
+        IProofSystem.Checkpoint[] memory equal = new IProofSystem.Checkpoint[](1);
+        equal[0] = IProofSystem.Checkpoint(jobId, 100, false, _attested(10));
+
+        vm.record();
+        _submit(new IProofSystem.Checkpoint[](0));
+        _submit(equal);
+        (, bytes32[] memory writes) = vm.accesses(address(market));
+
+        vm.assertEq(writes.length, 0);
     }
 
     function test_RefundsAreSentWhenEveryRowIsPaid() public {

@@ -11,9 +11,6 @@ import {vm} from "./Vm.sol";
 contract EdgesTest is Fixture {
     uint256 private constant DEPOSIT = 500_000;
 
-    // Where `forge inspect JobMarketplace storage-layout` has `_jobs`.
-    uint256 private constant JOBS_SLOT = 2;
-
     uint256 private watched;
     bytes32[3] private words;
     mapping(bytes4 selector => bool) private done;
@@ -342,7 +339,7 @@ contract EdgesTest is Fixture {
 
     /// @dev Of the four words of the watched job the three that hold its terms.
     function _words() private view returns (bytes32[3] memory found) {
-        uint256 first = uint256(keccak256(abi.encode(watched, JOBS_SLOT)));
+        uint256 first = _jobSlot(watched);
         for (uint256 i; i < found.length; ++i) {
             found[i] = vm.load(address(market), bytes32(first + 1 + i));
         }

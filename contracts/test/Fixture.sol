@@ -15,6 +15,12 @@ abstract contract Fixture {
     uint256 internal constant START = 1_800_000_000;
 
     address internal constant ETH = address(0);
+    // Where `forge inspect JobMarketplace storage-layout` has `_jobs`, `_earnings`, `_fees`, and the three counts.
+    uint256 internal constant JOBS_SLOT = 2;
+    uint256 internal constant EARNINGS_SLOT = 8;
+    uint256 internal constant FEES_SLOT = 9;
+    uint256 internal constant COUNTS_SLOT = 11;
+
     bytes32 internal constant TRANSCRIPT = keccak256("transcript");
     bytes32 internal constant SALT = "salt";
     uint256 internal constant SIGNER_KEY = 0x516e;
@@ -229,6 +235,11 @@ abstract contract Fixture {
 
     function _refunds(address who, address asset) internal view returns (uint256 refunds) {
         (refunds,) = market.balanceOf(who, asset);
+    }
+
+    /// @dev Where the first of a job's four words is.
+    function _jobSlot(uint256 jobId) internal pure returns (uint256) {
+        return uint256(keccak256(abi.encode(jobId, JOBS_SLOT)));
     }
 
     function _status(uint256 jobId) internal view returns (IJobMarketplace.Status) {

@@ -113,6 +113,21 @@ contract JobMarketplaceTest is Fixture {
         vm.assertEq(market.getJob(third).asset, address(dollar));
     }
 
+    function test_AnAccountIsWrittenOnce() public {
+        _open();
+
+        vm.record();
+        uint256 second = _open();
+        (, bytes32[] memory writes) = vm.accesses(address(market));
+
+        uint256 first = _jobSlot(second);
+        vm.assertTrue(writes.length >= 5, "four words of the job and the count of jobs");
+        for (uint256 i; i < writes.length; ++i) {
+            uint256 slot = uint256(writes[i]);
+            vm.assertTrue(slot == COUNTS_SLOT || (slot >= first && slot < first + 4), vm.toString(slot));
+        }
+    }
+
     function test_AHostThatIsNotRegisteredGetsNoJob() public {
         vm.prank(host);
         registry.unregisterNode();
@@ -164,6 +179,9 @@ contract JobMarketplaceTest is Fixture {
         bytes4 refusal = IJobMarketplace.ExpiryOutOfRange.selector;
         terms.expiresAt = START;
         _refuses(refusal, START, START, START + 365 days);
+        _open(terms);
+        terms.expiresAt = START - 1;
+        _refuses(refusal, START - 1, START, START + 365 days);
         _open(terms);
         terms.expiresAt = START + 365 days + 1;
         _refuses(refusal, START + 365 days + 1, START, START + 365 days);

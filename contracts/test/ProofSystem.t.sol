@@ -3,6 +3,7 @@ pragma solidity ^0.8.34;
 
 import {IJobMarketplace} from "../src/interfaces/IJobMarketplace.sol";
 import {IProofSystem} from "../src/interfaces/IProofSystem.sol";
+import {Prices} from "../src/libraries/Prices.sol";
 import {Fixture} from "./Fixture.sol";
 import {vm} from "./Vm.sol";
 import {RevertingReceiver} from "./mocks/Receivers.sol";
@@ -25,6 +26,20 @@ contract ProofSystemTest is Fixture {
         _assertTotals(jobId, 0, 47_580);
         vm.assertEq(_earned(host, address(dollar)), 38_711);
         vm.assertEq(market.treasuryBalance(address(dollar)), 4_301);
+    }
+
+    /// @dev Its number, 65 537, has the same lower half as that of the first one.
+    function test_FeesOfTheManythAssetAreItsOwn() public {
+        _open();
+        vm.store(address(market), bytes32(COUNTS_SLOT), bytes32(uint256(1 | 1 << 64 | 65_536 << 96)));
+        uint256 jobId = _open(_ethTerms());
+        Prices prices = Prices.wrap(uint256(vm.load(address(market), bytes32(_jobSlot(jobId) + 1))));
+        vm.assertEq(prices.assetId(), 65_537, "number of the asset");
+
+        _claim(jobId, 0, 47_580);
+
+        vm.assertEq(market.treasuryBalance(ETH), 4_301);
+        vm.assertEq(market.treasuryBalance(address(dollar)), 0);
     }
 
     function test_NotBeingTheHostGoesBeforeEveryOtherReason() public {

@@ -43,6 +43,8 @@ LEAST = 95.0
 # Far beyond what a run takes: what needs longer is counted as killed, and the page says how many did.
 SECONDS_A_MUTANT = 300
 UNEXPLAINED = "unexplained"
+# How the reason begins of a mutant that does what the contract does.
+EQUIVALENT = "Nothing can"
 
 ENTRY = "INFO:Slither-Mutate:"
 LIVES = re.compile(r"\[(\w+)\] Line (\d+): '(.*)' ==> '(.*)' --> UNCAUGHT", re.DOTALL)
@@ -70,9 +72,10 @@ class Outcome:
     late: int
     survivors: tuple[Survivor, ...]
 
-    @property
-    def percent(self) -> float:
-        return 100 * self.killed / self.mutants
+
+def share(part: int, whole: int) -> str:
+    """A part in percent."""
+    return f"{100 * part / whole:.1f} %"
 
 
 def code(text: str) -> str:
@@ -128,6 +131,13 @@ def forge(scratch: Path, tree: str, *arguments: str) -> subprocess.CompletedProc
     )
 
 
+def build(scratch: Path, tree: str) -> None:
+    """One of the two trees, built as it is now."""
+    built = forge(scratch, tree, "build")
+    if built.returncode != 0:
+        raise SystemExit(built.stderr.decode())
+
+
 def prepare(scratch: Path) -> subprocess.Popen[bytes]:
     """Both trees, built, and the compiler, which the caller ends."""
     for tree in ("mutated", "tests"):
@@ -136,10 +146,7 @@ def prepare(scratch: Path) -> subprocess.Popen[bytes]:
     compiler = subprocess.Popen([environment["FOUNDRY_SOLC"], "--serve"], env=environment)
     while not (scratch / "solc.sock").exists():
         time.sleep(0.1)
-    for tree in ("tests", "mutated"):
-        built = forge(scratch, tree, "build")
-        if built.returncode != 0:
-            raise SystemExit(built.stderr.decode())
+    build(scratch, "tests")
     return compiler
 
 
@@ -170,7 +177,12 @@ def mutate(scratch: Path, contract: str) -> None:
 
 
 def campaign(scratch: Path, contract: str) -> Outcome:
-    """One contract, in a process of its own: the tool keeps what it knows in globals."""
+    """One contract, in a process of its own: the tool keeps what it knows in globals.
+
+    The build comes first: the tool puts a contract's source back but leaves the bytecode of its last mutant,
+    and the next contract would begin with it.
+    """
+    build(scratch, "mutated")
     command = [sys.executable, __file__, "--one", str(scratch), contract]
     log = scratch.parent / f"{contract}.log"
     with log.open("wb") as output:
@@ -237,13 +249,12 @@ def counts(outcomes: list[Outcome], before: str) -> str:
     """The table of counts; a contract that was not mutated this time keeps its row."""
     kept = {row[0]: row for row in rows(before)}
     for found in outcomes:
-        numbers = [str(found.mutants), str(found.killed), str(len(found.survivors)), f"{found.percent:.1f} %"]
-        kept[found.contract] = [found.contract, *numbers, str(found.late)]
+        numbers = [str(found.mutants), str(found.killed), str(len(found.survivors))]
+        kept[found.contract] = [found.contract, *numbers, share(found.killed, found.mutants), str(found.late)]
     ordered = [kept[name] for name in FILES if name in kept]
     tried, killed = (sum(int(row[column]) for row in ordered) for column in (1, 2))
     late = sum(int(row[5]) for row in ordered)
-    percent = f"{100 * killed / tried:.1f} %"
-    ordered.append(["all", str(tried), str(killed), str(tried - killed), percent, str(late)])
+    ordered.append(["all", str(tried), str(killed), str(tried - killed), share(killed, tried), str(late)])
     head = ["| contract | mutants | killed | survivors | killed | by time |", "|---|--:|--:|--:|--:|--:|"]
     return "\n".join(head + ["| " + " | ".join(row) + " |" for row in ordered])
 
@@ -262,12 +273,29 @@ def survivors(outcomes: list[Outcome], before: str) -> str:
     return "\n".join(head + ["| " + " | ".join(row) + " |" for row in listed])
 
 
+def standing(counted: str, listed: str) -> str:
+    """How all stands against what is asked, and against what tests can show at all."""
+    _, mutants, killed, alive, percent, _ = rows(counted)[-1]
+    met = "which meets" if float(percent.split()[0]) >= LEAST else "which falls short of"
+    same = sum(row[4].startswith(EQUIVALENT) for row in rows(listed))
+    shown = int(mutants) - same
+    return (
+        f"{killed} of {mutants} are killed, {percent}, {met} the {LEAST:.0f} % that the target asks for.\n"
+        f"Nothing can show {same} of the {alive} that live: no test brings these counts above "
+        f"{share(shown, int(mutants))}.\n"
+        f"Of what a test can show {share(int(killed), shown)} are killed."
+    )
+
+
 def rewrite(outcomes: list[Outcome]) -> str:
     """The page with these outcomes."""
     page = PAGE.read_text()
     page = replaced(page, "version", f"slither-mutate of slither-analyzer {version('slither-analyzer')}.")
-    page = replaced(page, "counts", counts(outcomes, section(page, "counts")))
-    return replaced(page, "survivors", survivors(outcomes, section(page, "survivors")))
+    counted = counts(outcomes, section(page, "counts"))
+    listed = survivors(outcomes, section(page, "survivors"))
+    for name, text in (("counts", counted), ("survivors", listed), ("standing", standing(counted, listed))):
+        page = replaced(page, name, text)
+    return page
 
 
 def main(argv: list[str]) -> int:
