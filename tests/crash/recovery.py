@@ -14,8 +14,9 @@ from tallystick.counter import Counter
 from tallystick.fees import Pace
 from tallystick.ledger import Ledger
 from tallystick.node import COUNTER
+from tallystick.pauses import LONGEST
 from tallystick.sender import Sender
-from tallystick.settlement import PATIENCE, Settlement
+from tallystick.settlement import Settlement
 from tallystick.testing.pool import Pooled
 from tallystick.types import JobId, Totals
 from tests.crash.driver import (
@@ -31,7 +32,7 @@ from tests.crash.driver import (
 )
 from tests.faults.oracle import Oracle, Wired, misused
 
-REST = PATIENCE[1] + 1
+REST = LONGEST + 1
 """Seconds after which no timer of the program is running any longer."""
 TURNS = 12
 """In which all has to be settled, and final."""

@@ -23,7 +23,7 @@ import psycopg
 from eth_account import Account as EthAccount
 
 from tallystick import proof
-from tallystick.settlement import PATIENCE
+from tallystick.pauses import LONGEST
 from tallystick.testing.geth import Answer, Geth, Node, Request
 from tallystick.testing.pool import Pooled
 from tallystick.testing.rpc import FaultyRpc
@@ -42,7 +42,7 @@ SIGNING = 4
 """Ticks in which receipts come: what is lost after that is made good by no later receipt."""
 STEP = 6.0
 """Seconds after each turn: half a block."""
-REST = PATIENCE[1] + 1
+REST = LONGEST + 1
 """Seconds after which no timer of the program is running any longer."""
 BLOCKS = 3
 """In which all has to be on the chain after quiet, where one block makes a fact final."""
