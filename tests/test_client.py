@@ -19,7 +19,7 @@ import tallystick
 from tallystick import pricing
 from tallystick.allowance import RESERVE
 from tallystick.chain import Chain
-from tallystick.client import AsyncSession, Kind, typed
+from tallystick.client import AsyncSession, Kind, Told, typed
 from tallystick.config import PayerConfig, Secret
 from tallystick.countersign import Overcount
 from tallystick.devnet import Devnet
@@ -89,6 +89,18 @@ async def test_a_listener_that_raises_is_logged_and_the_session_goes_on(bench: B
     assert texts == ["word " * 230] * 2
     assert "listener.failed" in [line["event"] for line in logs]
     assert [type(event) for event in heard] == [Completion]
+
+
+def test_help_is_enough() -> None:
+    """Of either class: each event is named with what it brings, each method has a text, each argument too."""
+    for session in (AsyncSession, tallystick.Session):
+        for name, member in inspect.getmembers(session):
+            assert name.startswith("_") or inspect.getdoc(member), name
+        events = inspect.getdoc(session.on) or ""
+        for kind, told in zip(get_args(Kind), get_args(Told), strict=True):
+            assert f"`{kind}`: a{'n' * (told is Overcount)} {told.__name__};" in events
+        taken = inspect.getdoc(session.__init__) or ""
+        assert [each for each in inspect.signature(session).parameters if f"`{each}`:" not in taken] == []
 
 
 async def test_an_event_that_there_is_not_is_named(bench: Bench) -> None:

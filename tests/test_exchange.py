@@ -14,7 +14,7 @@ import pytest
 from tallystick import pricing
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
-from tallystick.errors import HostRefused
+from tallystick.errors import HostRefused, ReceiptError, SessionError
 from tallystick.exchange import Exchange
 from tallystick.opening import Wishes
 from tallystick.session import Event, PromptAhead, Session
@@ -141,6 +141,23 @@ async def test_a_host_that_goes_away_breaks_the_reply_off(bench: Bench) -> None:
         reasons = [reason async for reason in _until_stopped(exchange, node)]
     assert reasons == ["node_stopping"]
     assert exchange.tab.totals.tokens == 20
+
+
+async def test_what_came_before_an_event_that_nobody_can_sign_is_handed_on(bench: Bench) -> None:
+    """In one read from the host: the good ones are counted and read, and the reply ends with the bad one."""
+    using = await session(bench, Script((*say("a"), Hang())))
+    async with asking(using) as exchange:
+        event: dict[str, Any] = {}
+        while not event.get("tally", {}).get("tokens"):
+            event = orjson.loads((await anext(exchange))[-1].raw)
+        good = {**event, "tally": {**event["tally"], "tokens": 2}}
+        anothers = {**good, "tally": {**good["tally"], "request": "0" * 32}}
+        for bad, error in ((orjson.dumps(anothers), ReceiptError), (b"no event", SessionError)):
+            with pytest.raises(error):
+                exchange._hear([orjson.dumps(good), bad, orjson.dumps(good)])
+            [heard] = await anext(exchange)
+            assert orjson.loads(heard.raw) == good
+        assert exchange.tab.totals.tokens == 2
 
 
 async def _until_stopped(exchange: Exchange, node: AsyncExitStack) -> AsyncIterator[str]:

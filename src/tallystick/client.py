@@ -81,7 +81,7 @@ class AsyncSession:
 
     Entering connects to the chain; the first request opens a job, which all further ones share. Leaving
     completes it: what was not spent comes back. A program that was killed goes on with its job when it runs
-    again.
+    again. All errors are TallystickErrors of `tallystick.errors`, and say what mends them.
     """
 
     def __init__(
@@ -98,9 +98,11 @@ class AsyncSession:
     ) -> None:
         """What may be spent, and on what.
 
+        Amounts are in whole units and exact: "2 USDC", "0.60", Decimal("0.60"), 2; a float is a ConfigError.
+
         `deposit`: in escrow at a time, like "2 USDC"; by default PAYER_DEPOSIT of the dollar.
         `model`: by default the first that the chosen host names.
-        `max_price`: the most per million tokens, prompt or generated, in the same asset.
+        `max_price`: the most per million tokens, prompt or generated, in the same asset; by default no bound.
         `max_per_day`: the most on a day of the chain's clock (UTC); by default one deposit.
         `host`: its URL, or those of several to choose among; by default HOST_URL, or else all registered
         hosts. Chosen is by price and by this payer's own record of them; when one fails, the next is asked.
@@ -124,7 +126,11 @@ class AsyncSession:
         self._reply: Reply | None = None
 
     async def __aenter__(self) -> Self:
-        """ConfigError for settings or amounts that make no sense, ChainError if the chain does not answer."""
+        """Connects to the chain. No job is opened yet, and no money moves.
+
+        ConfigError for settings or amounts that make no sense, ChainError if the chain does not answer,
+        LedgerError if the store of keys and receipts (PAYER_DATA_DIR) cannot be used.
+        """
         async with AsyncExitStack() as parts:
             purse = await parts.enter_async_context(wallet.opened(self._config, self._tokenizers))
             asset = purse.asset(_symbol(self._deposit))
@@ -145,12 +151,15 @@ class AsyncSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Ends replies under way and completes the jobs. One whose host does not answer is logged, with what
+        brings its rest back.
+        """
         await self._parts.aclose()
         self._gateway = None
 
     @property
     def gateway(self) -> Gateway:
-        """OpenAI's API over this session's jobs. SessionError outside of `with`."""
+        """OpenAI's API over this session's jobs, for requests as bytes. SessionError outside of `with`."""
         if self._gateway is None:
             raise SessionError(OUTSIDE)
         return self._gateway
@@ -182,15 +191,25 @@ class AsyncSession:
     def on(self, kind: Literal["set_aside"], listener: Callable[[SetAside], object]) -> None: ...
 
     def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
-        """Calls `listener` with each event of that kind: a Signed for `checkpoint`, a Settled, a BalanceLow,
-        an Overcount, a Completion, a HostChosen, or a SetAside. Amounts in them are base units.
+        """Calls `listener` with each event of a kind, while replies go on: it has to return soon.
+
+        `checkpoint`: a Signed; the host has this `receipt` on its disk, for so many tokens in all.
+        `settled`: a Settled; the host says that the chain paid for `totals`: `host`, `treasury`, in `tx`.
+        `balance_low`: a BalanceLow; a fifth of the deposit or less is `left`.
+        `overcount`: an Overcount; the host `counted` more than `bound`, which is all that is signed for.
+        `completed`: a Completion; the job is closed: `owed` was paid, `refund` came back, in `tx`.
+        `host_chosen`: a HostChosen; requests for `model` go to `url` from now on, and `why`.
+        `set_aside`: a SetAside; others are asked before `url` for so many `seconds`, for a `cause`.
+
+        Amounts are in base units of the asset, totals in tokens. What a listener raises is logged, and harms
+        nothing else. ConfigError for another kind.
         """
         if kind not in _KINDS:
             raise ConfigError(f"there is no event {kind!r}; there are {', '.join(_KINDS)}")
         self._listeners[_KINDS[kind]].add(listener)
 
     async def models(self) -> list[str]:
-        """What the hosts sell within the caps. SessionError if none can be asked."""
+        """The names of the models that hosts sell within the caps. SessionError if none can be asked."""
         async with self.gateway.answer("GET", "/v1/models", b"") as answer:
             assert isinstance(answer.body, bytes)
             told = orjson.loads(answer.body)
@@ -203,10 +222,13 @@ class AsyncSession:
     ) -> AsyncGenerator[str, None]:
         """Asks, and yields the text of the reply as it comes; then `reply` tells what it cost.
 
-        `sampling` is passed on: temperature, seed, stop, … Leaving the iteration early ends the reply; what
-        came is paid for. Raises Refusal where the caps do not allow it, HostRefused where the host does not
-        serve it, ReceiptError where the host's counts cannot be signed for, SessionError and ChainError where
-        host or chain do not answer.
+        `prompt`: a user's text, or messages as OpenAI's API has them. `max_tokens`: the most that the reply
+        may have; by default PAYER_MAX_TOKENS. Before it is asked, its cost at the most is held against the
+        deposit and the day. `sampling` is passed on: temperature, seed, stop, …
+
+        Leaving the iteration early ends the reply; what came is paid for. Raises Refusal where the caps do
+        not allow it, HostRefused where the host does not serve it, ReceiptError where the host's counts
+        cannot be signed for, SessionError and ChainError where host or chain do not answer.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         asked = {"messages": messages, "model": self._model, "max_tokens": max_tokens, **sampling}

@@ -41,8 +41,12 @@ class _Ended:
 class Session:
     """Pays hosts for what is asked of their models, within a deposit. `with` it.
 
-    Takes what AsyncSession takes, and raises what that raises. Its methods may be called from any thread, and
-    side by side; listeners are called in a thread of the session's.
+    Entering connects to the chain; the first request opens a job, which all further ones share. Leaving
+    completes it: what was not spent comes back. A program that was killed goes on with its job when it runs
+    again. All errors are TallystickErrors of `tallystick.errors`, and say what mends them.
+
+    Its methods may be called from any thread, and side by side; listeners are called in a thread of the
+    session's.
     """
 
     __slots__ = ("_loop", "_session", "_thread")
@@ -75,6 +79,7 @@ class Session:
     __init__.__doc__ = AsyncSession.__init__.__doc__
 
     def __enter__(self) -> Self:
+        """Connects to the chain, in a thread of the session's. Raises what AsyncSession raises."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tallystick", daemon=True)
         self._thread.start()
@@ -120,16 +125,19 @@ class Session:
     def on(self, kind: Literal["set_aside"], listener: Callable[[SetAside], object]) -> None: ...
 
     def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
-        """As AsyncSession.on."""
         self._session.on(kind, listener)
 
+    on.__doc__ = AsyncSession.on.__doc__
+
     def models(self) -> list[str]:
-        """As AsyncSession.models."""
         return self._wait(self._session.models())
 
+    models.__doc__ = AsyncSession.models.__doc__
+
     def chat(self, prompt: Messages, *, max_tokens: int | None = None, **sampling: Any) -> Iterator[str]:
-        """Asks, and yields the text of the reply as it comes. As AsyncSession.chat."""
         return self._each(self._session.chat(prompt, max_tokens=max_tokens, **sampling))
+
+    chat.__doc__ = AsyncSession.chat.__doc__
 
     def openai(self, **options: Any) -> openai.OpenAI:
         """OpenAI's own client, paying from this session. `options` go to it; close it as any other."""
