@@ -4,7 +4,7 @@
 symbolic.py [OPTION...]    options go to halmos: `--function check_topUp` proves only what begins so
 
 Exit 1 if something is not proved, if the build is not the package's, or if a function that changes state
-has no check of its own.
+has no check of its own, or not one of each case.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ CHECKED = {
     "NodeRegistry": ("Registry.t.sol", "RegistryProof"),
 }
 """By contract: where each of its functions that change state has a check."""
+CASES = ("OfAToken", "OfETH", "Otherwise")
+"""What a function's check may be divided into. Whatever the first two leave out is what the third assumes."""
 
 
 def artifact(source: str, name: str) -> dict[str, Any]:
@@ -45,14 +47,23 @@ def changing(abi: list[dict[str, Any]]) -> set[str]:
     }
 
 
+def is_checked(function: str, methods: set[str]) -> bool:
+    """Whether a function has a check, or one of each case."""
+    check = f"check_{function}"
+    return check in methods or all(f"{check}_{case}" in methods for case in CASES)
+
+
 def complaints(name: str) -> list[str]:
     """What would make the proof of a contract one of something else, or of less."""
     source, proof = CHECKED[name]
     built = artifact(f"{name}.sol", name)
     deployed = json.loads((ROOT / "src" / "tallystick" / "abi" / f"{name}.json").read_text())
     methods = artifact(source, proof)["methodIdentifiers"]
-    checked = {method.removeprefix("check_").split("(")[0] for method in methods}
-    found = [f"{function} has no check in {proof}" for function in sorted(changing(built["abi"]) - checked)]
+    found = [
+        f"{function} has no check in {proof}, or not of all cases"
+        for function in sorted(changing(built["abi"]))
+        if not is_checked(function, {method.split("(")[0] for method in methods})
+    ]
     if built["bytecode"]["object"] != deployed["bytecode"]:
         found.append(f"the bytecode is not that of src/tallystick/abi/{name}.json: run `make abi`")
     return found

@@ -195,13 +195,28 @@ abstract contract AnyJobs {
         return prices.owed(tally.promptTokens(), tally.tokens());
     }
 
-    /// @dev A call of `caller` with `data` and `value` that succeeds. The marketplace never calls itself.
+    /// @dev A call of `caller` with `data` and `value` that succeeds.
     function _call(address caller, uint256 value, bytes memory data) internal {
+        vm.assume(_succeeds(caller, value, data));
+    }
+
+    /// @dev Whether such a call does. The marketplace never calls itself.
+    function _succeeds(address caller, uint256 value, bytes memory data) internal returns (bool done) {
         vm.assume(caller != address(market));
         if (value != 0) vm.deal(caller, value);
         vm.prank(caller);
-        (bool done,) = address(market).call{value: value}(data);
-        vm.assume(done);
+        (done,) = address(market).call{value: value}(data);
+    }
+
+    /// @dev Whether a claim is the host's, on a job that is there and open, and of totals that have 48 bits. No other one does
+    /// anything.
+    function _mayMove(address caller, uint256 jobId, uint256 tokens, bytes memory proof) internal view returns (bool) {
+        bool known = jobId == 1 || jobId == 2;
+        return known && caller == HOST && _load(_slot(jobId, JOBS)) >> 232 == 0 && _fits(tokens, proof);
+    }
+
+    function _fits(uint256 tokens, bytes memory proof) private pure returns (bool) {
+        return (tokens >> 48 | uint16(bytes2(proof))) == 0;
     }
 
     // What is known by its cases is computed with; what is known by equations alone has to be solved.
@@ -226,7 +241,7 @@ abstract contract AnyJobs {
 
     /// @dev Claimed totals that both have 48 bits, or not.
     function _anyClaim(uint256 tokens, bytes memory proof) internal pure returns (uint256, bytes memory) {
-        if ((tokens >> 48 | uint16(bytes2(proof))) != 0) return (tokens, proof);
+        if (!_fits(tokens, proof)) return (tokens, proof);
         (proof[0], proof[1]) = (0, 0);
         return (uint48(tokens), proof);
     }

@@ -15,19 +15,38 @@ import {svm} from "./Svm.sol";
 /// @dev What no call can do, each function on its own: conservation of money, and the table of rights.
 /// @custom:halmos --solver-timeout-branching 25ms
 contract CallsProof is AnyJobs {
-    function check_submitCheckpoint(address caller, uint256 jobId, uint256 tokens, bytes memory proof) external {
-        (jobId, caller) = (_anyJob(jobId), _anyHost(caller));
-        (tokens, proof) = _anyClaim(tokens, proof);
-        _everyLaw(caller, abi.encodeCall(IProofSystem.submitCheckpoint, (jobId, tokens, proof)));
+    function check_submitCheckpoint_OfAToken(uint256 tokens, bytes memory proof) external {
+        _everyLawOfAClaim(_claim(1, tokens, proof));
     }
 
-    function check_submitCheckpoints(address caller, IProofSystem.Checkpoint[] memory checkpoints) external {
-        for (uint256 i; i < checkpoints.length; ++i) {
-            IProofSystem.Checkpoint memory row = checkpoints[i];
-            row.jobId = _anyJob(row.jobId);
-            (row.tokens, row.proof) = _anyClaim(row.tokens, row.proof);
-        }
-        _everyLaw(_anyHost(caller), abi.encodeCall(IProofSystem.submitCheckpoints, (checkpoints)));
+    function check_submitCheckpoint_OfETH(uint256 tokens, bytes memory proof) external {
+        _everyLawOfAClaim(_claim(2, tokens, proof));
+    }
+
+    /// @dev Anybody's claim, on anything, that is neither of the two.
+    function check_submitCheckpoint_Otherwise(address caller, uint256 jobId, uint256 tokens, bytes memory proof)
+        external
+    {
+        vm.assume(!_mayMove(caller, jobId, tokens, proof));
+        (jobId, caller) = (_anyJob(jobId), _anyHost(caller));
+        (tokens, proof) = _anyClaim(tokens, proof);
+        _nothingMoves(caller, abi.encodeCall(IProofSystem.submitCheckpoint, (jobId, tokens, proof)));
+    }
+
+    function check_submitCheckpoints_OfAToken(IProofSystem.Checkpoint[] memory checkpoints) external {
+        _everyLawOfAClaim(_batch(1, checkpoints));
+    }
+
+    function check_submitCheckpoints_OfETH(IProofSystem.Checkpoint[] memory checkpoints) external {
+        _everyLawOfAClaim(_batch(2, checkpoints));
+    }
+
+    function check_submitCheckpoints_Otherwise(address caller, IProofSystem.Checkpoint[] memory checkpoints) external {
+        IProofSystem.Checkpoint memory row = checkpoints[0];
+        vm.assume(!_mayMove(caller, row.jobId, row.tokens, row.proof));
+        (row.jobId, caller) = (_anyJob(row.jobId), _anyHost(caller));
+        (row.tokens, row.proof) = _anyClaim(row.tokens, row.proof);
+        _nothingMoves(caller, abi.encodeCall(IProofSystem.submitCheckpoints, (checkpoints)));
     }
 
     function check_createJob(address caller, IJobMarketplace.Terms memory terms) external {
@@ -97,26 +116,74 @@ contract CallsProof is AnyJobs {
         assert(!done);
     }
 
+    /// @dev Any claim on a job that may move it.
+    function _claim(uint256 jobId, uint256 tokens, bytes memory proof) private returns (bytes memory) {
+        vm.assume(_mayMove(HOST, jobId, tokens, proof));
+        (tokens, proof) = _anyClaim(tokens, proof);
+        return abi.encodeCall(IProofSystem.submitCheckpoint, (_anyJob(jobId), tokens, proof));
+    }
+
+    function _batch(uint256 jobId, IProofSystem.Checkpoint[] memory checkpoints) private returns (bytes memory) {
+        IProofSystem.Checkpoint memory row = checkpoints[0];
+        vm.assume(_mayMove(HOST, jobId, row.tokens, row.proof));
+        row.jobId = _anyJob(jobId);
+        (row.tokens, row.proof) = _anyClaim(row.tokens, row.proof);
+        return abi.encodeCall(IProofSystem.submitCheckpoints, (checkpoints));
+    }
+
+    /// @dev And one more: no balance shrinks, not even its owner's.
+    function _everyLawOfAClaim(bytes memory data) private {
+        (Books memory before, Books memory next) = _called(HOST, 0, data);
+
+        for (uint256 i; i < 2; ++i) {
+            _everyLawOfAJob(before, next, i, HOST);
+            assert(_noBalanceShrinks(before, next, i));
+        }
+    }
+
+    /// @dev Whether the call succeeds or not.
+    function _nothingMoves(address caller, bytes memory data) private {
+        Books memory before = _books();
+        _succeeds(caller, 0, data);
+        Books memory next = _books();
+
+        for (uint256 i; i < 2; ++i) {
+            assert(_stays(before, next, i));
+        }
+    }
+
     function _everyLaw(address caller, bytes memory data) private {
         _everyLaw(caller, 0, data);
     }
 
     function _everyLaw(address caller, uint256 value, bytes memory data) private {
-        Books memory before = _books();
-        _call(caller, value, data);
-        Books memory next = _books();
+        (Books memory before, Books memory next) = _called(caller, value, data);
 
         for (uint256 i; i < 2; ++i) {
-            (JobRecord memory job, JobRecord memory after_) = (before.jobs[i], next.jobs[i]);
-            _assumeThatBothPartsGrow(job, after_);
-            assert(_heldAndOwedMoveAlike(before, next, i));
-            assert(_theTermsStay(job, after_));
-            assert(_onlyTheHostMovesTotals(job.tally, after_.tally, caller));
-            assert(_onlyThePayerAddsToTheDeposit(job, after_.tally, caller));
-            assert(_onlyPayerAndSignerAsk(job, after_.tally, caller));
-            assert(_onlyTheHostClosesBeforeItsTime(job, after_.tally, caller));
+            _everyLawOfAJob(before, next, i, caller);
             assert(_balancesGoToTheirOwners(before, next, i, caller));
         }
+    }
+
+    function _called(address caller, uint256 value, bytes memory data)
+        private
+        returns (Books memory before, Books memory next)
+    {
+        before = _books();
+        _call(caller, value, data);
+        next = _books();
+    }
+
+    /// @dev And of the asset that it is in.
+    function _everyLawOfAJob(Books memory before, Books memory next, uint256 i, address caller) private view {
+        (JobRecord memory job, JobRecord memory after_) = (before.jobs[i], next.jobs[i]);
+        _assumeThatBothPartsGrow(job, after_);
+        assert(_heldAndOwedMoveAlike(before, next, i));
+        assert(_theTermsStay(job, after_));
+        assert(_onlyTheHostMovesTotals(job.tally, after_.tally, caller));
+        assert(_onlyThePayerAddsToTheDeposit(job, after_.tally, caller));
+        assert(_onlyPayerAndSignerAsk(job, after_.tally, caller));
+        assert(_onlyTheHostClosesBeforeItsTime(job, after_.tally, caller));
     }
 
     /// @dev Products and quotients are functions to the solver of which it knows nothing. This is what it needs to know: while
@@ -201,6 +268,18 @@ contract CallsProof is AnyJobs {
             && (_keeps(before.refunds[i], next.refunds[i])
                 || _any(caller == payer, _has(payer, i) >= before.refunds[i]))
             && (_keeps(before.fees[i], next.fees[i]) || caller == TREASURY);
+    }
+
+    function _noBalanceShrinks(Books memory before, Books memory next, uint256 i) private pure returns (bool) {
+        bool own = _all(_keeps(before.earnings[i], next.earnings[i]), _keeps(before.refunds[i], next.refunds[i]));
+        return _all(own, _keeps(before.fees[i], next.fees[i]));
+    }
+
+    function _stays(Books memory before, Books memory next, uint256 i) private pure returns (bool) {
+        uint256 moved = (Tally.unwrap(before.jobs[i].tally) ^ Tally.unwrap(next.jobs[i].tally))
+            | (before.newRests[i] ^ next.newRests[i]) | (before.earnings[i] ^ next.earnings[i])
+            | (before.refunds[i] ^ next.refunds[i]) | (before.fees[i] ^ next.fees[i]) | (before.held[i] ^ next.held[i]);
+        return _all(moved == 0, _theTermsStay(before.jobs[i], next.jobs[i]));
     }
 
     /// @dev Balances have 160 bits, so a difference without a sign is one that has not shrunk.
