@@ -471,7 +471,7 @@ def test_a_keystore_pays_as_well(tally: Tally, tmp_path: Path) -> None:
     ("command", "settings", "told"),
     [
         ("chat hi", {"HOST_URL": "http://127.0.0.1:9"}, "no host answers at http://127.0.0.1:9"),
-        ("chat hi --deposit two", {}, "--deposit: two"),
+        ("chat hi --deposit two", {}, "--deposit: "),
         ("chat hi", {"PAYER_PRIVATE_KEY": ""}, "neither PAYER_PRIVATE_KEY nor PAYER_KEYSTORE is set"),
         ("chat hi", {"PAYER_PRIVATE_KEY": "0x" + "00" * 32}, "PAYER_PRIVATE_KEY: "),
         ("chat hi --job 9", {}, "job 9 does not exist on chain 31337"),
