@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,19 @@ async def test_a_job_without_its_key_is_not_resumed(bench: Bench) -> None:
     with pytest.raises(SessionError, match="reclaimed"):
         await Session.resume(bench.chain, other, session.job.id)
     other.close()
+
+
+async def test_a_host_of_the_registry_is_not_asked_inside(bench: Bench) -> None:
+    """Its name led to a public address when it was found: the session looks again. A devnet's may be here."""
+    url = (await bench.serve(Script(say("a")))).replace("127.0.0.1", "localhost")
+    session, _ = await bench.open(url, found=True)
+    deployment = bench.chain.deployment
+    stored = bench.store.job(deployment.chain_id, deployment.marketplace, session.job.id)
+    assert stored is not None
+    assert stored.found
+    elsewhere = replace(stored, chain_id=8453)
+    with pytest.raises(SessionError, match="no public address"):
+        await Session(bench.chain, bench.store, elsewhere, session.job).connect()
 
 
 async def test_a_host_that_is_gone_is_named(bench: Bench) -> None:
