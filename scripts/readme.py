@@ -21,7 +21,7 @@ ORDER = """
     receipt allowance countersign caps admission policy gas fees wire reply turns
     engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts outgoing state roster endpoint endpoints chain sender site
-    shares account stream work lookout accounts desk claims pauses watcher standby settlement sponsor node peer
+    shares line account stream work lookout accounts desk claims pauses watcher standby settlement sponsor node peer
     relay metrics server websocket
     listeners gasless opening frames vocabulary recount tab evidence archive paid session exchange wallet keystore
     discovery record blame ranking hosts tries

@@ -94,7 +94,7 @@ class Bench:
         """A request whose prompt waits for receipts."""
 
         async def waits() -> bool:
-            return stream.account.waiting == 1
+            return stream.account.line.prompts == 1
 
         asking = asyncio.create_task(self.admit(signer, 99, **members))
         await until(waits)
@@ -377,10 +377,10 @@ async def test_no_prompt_overtakes_one_that_waits(bench: Bench) -> None:
     """The line is served in its order, also where what comes later would fit."""
     signer = await bench.signer()
     async with await bench.admit(signer) as stream:
-        place = stream.account.queue_prompt(PROMPT)
-        assert stream.account.reserve(PROMPT) is Fit.NEEDS_RECEIPT
+        place = stream.account.line.queue(PROMPT)
+        assert stream.account.line.reserve(PROMPT) is Fit.NEEDS_RECEIPT
         place.cancel()
-        assert stream.account.reserve(PROMPT) is Fit.FITS
+        assert stream.account.line.reserve(PROMPT) is Fit.FITS
         stream.account.release(PROMPT)
 
 
@@ -392,7 +392,7 @@ async def test_prompt_waits_no_longer_than_a_stream(bench: Bench) -> None:
     asking = await bench.in_line(signer, stream)
     await bench.desk.end(signer.job.id, None, signer.end())
     assert await code(asking) == "job_ended"
-    assert (stream.account.waiting, stream.account.meter.reserved) == (0, 0)
+    assert (stream.account.line.prompts, stream.account.meter.reserved) == (0, 0)
 
 
 async def test_whole_answer_beyond_the_credit(bench: Bench) -> None:

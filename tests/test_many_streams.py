@@ -134,7 +134,7 @@ async def test_a_slow_reader_holds_up_nobody(hosting: Hosting) -> None:
     await until(lambda: _is(payer.came.get(1, 0) > 90))
     body, headers = signer.body(99, max_tokens=1000), signer.headers()
     asking = asyncio.create_task(host.http.post(CHAT, json=body, headers=headers).__aenter__())
-    await until(lambda: _is(_account(payer).waiting == 1))
+    await until(lambda: _is(_account(payer).line.prompts == 1))
     payer.signing.set()
     slow = await asking
     await slow.content.readany()  # and nothing after it

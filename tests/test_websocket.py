@@ -321,7 +321,7 @@ async def waiting(sockets: Sockets, node: Node) -> Talk:
     assert account is not None
 
     async def in_line() -> bool:
-        return account.waiting == 1
+        return account.line.prompts == 1
 
     await until(in_line)
     return talk

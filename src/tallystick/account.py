@@ -8,7 +8,6 @@ accounts.py, which holds `receiving` while it does.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,18 +15,16 @@ import structlog
 
 from tallystick import pricing, proof
 from tallystick.counter import Slot
-from tallystick.meter import Fit, JobMeter, Stop, checkpoint
+from tallystick.line import Line
+from tallystick.meter import JobMeter, Stop, checkpoint
 from tallystick.receipt import Judgement, Known, check_signer, judge
-from tallystick.shares import Want, shares
+from tallystick.shares import Want
 from tallystick.transcript import Delivery
 from tallystick.types import Job, Prices, Receipt, RequestId, Totals
 
 if TYPE_CHECKING:
     from tallystick.stream import Stream
     from tallystick.tables import JobRow
-
-SHARING_DELAY = 0.1
-"""Seconds for which less than a quarter of the interval is not shared out: the least that RFC 9293 has."""
 
 log = structlog.get_logger(__name__)
 
@@ -85,12 +82,8 @@ class Account:
         """One receipt at a time (protocol §5)."""
         self.receipted_at = float("-inf")
         """When the last receipt was taken, on the event loop's clock."""
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
-        """Prompts that wait for receipts, the first one first."""
-        self._waiting: dict[Stream, int] = {}
-        """Streams that wait for receipts, the first one first, with the tokens that are kept for each."""
-        self._sharing: asyncio.TimerHandle | None = None
-        """Set while little is waited with, as more may come."""
+        self.line = Line(self.meter, self._want)
+        """Who waits for receipts."""
         self._gone: set[RequestId] = set()
         """Requests whose client went away, and that nobody has signed for to their end."""
         self._unsigned_in_time: set[RequestId] = set()
@@ -117,19 +110,9 @@ class Account:
 
     def room_for(self, stream: Stream) -> int:
         """Generated tokens that one stream may deliver now: what is not kept for prompts and others."""
-        if not self.meter.lends:
+        if self.meter.attested:
             return self.room()
-        room = self._room_beside_prompts()
-        if stream in self._waiting:
-            room = min(room, self._waiting[stream])
-        elif self._waiting:
-            room -= sum(want.most for want in map(self._want, self._waiting))
-        return max(0, min(room, self._most_unsigned(stream)))
-
-    def _room_beside_prompts(self) -> int:
-        """What prompts leave that wait in the line, and come before further tokens."""
-        first = next((tokens for tokens, place in self._line if not place.done()), 0)
-        return self.meter.room_beside(0 if self.meter.crowds(first) else first)
+        return max(0, min(self.line.room_for(stream), self._most_unsigned(stream)))
 
     def _most_unsigned(self, stream: Stream) -> int:
         """Tokens that a stream may add to its unsigned ones: beside others it leaves them a quarter of the
@@ -198,79 +181,11 @@ class Account:
         """What nobody has signed for, written off or not, in micro base units."""
         return pricing.value(self.meter.written_off, self.meter.risk) + self.meter.unsigned
 
-    # Prompts and streams that wait
-
-    def reserve(self, prompt_tokens: int) -> Fit:
-        """As `meter.reserve`, but not past prompts that wait, nor where tokens are left too little."""
-        if self.waiting or self.meter.crowds(prompt_tokens):
-            fit = self.meter.fit(prompt_tokens)
-            return Fit.NEEDS_RECEIPT if fit is Fit.FITS else fit
-        return self.meter.reserve(prompt_tokens)
-
     def release(self, prompt_tokens: int) -> None:
         """Gives back what was reserved for a prompt, or the part of it that was not needed."""
         self.meter.release(prompt_tokens)
-        if self._line or self._waiting:
+        if self.line:
             self.wake()
-
-    def queue_prompt(self, prompt_tokens: int) -> asyncio.Future[None]:
-        """A place in the line for receipts, done once the prompt is reserved. Cancel it to leave the line."""
-        place = asyncio.get_running_loop().create_future()
-        self._line.append((prompt_tokens, place))
-        return place
-
-    @property
-    def waiting(self) -> int:
-        """How many prompts wait for receipts."""
-        return sum(not place.done() for _, place in self._line)
-
-    def _serve_line(self) -> None:
-        """Prompts come before further tokens of replies, or a busy job would let no other request in."""
-        while self._line:
-            prompt_tokens, place = self._line[0]
-            if not place.done():
-                if self.meter.crowds(prompt_tokens) or self.meter.reserve(prompt_tokens) is not Fit.FITS:
-                    return
-                place.set_result(None)
-            self._line.popleft()
-
-    def stand(self, stream: Stream) -> None:
-        """A stream waits for its turn from now on, until it is `served`; it may have come at once."""
-        self._waiting.setdefault(stream, 0)
-        self._share_out()
-
-    def served(self, stream: Stream) -> None:
-        """A stream waits no longer."""
-        self._waiting.pop(stream, None)
-
-    def _share_out(self, *, late: bool = False) -> None:
-        """Keeps what there is room for to the streams that wait."""
-        if not (self._waiting and self.meter.lends):
-            return
-        room = self._room_beside_prompts()
-        if room <= sum(self._waiting.values()):
-            return
-        if room * 4 < self.job.interval and not late and self.unsigned():
-            self._share_later()
-            return
-        waiting = list(self._waiting)
-        kept = shares(room, [self._want(stream) for stream in waiting])
-        self._waiting = dict(zip(waiting, kept, strict=True))
-
-    def _share_later(self) -> None:
-        """Waits for the payer to sign for more, and not for long: each token by itself would cost a receipt.
-
-        (TCP avoids silly windows in the same way: RFC 9293, section 3.8.6.2.)
-        """
-        if self._sharing is None:
-            self._sharing = asyncio.get_running_loop().call_later(SHARING_DELAY, self._share_now)
-
-    def _share_now(self) -> None:
-        self._sharing = None
-        self._share_out(late=True)
-        for stream, kept in self._waiting.items():
-            if kept:
-                stream.wake()
 
     def _want(self, stream: Stream) -> Want:
         most = max(0, min(stream.held, self._most_unsigned(stream)))
@@ -290,22 +205,20 @@ class Account:
     def close(self, stream: Stream) -> None:
         """A stream is over: what it did not use of its prompt's reservation is free again."""
         self.streams.discard(stream)
-        self.served(stream)
+        self.line.leave(stream)
         self.meter.release(stream.reserved)
         self._forget(stream.delivery.request)
         self.wake()
 
     def cut(self, reason: str) -> None:
         """Ends all streams, each after what it is sending, and lets no prompt wait any longer."""
-        for _, place in self._line:
-            place.cancel()
+        self.line.turn_away()
         for stream in self.streams:
             stream.cut(reason)
 
     def wake(self) -> None:
         """Something changed that a prompt or a stream may wait for."""
-        self._serve_line()
-        self._share_out()
+        self.line.move_up()
         for stream in self.streams:
             stream.wake()
 

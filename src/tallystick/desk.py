@@ -306,12 +306,12 @@ class Desk:
 
     async def _reserve_prompt(self, account: Account, prompt_tokens: int) -> Fit:
         """A prompt that only lacks what others have used up waits for their receipts, as a stream would."""
-        fit = account.reserve(prompt_tokens)
+        fit = account.line.reserve(prompt_tokens)
         if fit is not Fit.NEEDS_RECEIPT or not account.meter.fits_credit(prompt_tokens):
             return fit
         await self.accounts.forgive(account)
         self._refuse_while_stopping()
-        place = account.queue_prompt(prompt_tokens)
+        place = account.line.queue(prompt_tokens)
         account.wake()
         try:
             await self._turn(account, place)

@@ -261,7 +261,7 @@ class Stream:
         try:
             return await self._take()
         finally:
-            self.account.served(self)
+            self.account.line.leave(self)
 
     async def _take(self) -> list[Part]:
         while self.end is None:
@@ -467,7 +467,7 @@ class Stream:
             await self._desk.look_again(self.account)
             await self._wait(min(left, CHAIN_POLL))
         else:
-            self.account.stand(self)
+            self.account.line.stand(self)
             if self._lack() is Stop.CREDIT:
                 await self._wait(left)
         return None
