@@ -21,9 +21,11 @@ ORDER = """
     receipt allowance countersign caps admission policy gas fees wire reply turns
     engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts outgoing state roster endpoint endpoints chain sender site
-    shares line account stream work lookout accounts desk claims pauses watcher standby settlement sponsor node peer
+    shares line account stream work lookout accounts desk claims pauses watcher standby settlement sponsor
+    node peer
     relay metrics server websocket
-    listeners gasless opening frames vocabulary recount tab evidence archive paid session exchange wallet keystore
+    listeners gasless opening frames vocabulary recount tab evidence archive paid session exchange wallet
+    keystore
     discovery record blame ranking hosts tries
     spending gateway repeats transport client sync feed happenings overview page proxy
     devnet testing mends survey statement prospects reconciliation printout doctor registration
