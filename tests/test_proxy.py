@@ -150,7 +150,7 @@ async def test_a_proxy_that_stops_ends_its_streams_in_order(
     events: list[dict[str, Any]] = []
     async with aclosing(read_events(proxy)) as reading:
         while len(events) < 30:
-            events.append(await anext(reading) or {})
+            events.append(await reading.__anext__() or {})
         deaf = not hears
         stopping = asyncio.create_task(proxy.parts.aclose())
         rest = [event async for event in reading]
@@ -222,6 +222,16 @@ async def test_a_request_beyond_the_caps_is_final(bench: Bench) -> None:
     assert refused.value.body["move"] == "payer"
     assert "--deposit leaves 100" in refused.value.message
     assert proxy.spender.jobs == []
+
+
+async def test_a_long_prompt_goes_to_the_host(bench: Bench) -> None:
+    """Who is let in may send as long a body as a host takes: the host knows its model's context."""
+    proxy = await bench.proxy(await bench.serve(Script(say("a"))))
+    with pytest.raises(openai.BadRequestError, match="exceeds the available context size") as refused:
+        await proxy.client.chat.completions.create(
+            model="scripted", messages=[{"role": "user", "content": "word " * 60_000}]
+        )
+    assert refused.value.code == "engine_refused"
 
 
 @pytest.mark.parametrize(

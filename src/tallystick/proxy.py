@@ -148,7 +148,7 @@ class Api:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, unless the client leaves before."""
         try:
-            body = await read_body(scope, receive)
+            body = await read_body(scope, receive, _passed_the_door)
         except PeerGone:
             return
         except TallystickError as error:
@@ -169,6 +169,10 @@ class Api:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         async with self._repeats.answer(scope["method"], scope["path"], body, headers) as answer:
             await _send(answer, send)
+
+
+async def _passed_the_door() -> None:
+    """Whoever comes so far may send as long a body as a host takes."""
 
 
 async def _refuse_upgrade(answer: Answer, send: Send) -> None:

@@ -22,7 +22,7 @@ from tallystick.errors import ConfigError, NotYetReclaimable, SessionError
 from tallystick.mends import when
 from tallystick.networks import Asset, Deployment
 from tallystick.opening import Wishes
-from tallystick.pricing import MAX_DEPOSIT, MILLION, from_units, to_units
+from tallystick.pricing import MAX_DEPOSIT, MILLION, to_units
 from tallystick.recount import Recounts
 from tallystick.session import Session
 from tallystick.store import Store, StoredJob
@@ -342,8 +342,7 @@ def asset_at(chain: Chain, address: Address) -> Asset:
 
 def money(chain: Chain, asset: Address, units: int) -> str:
     """An amount for people: "1.5 tUSD"."""
-    known = asset_at(chain, asset)
-    return f"{from_units(units, known.decimals)} {known.symbol}"
+    return chain.deployment.amount(asset, units)
 
 
 def shown(chain: Chain, agreed: Consent[Opening]) -> str:
