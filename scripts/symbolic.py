@@ -19,6 +19,7 @@ from typing import Any
 
 from halmos import sevm
 from halmos.__main__ import _main as halmos
+from z3.z3util import get_vars
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = ROOT / "contracts"
@@ -70,8 +71,14 @@ def complaints(name: str) -> list[str]:
 
 
 def commutative(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A function of two terms that takes them in one order, whichever they are given in."""
-    return lambda left, right: function(*sorted((left, right), key=lambda term: term.hash()))
+    """A function of two terms that takes them in one order, whichever they are given in, and however they are
+    written: by the first name in each."""
+    return lambda left, right: function(*sorted((left, right), key=order))
+
+
+def order(term: Any) -> tuple[str, int]:
+    """The first in the alphabet of the names in a term, and what tells apart terms that have the same."""
+    return min((str(name) for name in get_vars(term)), default=""), term.hash()
 
 
 def prove(argv: list[str]) -> int:

@@ -66,10 +66,12 @@ contract CallsProof is AnyJobs {
         _everyLaw(caller, abi.encodeCall(IJobMarketplace.createJobWithAuthorization, (terms, relayFee, salt, auth)));
     }
 
+    /// @custom:halmos --solver-command "../.venv-proof/bin/python ../scripts/solve.py"
     function check_topUp(address caller, uint256 jobId, uint256 amount) external {
         _everyLaw(_anyFunder(caller), _anyValue(), abi.encodeCall(IJobMarketplace.topUp, (_anyJob(jobId), amount)));
     }
 
+    /// @custom:halmos --solver-command "../.venv-proof/bin/python ../scripts/solve.py"
     function check_topUpWithAuthorization(
         address caller,
         uint256 jobId,
