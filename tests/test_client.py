@@ -27,6 +27,7 @@ from tallystick.errors import ConfigError, Refusal, SessionError
 from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.testing.engine import Hang, Script, Step, say
 from tallystick.types import Completion, JobId, JobStatus
+from tallystick.websocket import Connection
 from tests.buying import MESSAGES, Bench
 from tests.market import GOOD, Market
 from tests.paying import register
@@ -123,6 +124,23 @@ async def test_events_tell_what_happens_to_the_money(bench: Bench) -> None:
     assert set(kinds) == {Signed, Settled, BalanceLow, Completion}
     assert kinds[-1] is Completion
     assert heard[-1].owed == sum(event.host + event.treasury for event in heard if isinstance(event, Settled))
+
+
+async def test_what_the_host_does_not_say_the_chain_tells(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who leaves has heard of every settlement of the session, also of those that the host did not tell."""
+    monkeypatch.setattr(Connection, "_settled", lambda connection, payout: None)
+    url = await bench.serve(Script(say(*["a "] * 250)))
+    heard: list[Any] = []
+    async with AsyncSession(deposit="0.5", host=url, config=config(bench)) as session:
+        for kind in ("settled", "completed"):
+            session.on(kind, heard.append)
+        async for _ in session.chat("Why?", max_tokens=300):
+            pass
+    *settled, completion = heard
+    assert [event.refund for event in settled if event.tx == completion.tx] == [completion.refund]
+    assert completion.owed == sum(event.host + event.treasury for event in settled) > 0
 
 
 async def test_a_host_that_counts_too_much_is_told_of(bench: Bench, tmp_path: Path) -> None:

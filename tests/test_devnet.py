@@ -335,7 +335,8 @@ async def test_the_base_fee_and_the_chain_id_are_what_one_wants(devnet: Devnet, 
         assert (await chain.block()).base_fee == 77 * GWEI
         await devnet.set_chain_id(5)
         with pytest.raises(WrongChain):
-            await chain.connect()
+            async with Chain(devnet.rpc_url, devnet.deployment):
+                pass
     finally:
         await devnet.set_base_fee(GWEI)
         await devnet.set_chain_id(devnet.deployment.chain_id)

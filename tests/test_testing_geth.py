@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from eth_utils.conversions import to_hex
 from web3 import AsyncHTTPProvider, AsyncWeb3
 
 from tallystick.chain import Chain, Signed
 from tallystick.contracts import Call
 from tallystick.devnet import Devnet
+from tallystick.endpoint import Endpoint
+from tallystick.endpoints import SEND
 from tallystick.errors import RpcError
 from tallystick.fees import GWEI, Answer, read_answer
 from tallystick.testing.geth import Geth, Request
@@ -38,8 +41,13 @@ class Bench:
         return await self.chain.send(signed.raw)
 
     async def refused(self, signed: Signed) -> str:
-        with pytest.raises(RpcError) as caught:
-            await self.send(signed)
+        """As the node itself says it: a chain takes what is known for sent."""
+        endpoint = Endpoint(self.url)
+        try:
+            with pytest.raises(RpcError) as caught:
+                await endpoint.make_request(SEND, [to_hex(signed.raw)])
+        finally:
+            await endpoint.disconnect()
         assert caught.value.code == -32000
         return caught.value.message
 

@@ -101,7 +101,10 @@ class Signed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The host says that it saw this settlement confirmed; amounts in base units. The chain is the proof."""
+    """The host says that it saw this settlement confirmed; amounts in base units.
+
+    The chain is the proof, and tells at the end what the host did not.
+    """
 
     totals: Totals
     host: int
@@ -170,6 +173,9 @@ class Session:
             acknowledged=last.acknowledged if last else None,
         )
         self._listeners: Listeners[[Event]] = Listeners()
+        self._settled_before = job.settled
+        self._paid: set[str] = set()
+        """Transactions whose settlement was told."""
         self._streams: dict[str, asyncio.Queue[OfRequest | None]] = {}
         """What came for each request; None: look at `_failure`."""
         self._answers: asyncio.Queue[Answer | Failed | None] = asyncio.Queue()
@@ -507,6 +513,7 @@ class Session:
                 await self.flush()
                 await self._end()
                 completion = await self._completion()
+                await self._tell_unheard(completion)
         except TimeoutError:
             raise SessionError(
                 f"the host has not completed job {self.job.id} within {seconds:.0f} s; "
@@ -535,6 +542,21 @@ class Session:
                 completion = await self._chain.completion(self.job.id)
                 if completion is not None:
                     return completion
+
+    async def _tell_unheard(self, completion: Completion) -> None:
+        """What was settled since this session began, if the chain has the job closed before the host says so."""
+        if self._closed.done():
+            return
+        for each in await self._chain.settlements(self.job.id):
+            if each.totals.against(self._settled_before) is Standing.AHEAD:
+                refund = completion.refund if each.tx == completion.tx else None
+                self._tell_paid(Settled(each.totals, each.host_amount, each.fee, each.tx, refund))
+
+    def _tell_paid(self, paid: Settled) -> None:
+        """Once: a transaction has one row of a job."""
+        if paid.tx not in self._paid:
+            self._paid.add(paid.tx)
+            self._tell(paid)
 
     def _count(self, tab: Tab, frame: Token | Checkpoint | Finished) -> wire.Tally:
         """Counts what a frame brought, and has it signed for if that is due. Raises ReceiptError."""
@@ -598,7 +620,7 @@ class Session:
             refund = int(frame.refund or 0) if frame.completed else None
         except ValueError as error:
             raise SessionError(f"the host sent a frame that cannot be read: {error}") from error
-        self._tell(Settled(Totals(frame.prompt_tokens, frame.tokens), *paid, frame.tx, refund))
+        self._tell_paid(Settled(Totals(frame.prompt_tokens, frame.tokens), *paid, frame.tx, refund))
         if frame.completed and not self._closed.done():
             self._closed.set_result(frame.tx)
 
