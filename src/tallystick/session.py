@@ -544,7 +544,7 @@ class Session:
                     return completion
 
     async def _tell_unheard(self, completion: Completion) -> None:
-        """What was settled since this session began, if the chain has the job closed before the host says so."""
+        """What was settled since this session began, where the chain is quicker than the host."""
         if self._closed.done():
             return
         for each in await self._chain.settlements(self.job.id):
