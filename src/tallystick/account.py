@@ -122,7 +122,8 @@ class Account:
             return pricing.MAX_TOKENS
         interval, meter = self.job.interval, self.meter
         ahead = meter.receipted.tokens - meter.acknowledged.tokens
-        most = interval // len(self.streams) if stream.behind else interval - interval // 4 + ahead
+        part = max(1, interval // len(self.streams))
+        most = part if stream.behind else interval - interval // 4 + ahead
         return most - self.unsigned_of(stream)
 
     def unsigned_of(self, stream: Stream) -> int:
