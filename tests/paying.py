@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick import proof, wire
+import pytest
+
+from tallystick import lookout, proof, wire
 from tallystick.chain import Chain
 from tallystick.contracts import Created
 from tallystick.countersign import Countersigner
@@ -26,6 +28,12 @@ async def register(devnet: Devnet, chain: Chain) -> None:
     """Registers the devnet's host."""
     host = devnet.accounts.host
     await chain.transact(chain.register(host.address, "{}"), host.private_key)
+
+
+def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has hosts read the chain for each request, in tests that change it and ask at once."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    monkeypatch.setattr(lookout, "RELIED", 0.0)
 
 
 async def open_job(devnet: Devnet, chain: Chain, *, key: bytes | None = None, **changed: Any) -> Signer:

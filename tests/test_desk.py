@@ -31,7 +31,7 @@ from tallystick.stream import Chunk, Stream
 from tallystick.tables import JobRow
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import Model, Prices, RequestId, Totals
-from tests.paying import PRICES, PROMPT, Signer, open_job, register, until
+from tests.paying import PRICES, PROMPT, Signer, look_always, open_job, register, until
 
 
 class Bench:
@@ -148,7 +148,7 @@ def request_id(number: int) -> RequestId:
 async def bench(
     devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
-    monkeypatch.setattr(lookout, "FRESH", 0.0)  # each test changes the chain and asks at once
+    look_always(monkeypatch)
     await register(devnet, chain)
     bench = Bench(devnet, chain, tmp_path)
     await bench.open()
@@ -240,6 +240,28 @@ async def test_depth(bench: Bench) -> None:
     stream = await bench.ask(signer, 3)
     assert stream.end is not None
     assert stream.end.reason == "stop"
+
+
+async def test_known_jobs_wait_for_no_endpoint(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests and receipts of a job that was read a moment ago are taken while the endpoint is silent."""
+    signer = await bench.signer()
+    await bench.ask(signer)
+    monkeypatch.setattr(lookout, "RELIED", 60.0)
+    silent = asyncio.Event()
+    monkeypatch.setattr(Chain, "block", lambda self: silent.wait())
+    stream = await bench.ask(signer, 2)
+    assert stream.end is not None
+    assert (stream.end.reason, stream.account.meter.acknowledged) == ("stop", Totals(2 * PROMPT, 120))
+
+
+async def test_a_top_up_is_not_missed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 4: before a request is cut or refused for want of money, the job is read again."""
+    monkeypatch.setattr(lookout, "RELIED", 60.0)
+    signer = await bench.signer(deposit=pricing.owed(Totals(2 * PROMPT, 70), PRICES))
+    await bench.ask(signer)
+    await bench.top_up(signer, 1_000_000)
+    async with await bench.admit(signer, 2, stream=False, max_tokens=60) as stream:
+        assert (stream.order.max_tokens, stream.order.capped) == (60, False)
 
 
 async def test_top_up_in_the_middle(bench: Bench) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import openai
 import pytest
 
-from tallystick import lookout
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
@@ -25,7 +24,7 @@ from tallystick.testing.engine import Hang, Script, Step, say
 from tallystick.types import Address, JobId, JobStatus
 from tests.buying import DEPOSIT, MESSAGES, Proxy
 from tests.market import CAPS, GOOD, Market
-from tests.paying import until
+from tests.paying import look_always, until
 from tests.stories.parties import free_port
 
 
@@ -33,7 +32,7 @@ from tests.stories.parties import free_port
 async def market(
     devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Market]:
-    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    look_always(monkeypatch)
     async with AsyncExitStack() as parts:
         yield Market(devnet, chain, tmp_path, parts)
 

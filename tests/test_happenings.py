@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick import happenings, lookout, pricing
+from tallystick import happenings, pricing
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.countersign import Overcount
@@ -19,14 +19,14 @@ from tallystick.session import BalanceLow, PromptAhead, Stopped
 from tallystick.testing.engine import Script, say
 from tallystick.types import ETH, Completion, RequestId, Totals
 from tests.buying import DEPOSIT, Bench
-from tests.paying import PRICES, PROMPT, open_job, register
+from tests.paying import PRICES, PROMPT, look_always, open_job, register
 
 
 @pytest.fixture
 async def bench(
     devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
-    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    look_always(monkeypatch)
     await register(devnet, chain)
     async with AsyncExitStack() as parts:
         yield Bench(devnet, chain, tmp_path, parts)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tallystick import hosts, lookout
+from tallystick import hosts
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 from tallystick.errors import SessionError
 from tallystick.hosts import UNKNOWN, Hosts
 from tallystick.record import Came, Trouble
 from tests.market import CAPS, GOOD, Market
+from tests.paying import look_always
 from tests.stories.parties import free_port
 
 FAILED = Came(trouble=Trouble.FAILED, cause="it broke off")
@@ -24,7 +25,7 @@ FAILED = Came(trouble=Trouble.FAILED, cause="it broke off")
 async def market(
     devnet: Devnet, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Market]:
-    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    look_always(monkeypatch)
     async with AsyncExitStack() as parts:
         yield Market(devnet, chain, tmp_path, parts)
 

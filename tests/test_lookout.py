@@ -14,7 +14,7 @@ from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, Refusal
 from tallystick.lookout import Lookout
 from tallystick.types import Job, JobId
-from tests.paying import open_job, register
+from tests.paying import open_job, register, until
 
 
 class Watched(Chain):
@@ -75,6 +75,45 @@ async def test_one_reading_a_block(
     await devnet.mine(1)
     assert (await seen.job(signer.job.id)).block != first.block
     assert watched.asked == 2
+
+
+async def test_what_is_known_is_not_waited_for(
+    devnet: Devnet, chain: Chain, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job read a while ago is told at once, and read again meanwhile."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    signer = await open_job(devnet, chain)
+    seen = Lookout(watched, depth=0)
+    assert seen.recall(signer.job.id) is None
+    first = await seen.job(signer.job.id)
+    await devnet.mine(1)
+    assert seen.recall(signer.job.id) is first
+
+    async def is_read_again() -> bool:
+        recalled = seen.recall(signer.job.id)
+        return recalled is not None and recalled.block != first.block
+
+    await until(is_read_again)
+
+
+async def test_what_was_known_long_ago_is_read_first(
+    devnet: Devnet, chain: Chain, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 10: nothing is relied on for longer than RELIED without another look; a look in vain is told."""
+    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    signer = await open_job(devnet, chain)
+    seen = Lookout(watched, depth=0)
+    await seen.job(signer.job.id)
+    watched.away = True
+    assert seen.recall(signer.job.id) is not None
+
+    async def is_in_trouble() -> bool:
+        return seen.trouble is not None
+
+    await until(is_in_trouble)
+    assert seen.trouble == "nobody answers"
+    monkeypatch.setattr(lookout, "RELIED", 0.0)
+    assert seen.recall(signer.job.id) is None
 
 
 async def test_another_branch_is_read(

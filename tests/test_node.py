@@ -14,7 +14,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from tallystick import database, lookout, pricing, wire
+from tallystick import database, pricing, wire
 from tallystick.chain import Chain
 from tallystick.config import Amounts, AssetPrice, HostConfig, Secret
 from tallystick.counter import Counter
@@ -28,7 +28,7 @@ from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import ETH, Address, JobId, JobStatus, Totals
 from tests import postgresql
 from tests.disk import SmallDisk
-from tests.paying import PROMPT, Signer, open_job, register, until
+from tests.paying import PROMPT, Signer, look_always, open_job, register, until
 
 Line = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ Line = Mapping[str, Any]
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test changes the chain and asks at once."""
-    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    look_always(monkeypatch)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from sqlalchemy import text
 
-from tallystick import database, lookout, relay
+from tallystick import database, relay
 from tallystick.chain import Chain
 from tallystick.config import Secret
 from tallystick.devnet import Devnet
@@ -19,7 +19,7 @@ from tallystick.relay import PASSED_ON
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
 from tallystick.types import JobStatus, Totals
 from tests.hosting import CHAT, Host, Hosting
-from tests.paying import PROMPT, Signer, register, until
+from tests.paying import PROMPT, Signer, look_always, register, until
 from tests.test_websocket import Talk
 
 REPLY = Script(say(*"x" * 60))
@@ -61,7 +61,7 @@ async def a_pair(
     devnet: Devnet, chain: Chain, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[PairFactory]:
     """Makes a pair; what the first node's engine replies may be given."""
-    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    look_always(monkeypatch)
     await register(devnet, chain)
     hosting = Hosting(devnet, chain, tmp_path)
 

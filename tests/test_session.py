@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tallystick import lookout, pricing
+from tallystick import pricing
 from tallystick.blame import blame
 from tallystick.chain import Chain
 from tallystick.config import BEARER, HostConfig, Secret
@@ -26,7 +26,7 @@ from tallystick.session import BalanceLow, Done, Event, PromptAhead, Session, Se
 from tallystick.store import Store
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import Address, JobStatus, Receipt, Totals
-from tests.paying import register
+from tests.paying import look_always, register
 
 DEPOSIT = 2_000_000
 
@@ -203,7 +203,7 @@ async def test_a_bearer_that_ran_out_unseen_is_made_anew(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that has slept goes on: the chain's clock went further than its own."""
-    monkeypatch.setattr(lookout, "FRESH", 0.0)
+    look_always(monkeypatch)
     session, _ = await bench.open(await bench.serve(Script(say("a"))))
     asked = "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "Why?"}], "stream": true}'
     (await session.post(*asked)).release()

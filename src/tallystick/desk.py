@@ -131,7 +131,7 @@ class Desk:
     async def _admit(self, asked: ReplyRequest, access: Access) -> Stream:
         self._refuse_while_stopping()
         self._refuse_while_failing()
-        facts = await self._look(access, asked.job_id)
+        facts = await self._look(access, asked.job_id, recall=True)
         facts = replace(await self._remember(facts), model=asked.model)
         _require(admission.JOB, facts)
         facts = self._on_good_terms(facts)
@@ -140,8 +140,16 @@ class Desk:
             await self.accounts.receive(account, asked.receipt)
         await self._refuse_used_up(account, facts)
         order = await self._draw_up(asked, account)
+        if _is_short(account, order) and await self._is_topped_up(account):
+            order = await self._draw_up(asked, account)
         await self._reserve(order, account, facts)
         return Stream(order, account, self._engine, self.accounts, self._config.receipt_timeout)
+
+    async def _is_topped_up(self, account: Account) -> bool:
+        """True if the chain has more of a deposit than was known."""
+        known = account.meter.deposit
+        await self.accounts.look_again(account)
+        return account.meter.deposit > known
 
     def _on_good_terms(self, facts: Facts) -> Facts:
         """With the offer whose terms the job meets: the present one, or one of a quote that still holds."""
@@ -156,7 +164,7 @@ class Desk:
 
     async def identify(self, access: Access) -> JobId:
         """The job whose signer this bearer is of."""
-        facts = await self._look(access)
+        facts = await self._look(access, recall=True)
         _require(admission.OWNING, facts)
         return facts.known.id
 
@@ -186,20 +194,24 @@ class Desk:
         checks: Iterable[Check] = admission.ASKING,
         *,
         named_in: str = "body",
+        recall: bool = False,
     ) -> Facts:
-        """Who asks, and for which job as the chain has it; the latter only for a bearer that may be good."""
+        """Who asks, and for which job as the chain has it; the latter only for a bearer that may be good.
+
+        `recall`: or as the chain had it some seconds ago, if that need not be waited for.
+        """
         facts = Facts(
             offer=self.offer,
-            now=await self._lookout.now(),
+            now=0,
             authorization=access.authorization,
             secure=access.secure,
             named_job=named,
             named_in=named_in,
         )
-        _require(checks, facts)
+        sight = self._lookout.recall(facts.bearer.job_id) if recall and facts.bearer else None
+        _require(checks, replace(facts, now=sight.now if sight else await self._lookout.now()))
         assert facts.bearer is not None
-        sight = await self._lookout.job(facts.bearer.job_id)
-        return self._with_sight(facts, sight)
+        return self._with_sight(facts, sight or await self._lookout.job(facts.bearer.job_id))
 
     def _with_sight(self, facts: Facts, sight: Sight) -> Facts:
         """With the job as it lies deep, or as it is now, where the host serves earlier."""
@@ -353,7 +365,7 @@ class Desk:
 
     async def receipt(self, receipt: Receipt, access: Access) -> Answer:
         """Takes a receipt (protocol §5). A bearer that ran out does not keep a payer from signing."""
-        facts = await self._look(access, receipt.job_id, admission.HOLDING, named_in="receipt")
+        facts = await self._look(access, receipt.job_id, admission.HOLDING, named_in="receipt", recall=True)
         _require((*admission.OWNING, admission.closed), facts)
         if admission.access_expired(facts) is not None:
             # Whoever found an old bearer has no receipt of the signer's, whose answer may tell request ids.
@@ -398,6 +410,11 @@ class Desk:
                     self.accounts.stream_left.clear()
                     await self.accounts.stream_left.wait()
         await self.accounts.give_up()
+
+
+def _is_short(account: Account, order: Order) -> bool:
+    """True if the deposit makes a reply shorter than it was asked for, or keeps it from beginning."""
+    return order.capped or account.affordable(order.prompt_tokens) < len(order.bodies)
 
 
 def _refuse_lapsed(account: Account) -> None:

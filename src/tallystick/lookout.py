@@ -17,6 +17,9 @@ from tallystick.types import Job, JobId
 
 FRESH = 0.5
 """Seconds for which a reading stands for the present: less than a block of the chains in use."""
+RELIED = 10.0
+"""Seconds for which a known job is served, and its receipts taken, without waiting for an endpoint's answer.
+Who ends a job meanwhile takes nothing from the host: a claim window is an hour at least."""
 READINGS = 16
 """Readings at a time: anybody may name a job, and the endpoint is not to be flooded for it."""
 KEPT = 10_000
@@ -74,6 +77,26 @@ class Lookout:
                 raise Refusal("chain_unavailable") from error
             return self._block.timestamp
 
+    def recall(self, job_id: JobId) -> Sight | None:
+        """The job as read RELIED seconds ago at most, at once; while it may have changed, it is read again.
+
+        None if it has to be waited for. Not for what a job lacks: it may have it by now.
+        """
+        sight = self._sights.get(job_id)
+        if sight is None or self._age(sight.at) >= RELIED:
+            return None
+        if not self._is_fresh(sight.at):
+            self._asked(job_id).add_done_callback(self._note)
+        return sight
+
+    def _note(self, asking: asyncio.Task[Sight]) -> None:
+        if asking.cancelled():
+            return
+        try:
+            asking.result()
+        except ChainError as error:
+            self.trouble = str(error)
+
     async def job(self, job_id: JobId) -> Sight:
         """The job as read a moment ago at most; while the chain does not answer, as it was relied on before.
 
@@ -91,13 +114,16 @@ class Lookout:
             raise Refusal("chain_unavailable") from error
 
     async def _ask_once(self, job_id: JobId) -> Sight:
+        # Whoever goes away does not take the reading from the others.
+        return await asyncio.shield(self._asked(job_id))
+
+    def _asked(self, job_id: JobId) -> asyncio.Task[Sight]:
         """Requests that come at the same time share one reading."""
         asking = self._asking.get(job_id)
         if asking is None:
             asking = self._asking[job_id] = asyncio.create_task(self._ask_in_turn(job_id))
             asking.add_done_callback(lambda _: self._asking.pop(job_id))
-        # Whoever goes away does not take the reading from the others.
-        return await asyncio.shield(asking)
+        return asking
 
     async def _ask_in_turn(self, job_id: JobId) -> Sight:
         async with self._turns:
@@ -148,10 +174,13 @@ class Lookout:
         self._ahead = max(self._ahead, block.timestamp - time.monotonic())
 
     def _is_fresh(self, at: float) -> bool:
-        return asyncio.get_running_loop().time() - at < FRESH
+        return self._age(at) < FRESH
+
+    def _age(self, at: float) -> float:
+        return asyncio.get_running_loop().time() - at
 
     def _is_bearable(self, sight: Sight) -> bool:
         """Who completes unseen cannot reclaim before a claim window: half of it is left to claim in."""
         if sight.job is None:
             return False
-        return asyncio.get_running_loop().time() - sight.at < sight.job.claim_window / 2
+        return self._age(sight.at) < sight.job.claim_window / 2
