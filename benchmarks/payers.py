@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from benchmarks import mock
 from benchmarks.load import Client
 from tallystick import proof, wire
+from tallystick.asking import parse_chat
 from tallystick.chain import Chain
 from tallystick.contracts import Created
 from tallystick.devnet import Devnet
@@ -56,7 +57,7 @@ class Payer:
         return post("/v1/chat/completions", address, asking(tokens, request=request), self.bearer)
 
     def _receipts(self, request: bytes, tokens: int) -> list[tuple[int, Receipt]]:
-        asked = wire.parse_chat(request.partition(b"\r\n\r\n")[2])
+        asked = parse_chat(request.partition(b"\r\n\r\n")[2])
         assert asked.request is not None
         delivery = Delivery(asked.request, asked.prompt_hash())
         signed: list[tuple[int, Receipt]] = []

@@ -23,7 +23,7 @@ import openai
 
 from benchmarks import mock
 from benchmarks.payers import MESSAGES, PRICES
-from tallystick import proof, wire
+from tallystick import proof, sse, wire
 from tallystick.countersign import Countersigner
 from tallystick.exchange import Exchange
 from tallystick.session import Session
@@ -70,7 +70,7 @@ def _event(request: RequestId, number: int) -> bytes:
     choice = {"index": 0, "delta": {"content": mock.text(number)}, "logprobs": None, "finish_reason": None}
     head = {"id": "chatcmpl-0f0e0d0c0b0a09080706050403020100", "object": "chat.completion.chunk"}
     told = wire.tally(request, totals, totals, DEPOSIT - number, due=number % 25 == 0)
-    return wire.sse(
+    return sse.event(
         {**head, "created": 1_700_000_000, "model": mock.MODEL, "choices": [choice], "tally": told}
     )
 
@@ -91,7 +91,7 @@ async def session(watch: Watch) -> None:
     job, text = Job(), ""
     with watch.running():
         exchange = Exchange(cast("Session", job), "/v1/chat/completions", BODY, max_tokens=mock.TOKENS)
-        parser = wire.SSEParser()
+        parser = sse.SSEParser()
         with watch.not_running():
             reads = events(exchange.tab.request)
         for read in reads:
@@ -126,7 +126,7 @@ class _Reads(httpx2.AsyncByteStream):
 
 async def official(watch: Watch) -> None:
     """One reply to the official client."""
-    reads = [*events(RequestId("0f" * 16)), wire.SSE_DONE]
+    reads = [*events(RequestId("0f" * 16)), sse.DONE]
 
     def answer(_: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=_Reads(reads))

@@ -18,7 +18,7 @@ CONTRACTS = ROOT / "contracts" / "src"
 # From vocabulary to edges to what drives them; what is lower knows nothing of what is higher.
 ORDER = """
     types errors config keccak pricing meter transcript proof authorization
-    receipt allowance countersign caps admission policy gas fees wire reply turns
+    receipt allowance countersign caps admission policy gas fees wire sse asking reply turns
     engine engines counter database tables leases heartbeat writer rows outbox cursors ledger store
     artifacts networks contracts outgoing state roster endpoint endpoints chain sender site
     shares line account stream work lookout accounts desk claims pauses watcher standby settlement sponsor

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tallystick import wire
+from tallystick import sse, wire
 from tallystick.chain import Chain
 from tallystick.config import HostConfig, Secret
 from tallystick.devnet import Devnet
@@ -37,7 +37,7 @@ class Host:
     ) -> list[dict[str, Any]]:
         """A whole streamed reply, signed for as it comes: its events."""
         events: list[dict[str, Any]] = []
-        parser = wire.SSEParser()
+        parser = sse.SSEParser()
         async with self.http.post(
             CHAT, json=signer.body(number, **members), headers=signer.headers()
         ) as answer:

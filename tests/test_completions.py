@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tallystick import wire
+from tallystick import asking, sse
 from tallystick.errors import EngineError, EngineRefused, EngineUnavailable, Refusal
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import Totals
@@ -214,7 +214,7 @@ async def test_completed_text(hosting: Hosting) -> None:
     signer = await hosting.signer()
     body = signer.text_body(prompt="Two halves of", stream=True, stream_options={"include_usage": True})
     async with host.http.post(TEXT, json=body, headers=signer.headers()) as answer:
-        events = [orjson.loads(event) for event in wire.SSEParser().feed(await answer.read())[:-1]]
+        events = [orjson.loads(event) for event in sse.SSEParser().feed(await answer.read())[:-1]]
     *chunks, usage = events
     assert {chunk["object"] for chunk in events} == {"text_completion"}
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == " one stick"
@@ -255,14 +255,14 @@ async def test_completed_texts(hosting: Hosting) -> None:
 def test_malformed_text(members: dict[str, Any], param: str) -> None:
     """What is no text to complete, or asks for what is not done here, is refused by its member's name."""
     with pytest.raises(Refusal) as caught:
-        wire.parse_text(orjson.dumps(members))
+        asking.parse_text(orjson.dumps(members))
     assert caught.value.extra == {"param": param}
 
 
 def test_too_many_texts() -> None:
     """Prompts times `n` is the number of choices, and bounded."""
     with pytest.raises(Refusal) as caught:
-        wire.parse_text(orjson.dumps({"prompt": ["a"] * 65, "n": 2}))
+        asking.parse_text(orjson.dumps({"prompt": ["a"] * 65, "n": 2}))
     assert caught.value.code == "too_many_choices"
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from tallystick import config, peer, pricing, proof, websocket, wire
+from tallystick import asking, config, peer, pricing, proof, websocket, wire
 from tallystick.config import (
     Amounts,
     AssetPrice,
@@ -83,7 +83,7 @@ def test_the_protocols_defaults_are_the_programs() -> None:
         "bearer": (f"{theirs.bearer // hour} h", f"at most {config.BEARER_MAX // day} d"),
         "confirmations": ("1 on chain 31337, 10 elsewhere", "1 … 100"),
         "balance low": ({5: "a fifth of the deposit"}[LOW_DIVISOR], ""),
-        "choices": ("1", f"{wire.MAX_CHOICES}, prompts × `n`"),
+        "choices": ("1", f"{asking.MAX_CHOICES}, prompts × `n`"),
         "quote": (f"{ours.quote_valid // hour} h", "1 min … 30 d"),
         "max_tokens, of each choice": (
             f"{ours.max_tokens} when absent, null or \u22121",

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from tallystick import database, lookout, pricing, proof, wire
+from tallystick import asking, database, lookout, pricing, proof, wire
 from tallystick import stream as stream_module
 from tallystick.accounts import Answer
 from tallystick.admission import Offer
@@ -87,7 +87,7 @@ class Bench:
         return row
 
     async def admit(self, signer: Signer, number: int = 1, **members: Any) -> Stream:
-        asked = wire.parse_chat(orjson.dumps(signer.body(number, **members)))
+        asked = asking.parse_chat(orjson.dumps(signer.body(number, **members)))
         return await self.desk.admit(asked, signer.access())
 
     async def in_line(self, signer: Signer, stream: Stream, **members: Any) -> asyncio.Task[Stream]:

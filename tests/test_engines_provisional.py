@@ -12,13 +12,13 @@ import pytest
 from aiohttp import web
 
 import tallystick
+from tallystick import sse
 from tallystick.engines.dialect import FinalUsage
 from tallystick.engines.http import HttpEngine
 from tallystick.engines.provisional import WINDOW, TextCount
 from tallystick.engines.tokenizer import Tokenizer
 from tallystick.errors import EngineRefused, EngineUncounted
 from tallystick.testing.engine import Form, Script, ScriptedEngine, Step, oai_server, say
-from tallystick.wire import SSE_DONE, sse
 from tests.asking import BODY, begin, listening, read, running, text
 
 DEMO = Path(tallystick.__file__).parent / "models" / "tally-demo.gguf"
@@ -168,7 +168,7 @@ async def test_a_usage_with_the_reason_is_no_running_count() -> None:
         if request.path == "/v1/models":
             return web.json_response({"data": [{"id": "m"}]})
         if request.path == "/v1/chat/completions":
-            return web.Response(body=b"".join(map(sse, chunks)) + SSE_DONE)
+            return web.Response(body=b"".join(map(sse.event, chunks)) + sse.DONE)
         return web.Response(status=404)
 
     async with listening(answer) as url, HttpEngine(url) as engine:

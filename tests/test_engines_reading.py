@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from tallystick import sse
 from tallystick.engine import Piece, Pieces
 from tallystick.engines.dialect import ContinuousUsage, LlamaCpp
 from tallystick.engines.reading import Reading
 from tallystick.errors import EngineError, EngineFalseStart, EngineRefused, EngineUnavailable
-from tallystick.wire import SSE_DONE, sse
 from tests.asking import running
 
 
@@ -27,12 +27,12 @@ def wholes(pieces: Pieces) -> list[Piece]:
 
 def feed(*chunks: Any) -> tuple[Reading, list[Piece]]:
     reply = Reading(LlamaCpp())
-    return reply, wholes(reply.feed(b"".join(sse(chunk) for chunk in chunks)))
+    return reply, wholes(reply.feed(b"".join(sse.event(chunk) for chunk in chunks)))
 
 
 def test_a_reply_may_be_cut_anywhere() -> None:
     """However the network cuts a reply, the pieces are the same."""
-    whole = b": ping\n\n" + b"".join(sse(counted(n, "é🦊")) for n in (1, 4, 5)) + SSE_DONE
+    whole = b": ping\n\n" + b"".join(sse.event(counted(n, "é🦊")) for n in (1, 4, 5)) + sse.DONE
     expected = wholes(Reading(LlamaCpp()).feed(whole))
     assert running(expected) == [1, 4, 5]
     for size in range(1, 60):

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from aiohttp import WSMsgType, web
 
-from tallystick import frames, session, wire
+from tallystick import asking, frames, session, wire
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
 from tallystick.errors import SessionError
@@ -48,10 +48,10 @@ def test_a_token_is_read_with_its_counts() -> None:
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 TO_HOST: dict[str, Callable[[dict[str, Any]], object]] = {
-    "inference": lambda frame: wire.parse_inference(frame["request"]),
+    "inference": lambda frame: asking.parse_inference(frame["request"]),
     "receipt": lambda frame: wire.receipt_in(frame["receipt"]),
     "cancel": lambda frame: RequestId(frame["request"]),
-    "resume": wire.resume_in,
+    "resume": asking.resume_in,
     "session_end": wire.ending_in,
 }
 

@@ -6,7 +6,7 @@ import asyncio
 
 import orjson
 
-from tallystick import wire
+from tallystick import sse, wire
 from tallystick.account import Account
 from tallystick.testing.engine import ScriptedEngine
 from tallystick.types import RequestId, Totals
@@ -35,7 +35,7 @@ class Payer:
         self._task: asyncio.Task[None] | None = None
 
     async def over_http(self, number: int, tokens: int = TOKENS) -> None:
-        parser = wire.SSEParser()
+        parser = sse.SSEParser()
         body = self.signer.body(number, max_tokens=tokens)
         async with self.host.http.post(CHAT, json=body, headers=self.signer.headers()) as answer:
             assert answer.status == 200, await answer.text()

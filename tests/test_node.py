@@ -14,7 +14,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from tallystick import database, pricing, wire
+from tallystick import asking, database, pricing
 from tallystick.chain import Chain
 from tallystick.config import Amounts, AssetPrice, HostConfig, Secret
 from tallystick.counter import Counter
@@ -66,7 +66,7 @@ async def told_at_start(config: HostConfig) -> list[Line]:
 
 async def ask(host: Node, signer: Signer, number: int = 1) -> None:
     """A whole reply, and a receipt for all of it."""
-    asked = wire.parse_chat(orjson.dumps(signer.body(number)))
+    asked = asking.parse_chat(orjson.dumps(signer.body(number)))
     async with await host.desk.admit(asked, signer.access()) as stream:
         async for chunks in stream:
             for chunk in chunks:
@@ -365,7 +365,7 @@ async def test_what_a_process_beside_had_counted_is_taken_over(
     async with node(shared) as dead, node(shared) as host:
         assert {each.counter.path.name for each in (dead, host)} == {COUNTER, f"{COUNTER}.2"}
         signer = await open_job(devnet, chain)
-        asked = wire.parse_chat(orjson.dumps(signer.body()))
+        asked = asking.parse_chat(orjson.dumps(signer.body()))
         async with await dead.desk.admit(asked, signer.access()) as stream:
             async for chunks in stream:
                 for chunk in chunks:
@@ -412,7 +412,7 @@ async def test_a_lease_that_ran_out_ends_what_is_served(
     """No token goes out once another process might serve the job, and what was begun before counts anew."""
     async with Node(config, engine=ScriptedEngine(Script((*say("a"), Hang())))) as host:
         signer = await open_job(devnet, chain)
-        asked = wire.parse_chat(orjson.dumps(signer.body()))
+        asked = asking.parse_chat(orjson.dumps(signer.body()))
         async with await host.desk.admit(asked, signer.access()) as stream:
             chunks = await anext(stream)
             host.ledger.heartbeat._run_out()
@@ -474,7 +474,7 @@ async def test_a_full_disk_loses_nothing(
     async with node(changed(config, data_dir=small_disk.path)) as host:
         signer = await open_job(devnet, chain)
         await ask(host, signer)
-        asked = wire.parse_chat(orjson.dumps(signer.body(2)))
+        asked = asking.parse_chat(orjson.dumps(signer.body(2)))
         async with await host.desk.admit(asked, signer.access()) as stream:
             small_disk.fill()
             async for chunks in stream:
@@ -544,7 +544,7 @@ async def test_what_was_not_written_is_written_once_it_can_be(
         ending = await open_job(devnet, chain)
         await devnet.increase_time(60)
         await ask(host, ending)
-        asked = wire.parse_chat(orjson.dumps(counting.body()))
+        asked = asking.parse_chat(orjson.dumps(counting.body()))
         async with await host.desk.admit(asked, counting.access()) as stream:
             small_disk.fill()
             host.ledger.heartbeat._hold(asyncio.get_running_loop().time() + 3600)

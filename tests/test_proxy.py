@@ -20,7 +20,7 @@ import pytest
 from starlette.datastructures import Headers
 from structlog.testing import capture_logs
 
-from tallystick import exchange, pricing, wire
+from tallystick import exchange, pricing, sse
 from tallystick import proxy as proxies
 from tallystick.caps import Caps
 from tallystick.chain import Chain
@@ -120,7 +120,7 @@ async def test_a_client_that_leaves_pays_for_what_came(bench: Bench) -> None:
 async def read_events(proxy: Proxy) -> AsyncGenerator[dict[str, Any] | None, None]:
     """The events of a streamed reply; None for the mark at its end."""
     body = {"messages": MESSAGES, "stream": True, "max_tokens": 300}
-    parser = wire.SSEParser()
+    parser = sse.SSEParser()
     async with (
         aiohttp.ClientSession() as http,
         http.post(f"{proxy.url}/chat/completions", json=body) as answer,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import orjson
 
 from tallystick import wallet
+from tallystick.asking import parse_chat
 from tallystick.config import PayerConfig
 from tallystick.countersign import Overcount
 from tallystick.errors import ConfigError, Refusal, SessionError
@@ -28,7 +29,6 @@ from tallystick.listeners import Listeners
 from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.spending import IDLE, HostChosen, OfHost, OfJob, SetAside, Spender
 from tallystick.types import Completion, Job, JobId, Totals
-from tallystick.wire import parse_chat
 
 if TYPE_CHECKING:
     import openai

@@ -20,7 +20,8 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from tallystick import plain, proof, wire
+from tallystick import plain, proof, sse, wire
+from tallystick.asking import ReplyRequest
 from tallystick.desk import Access, refusal_of
 from tallystick.errors import ReceiptError, Refusal, TallystickError
 from tallystick.keccak import keccak
@@ -31,7 +32,6 @@ from tallystick.replay import Name, Replays, Tape
 from tallystick.reply import TEXT
 from tallystick.stream import CANCELLED, Chunk, End, Order, Part, Run, Stream
 from tallystick.types import Totals
-from tallystick.wire import ReplyRequest
 
 EVENTS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -252,7 +252,7 @@ class Events:
             if type(part) is Run and (wording := self._wording_of(part)) is not None:
                 events += _worded(part, wording)
             else:
-                events += [wire.sse(self._event(chunk)) for chunk in part.each()]
+                events += [sse.event(self._event(chunk)) for chunk in part.each()]
         return events
 
     def _wording_of(self, run: Run) -> Wording | None:
@@ -264,7 +264,7 @@ class Events:
             tally = wire.tally(run.request, Totals(prompt_tokens, tokens), job, left)
             marked = msgspec.structs.replace(first, text=plain.MARK).whole()
             self._shape = first.shape
-            self._wording = plain.learn_wording(wire.sse(self._event(Chunk(tally, marked))))
+            self._wording = plain.learn_wording(sse.event(self._event(Chunk(tally, marked))))
         return self._wording
 
     def end(self, end: End) -> list[bytes]:
@@ -275,15 +275,15 @@ class Events:
         if end.untold:
             how = {**self._order.form.blank, "finish_reason": end.finish_reason}
             cut = [{"index": choice, **how} for choice in end.untold]
-            last.append(wire.sse({**self._chunk, "choices": cut, **self._nulls, "tally": end.tally}))
+            last.append(sse.event({**self._chunk, "choices": cut, **self._nulls, "tally": end.tally}))
         if self._order.include_usage:
-            last.append(wire.sse({**self._chunk, "choices": [], "usage": end.usage, "tally": end.tally}))
-        return [*last, wire.SSE_DONE]
+            last.append(sse.event({**self._chunk, "choices": [], "usage": end.usage, "tally": end.tally}))
+        return [*last, sse.DONE]
 
     def failure(self, refusal: Refusal, tally: dict[str, Any] | None = None) -> list[bytes]:
         """What a reply ends with that cannot go on."""
         error = wire.openai_error(refusal)
-        return [wire.sse({**error, "tally": tally} if tally else error), wire.SSE_DONE]
+        return [sse.event({**error, "tally": tally} if tally else error), sse.DONE]
 
     def _event(self, chunk: Chunk) -> dict[str, Any]:
         if chunk.piece is None:

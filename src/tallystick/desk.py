@@ -24,6 +24,7 @@ from tallystick import admission, choices, pricing, proof, reply, wire
 from tallystick.account import Account
 from tallystick.accounts import Accounts, Answer
 from tallystick.admission import Check, Facts, first_refusal
+from tallystick.asking import ReplyRequest
 from tallystick.config import HostConfig
 from tallystick.counter import Counter
 from tallystick.engine import Engine
@@ -44,7 +45,6 @@ from tallystick.quote import Promises
 from tallystick.receipt import check_own, check_signer
 from tallystick.stream import Order, Stream, engine_refusal
 from tallystick.types import Job, JobId, Receipt, RequestId, Totals
-from tallystick.wire import ReplyRequest
 
 NOTHING = Totals()
 

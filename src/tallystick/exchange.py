@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 import orjson
 
-from tallystick import frames, wire
+from tallystick import frames, sse, wire
 from tallystick.errors import HostRefused, ReceiptError, SessionError, TallystickError
 from tallystick.session import LEAVING, Session, fault
 from tallystick.transcript import delta_text
@@ -192,7 +192,7 @@ class Exchange:
             prompt_signed = True
 
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
-        parser = wire.SSEParser()
+        parser = sse.SSEParser()
         try:
             async for data in answer.content.iter_any():
                 payloads = parser.feed(data)

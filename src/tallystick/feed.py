@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from tallystick import wire
+from tallystick import sse
 
 WAITING = 1000
 """Events that may wait for a listener."""
@@ -27,7 +27,7 @@ class Feed:
 
     def tell(self, event: Mapping[str, Any]) -> None:
         """Tells all who listen now."""
-        told = wire.sse(event)
+        told = sse.event(event)
         for queue in list(self._listening):
             if queue.qsize() < WAITING:
                 queue.put_nowait(told)

@@ -19,7 +19,8 @@ import msgspec
 import orjson
 import structlog
 
-from tallystick import caps, frames, pricing, reply, wire
+from tallystick import asking, caps, frames, pricing, reply, sse
+from tallystick.asking import ReplyRequest
 from tallystick.blame import NOT_YET, USED_UP, blame
 from tallystick.config import MAX_TOKENS
 from tallystick.errors import (
@@ -48,7 +49,6 @@ from tallystick.transcript import prompt_form
 from tallystick.tries import Tries, Try
 from tallystick.types import Totals
 from tallystick.wallet import asset_at
-from tallystick.wire import ReplyRequest
 
 PATIENCE = 90.0
 """Seconds for which a host is asked again that does not see the job, or its new deposit, deep enough yet."""
@@ -78,8 +78,8 @@ class _Route:
 
 
 ROUTES: Mapping[str, _Route] = {
-    "/v1/chat/completions": _Route(wire.parse_chat, reply.CHAT),
-    "/v1/completions": _Route(wire.parse_text, reply.TEXT),
+    "/v1/chat/completions": _Route(asking.parse_chat, reply.CHAT),
+    "/v1/completions": _Route(asking.parse_text, reply.TEXT),
 }
 
 
@@ -424,10 +424,10 @@ class Paid:
             async for parts in self.parts():
                 yield b"".join(self._event(part, include_usage) for part in parts)
         except TallystickError as error:
-            yield b"".join(map(wire.sse, self._broken(error, include_usage)))
+            yield b"".join(map(sse.event, self._broken(error, include_usage)))
         if self.came().trouble is not None:
             await self.over()  # so that the next request, which may come at once, goes elsewhere
-        yield wire.SSE_DONE
+        yield sse.DONE
 
     def _event(self, part: Part, include_usage: bool) -> bytes:
         if part.said:
@@ -445,7 +445,7 @@ class Paid:
         event["tally"] = {**(event.get("tally") or {}), **self.tally()}
         if part.usage is not None:
             event["usage"] = {**part.usage, "tally": event["tally"]}
-        return wire.sse(event)
+        return sse.event(event)
 
     def _broken(self, error: TallystickError, include_usage: bool) -> Iterator[dict[str, Any]]:
         """The end of a reply that broke off: what was not at its end has been cut."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tallystick import __version__, wire
+from tallystick import __version__, asking, wire
 from tallystick.errors import REFUSALS
 from tallystick.proof import MAX_JOB_ID
 from tallystick.tables import State
@@ -24,8 +24,8 @@ Schema = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
 _FORMS = {
-    "ChatRequest": wire.Chat,
-    "TextRequest": wire.Text,
+    "ChatRequest": asking.Chat,
+    "TextRequest": asking.Text,
     "Receipt": wire.ReceiptForm,
     "Opening": wire.OpeningForm,
     "TopUp": wire.TopUpForm,
@@ -420,11 +420,11 @@ def _prompt() -> Schema:
     """One text, the token ids of one, or a list of either."""
     ids = {
         "type": "array",
-        "items": {"type": "integer", "minimum": 0, "maximum": wire.MAX_ID},
+        "items": {"type": "integer", "minimum": 0, "maximum": asking.MAX_ID},
         "minItems": 1,
-        "maxItems": wire.MAX_IDS,
+        "maxItems": asking.MAX_IDS,
     }
-    several = {**_array({"anyOf": [_STRING, ids]}), "minItems": 1, "maxItems": wire.MAX_CHOICES}
+    several = {**_array({"anyOf": [_STRING, ids]}), "minItems": 1, "maxItems": asking.MAX_CHOICES}
     return {"anyOf": [_STRING, ids, several]}
 
 

@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from tallystick import openapi, wire
+from tallystick import asking, openapi, wire
 from tallystick.completions import Completions
 from tallystick.desk import refusal_of
 from tallystick.errors import Elsewhere, Refusal, TallystickError
@@ -56,8 +56,8 @@ def app(node: Node) -> Starlette:
     replays = Replays(node.config.grace)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", Completions(node, replays, wire.parse_chat), methods=["POST"]),
-            Route("/v1/completions", Completions(node, replays, wire.parse_text), methods=["POST"]),
+            Route("/v1/chat/completions", Completions(node, replays, asking.parse_chat), methods=["POST"]),
+            Route("/v1/completions", Completions(node, replays, asking.parse_text), methods=["POST"]),
             WebSocketRoute("/v1/session", Sessions(node, replays)),
             Route("/v1/session", routes.session),
             Route("/v1/models", routes.models),

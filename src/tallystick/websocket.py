@@ -17,7 +17,7 @@ import orjson
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from tallystick import wire
+from tallystick import asking, wire
 from tallystick.desk import Access, refusal_of
 from tallystick.engine import Piece
 from tallystick.errors import Elsewhere, LedgerError, Refusal, TallystickError
@@ -211,7 +211,7 @@ class Connection:
         try:
             if "request" not in frame:
                 raise Refusal("invalid_request", "`request`: it says what is asked for.", param="request")
-            asked, bearer = wire.parse_inference(frame["request"])
+            asked, bearer = asking.parse_inference(frame["request"])
             request = asked.request
             access = replace(self._access, authorization=bearer_of(bearer)) if bearer else self._access
             stream = await self._node.desk.admit(asked, access)
@@ -249,7 +249,7 @@ class Connection:
         """Sends the frames of a reply past those that its client has, to the job's own key alone."""
         request: RequestId | None = None
         try:
-            request, after, bearer = wire.resume_in(frame)
+            request, after, bearer = asking.resume_in(frame)
             access = replace(self._access, authorization=bearer_of(bearer)) if bearer else self._access
             job_id = await self._node.desk.identify(access)
             tape = self._replays.find((job_id, _frames_of(request)))

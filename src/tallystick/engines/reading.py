@@ -13,8 +13,9 @@ from tallystick.engines.dialect import Chunk, Dialect
 from tallystick.engines.refusals import detail_of, turned_down
 from tallystick.errors import EngineEmpty, EngineError, EngineFalseStart
 from tallystick.plain import Shape
+from tallystick.sse import SSEParser
 from tallystick.transcript import delta_text
-from tallystick.wire import MAX_BODY, SSEParser
+from tallystick.wire import MAX_BODY
 
 EVENT_END = b"\n\n"
 

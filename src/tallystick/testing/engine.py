@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from tallystick import sse
 from tallystick.engine import Engine, Pieces
 from tallystick.engines.dialect import LlamaCpp, is_chat
 from tallystick.engines.reading import Reading
 from tallystick.errors import EngineError, EngineFalseStart, EngineRefused
 from tallystick.transcript import prompt_hash
-from tallystick.wire import MAX_BODY, SSE_DONE, sse
+from tallystick.wire import MAX_BODY
 
 # What a word costs in tokens is made up, but fixed; more than one: a character was cut on the way.
 _WORDS = (
@@ -271,7 +272,7 @@ async def _pieces(reads: AsyncIterator[list[dict[str, Any]]]) -> AsyncGenerator[
     reply = Reading(LlamaCpp())
     async for chunks in reads:
         yield [reply.piece(chunk) for chunk in chunks]
-    reply.feed(SSE_DONE)
+    reply.feed(sse.DONE)
     if reply.failure is not None:
         raise reply.failure
 
@@ -390,12 +391,12 @@ class _Server:
             try:
                 async for chunks in reads:
                     told = map(telling.tell, chunks)
-                    await response.write(b"".join(sse(chunk) for chunk in told if chunk is not None))
+                    await response.write(b"".join(sse.event(chunk) for chunk in told if chunk is not None))
             except EngineError:
                 if request.transport is not None:
                     request.transport.abort()
                 return response
-            await response.write(SSE_DONE)
+            await response.write(sse.DONE)
             return response
 
 
