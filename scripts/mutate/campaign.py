@@ -39,6 +39,7 @@ FILES = {
 }
 DEPLOYED = ("JobMarketplace", "NodeRegistry")
 WORKERS = 2
+# Of the mutants that are not the same program by other words, per cent.
 LEAST = 95.0
 # Far beyond what a run takes: what needs longer is counted as killed, and the page says how many did.
 SECONDS_A_MUTANT = 300
@@ -273,18 +274,34 @@ def survivors(outcomes: list[Outcome], before: str) -> str:
     return "\n".join(head + ["| " + " | ".join(row) + " |" for row in listed])
 
 
-def standing(counted: str, listed: str) -> str:
-    """How all stands against what is asked, and against what tests can show at all."""
-    _, mutants, killed, alive, percent, _ = rows(counted)[-1]
-    met = "which meets" if float(percent.split()[0]) >= LEAST else "which falls short of"
-    same = sum(row[4].startswith(EQUIVALENT) for row in rows(listed))
-    shown = int(mutants) - same
-    return (
-        f"{killed} of {mutants} are killed, {percent}, {met} the {LEAST:.0f} % that the target asks for.\n"
-        f"Nothing can show {same} of the {alive} that live: no test brings these counts above "
-        f"{share(shown, int(mutants))}.\n"
-        f"Of what a test can show {share(int(killed), shown)} are killed."
-    )
+@dataclass(frozen=True)
+class Standing:
+    """How all stands. An equivalent mutant does what the contract does, so that no input shows it."""
+
+    mutants: int
+    killed: int
+    equivalent: int
+
+    @property
+    def score(self) -> float:
+        """Killed of those that are not equivalent, per cent (DeMillo, Lipton, Sayward, 1978)."""
+        return 100 * self.killed / (self.mutants - self.equivalent)
+
+    def __str__(self) -> str:
+        met = "which meets" if self.score >= LEAST else "which falls short of"
+        alive = self.mutants - self.killed
+        return (
+            f"{self.killed} of {self.mutants} are killed, {share(self.killed, self.mutants)}. "
+            f"{self.equivalent} of the {alive} that live are equivalent: nothing can show them.\n"
+            f"Of the others {self.score:.1f} % are killed, {met} the {LEAST:.0f} % that the target asks for."
+        )
+
+
+def standing(counted: str, listed: str) -> Standing:
+    """By the two tables of the page."""
+    _, mutants, killed, *_ = rows(counted)[-1]
+    equivalent = sum(row[4].startswith(EQUIVALENT) for row in rows(listed))
+    return Standing(int(mutants), int(killed), equivalent)
 
 
 def rewrite(outcomes: list[Outcome]) -> str:
@@ -293,7 +310,11 @@ def rewrite(outcomes: list[Outcome]) -> str:
     page = replaced(page, "version", f"slither-mutate of slither-analyzer {version('slither-analyzer')}.")
     counted = counts(outcomes, section(page, "counts"))
     listed = survivors(outcomes, section(page, "survivors"))
-    for name, text in (("counts", counted), ("survivors", listed), ("standing", standing(counted, listed))):
+    for name, text in (
+        ("counts", counted),
+        ("survivors", listed),
+        ("standing", str(standing(counted, listed))),
+    ):
         page = replaced(page, name, text)
     return page
 
@@ -311,9 +332,10 @@ def main(argv: list[str]) -> int:
     print(f"logs in {logs}", flush=True)
     page = rewrite(run(contracts, logs))
     PAGE.write_text(page)
-    total, unexplained = rows(section(page, "counts"))[-1], section(page, "survivors").count(UNEXPLAINED)
-    print(f"{total[2]} of {total[1]} killed, {unexplained} survivors without a reason")
-    return 1 if unexplained or float(total[4].split()[0]) < LEAST else 0
+    listed = section(page, "survivors")
+    reached, unexplained = standing(section(page, "counts"), listed), listed.count(UNEXPLAINED)
+    print(f"{reached}\n{unexplained} survivors have no reason")
+    return 1 if unexplained or reached.score < LEAST else 0
 
 
 if __name__ == "__main__":
