@@ -27,7 +27,7 @@ ORDER = """
     listeners gasless opening frames vocabulary recount tab evidence archive paid session exchange wallet
     keystore
     discovery record blame ranking hosts tries
-    spending gateway repeats transport client sync feed happenings overview page proxy
+    stakes in_use spending gateway repeats transport client sync feed happenings overview page proxy
     devnet testing mends survey statement prospects reconciliation printout doctor registration
     inspection solvency deployment verification screen demo commands cli
 """.split()

@@ -148,7 +148,7 @@ async def test_a_proxy_pays_without_eth(poor: Poor, monkeypatch: pytest.MonkeyPa
     url = await poor.serve(REPLY, relay_fee="0.05")
     proxy = await poor.proxy(url, Caps(DEPOSIT, DEPOSIT))
     await proxy.ask(150)
-    assert await proxy.spender.room(await proxy.spender.today()) == 0
+    assert await proxy.spender.stakes.room(await proxy.spender.stakes.today()) == 0
     await proxy.parts.aclose()
     [created] = await poor.chain.jobs(payer=poor.payer)
     completion = await poor.chain.completion(created.job_id)

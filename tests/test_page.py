@@ -23,9 +23,9 @@ from tallystick.config import DAY, Secret
 from tallystick.devnet import Devnet
 from tallystick.errors import Refusal
 from tallystick.evidence import Evidence
+from tallystick.in_use import InUse
 from tallystick.page import PLACE, TOKEN
 from tallystick.proxy import Door
-from tallystick.spending import InUse
 from tallystick.testing.engine import Hang, Script, say
 from tallystick.types import JobId, JobStatus, Prices, Totals
 from tests import browser as browsing

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tallystick import lookout, opening, pricing, proof, spending
+from tallystick import lookout, opening, pricing, proof
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.config import DAY
@@ -195,12 +195,6 @@ async def test_a_top_up_that_failed_is_made_anew(bench: Bench) -> None:
         await spend(spends, cost=300)
         [used] = spends.jobs
         assert used.purse.deposit == 500
-
-
-def test_a_host_that_ends_every_connection_is_left_alone_for_longer_each_time() -> None:
-    """At once the first time, then doubled, as long as the host says, and never for longer than a limit."""
-    assert [spending.pause(stops, 0) for stops in (1, 2, 3, 4, 99)] == [0, 0.5, 1, 2, spending.LONGEST]
-    assert (spending.pause(1, 3), spending.pause(1, 1e9)) == (3, spending.LONGEST)
 
 
 async def test_the_next_day_has_its_own_cap(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,7 +408,7 @@ async def test_a_job_of_the_command_line_is_added_to_and_completed_by_hand(bench
         await session.close()
         topped = await spends.top_up(session.job.id, 100)
         assert topped.deposit == 500
-        assert await spends.room(await spends.today()) == 100
+        assert await spends.stakes.room(await spends.stakes.today()) == 100
         assert (await spends.complete(session.job.id)).refund == 500
 
 

@@ -13,7 +13,8 @@ from tallystick import archive, pricing, proof, ranking
 from tallystick.discovery import Listing
 from tallystick.errors import Refusal, TallystickError
 from tallystick.gateway import problem_of
-from tallystick.spending import InUse, Spender
+from tallystick.in_use import InUse
+from tallystick.spending import Spender
 from tallystick.store import StoredJob
 from tallystick.types import Address, Job, JobId, JobStatus, Prices
 from tallystick.wallet import Wallet, asset_at
@@ -51,8 +52,8 @@ class Overview:
         spender, chain = self._spender, self._wallet.chain
         now = (await chain.block()).timestamp
         known = asset_at(chain, spender.asset)
-        day = await spender.today()
-        room = max(0, await spender.room(day))
+        day = await spender.stakes.today()
+        room = max(0, await spender.stakes.room(day))
         return {
             "payer": self.payer,
             "asset": {"symbol": known.symbol, "decimals": known.decimals},

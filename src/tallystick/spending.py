@@ -13,28 +13,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import structlog
 
-from tallystick import caps as rules
 from tallystick import opening, proof, ranking
 from tallystick.authorization import Consent, Opening
 from tallystick.blame import USED_UP
-from tallystick.caps import Caps, Purse, Stake
+from tallystick.caps import Caps, Stake
 from tallystick.contracts import CompletionRequested
 from tallystick.errors import ChainError, HostRefused, PriceRose, Refusal, SessionError, TallystickError
 from tallystick.hosts import Hosts
+from tallystick.in_use import InUse, Place, abandon, pause, quiet
 from tallystick.listeners import Listeners
 from tallystick.opening import Quote, Wishes
 from tallystick.ranking import Candidate, Chosen
 from tallystick.record import Came
 from tallystick.session import Event, Session, Signed, Stopped
+from tallystick.stakes import Stakes
 from tallystick.store import StoredJob
 from tallystick.types import Address, Completion, Job, JobId, JobStatus
 from tallystick.wallet import Wallet, money
@@ -47,10 +47,6 @@ TIDY_EVERY = 600.0
 """Seconds between two tries to end jobs that nobody uses any more."""
 COMPLETE = 60.0
 """Seconds that a host has to complete a job in."""
-SHORTEST = 0.5
-"""Seconds until a host that ends one connection after the other is asked again, doubled each time."""
-LONGEST = 15.0
-"""Seconds that it is left alone at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,55 +91,7 @@ Hear = Callable[[Job | None, OfJob | OfHost], None]
 """Told what happens: to a job, or to none but of a host."""
 
 
-class Place(NamedTuple):
-    """Where a job is used: all requests for a model at a host share one."""
-
-    url: str
-    model: str
-
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class InUse:
-    """A job that pays for requests."""
-
-    session: Session
-    idle_since: float
-    reserved: int = 0
-    """The most that requests under way may cost, in base units."""
-    requests: int = 0
-    """Requests under way."""
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    retired: bool = False
-    """It takes no more requests."""
-    stops: int = 0
-    """Connections that ended since the host last acknowledged a receipt."""
-    abandoned: bool = False
-    """Nobody reads any more what comes of its requests."""
-    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def is_quiet(self) -> bool:
-        """No request is under way that anybody waits for."""
-        return self.abandoned or not self.requests
-
-    async def connect(self) -> None:
-        """Sees to it that the host is connected to, one at a time. Raises what `Session.connect` raises."""
-        async with self.connecting:
-            if not self.session.connected:
-                await self.session.connect()
-
-    @property
-    def place(self) -> Place:
-        """Where it is used."""
-        return Place(self.session.host_url, self.session.model)
-
-    @property
-    def purse(self) -> Purse:
-        """What is in it."""
-        return Purse(self.session.job.deposit, self.session.owed, self.reserved)
 
 
 class Spender:
@@ -167,6 +115,7 @@ class Spender:
         self.caps = caps
         self.hosts = Hosts(wallet, urls)
         self.asset = asset or wallet.asset()
+        self.stakes = Stakes(wallet, caps, self.asset, self._owed)
         self._idle = idle
         self._listeners: Listeners[[Job | None, OfJob | OfHost]] = Listeners()
         if hear is not None:
@@ -176,8 +125,6 @@ class Spender:
         """One request at a time sees to the job of its place."""
         self._told: dict[str, str] = {}
         """The URL that was told last as chosen, by model."""
-        self._money = asyncio.Lock()
-        """Whoever holds it may stake: the day's room is looked at and taken in one go."""
         self._retired: set[Address] = set()
         """Signers of jobs that take no more requests."""
         self._leaving: set[InUse] = set()
@@ -195,7 +142,7 @@ class Spender:
         assert self._looking is not None
         self._looking.cancel()
         await asyncio.wait([self._looking])
-        await asyncio.gather(*map(_abandon, [*self.jobs, *self._leaving]))
+        await asyncio.gather(*map(abandon, [*self.jobs, *self._leaving]))
         await asyncio.gather(*(self._complete(place) for place in list(self._in_use)))
         while self._ending:
             await asyncio.gather(*self._ending)
@@ -211,6 +158,10 @@ class Spender:
     def jobs(self) -> list[InUse]:
         """The jobs in use."""
         return list(self._in_use.values())
+
+    def _owed(self, signer: Address) -> int:
+        """What the job in use of a signer has cost, by this process's count."""
+        return max((used.session.owed for used in self.jobs if used.session.job.signer == signer), default=0)
 
     # Choosing a host
 
@@ -235,7 +186,7 @@ class Spender:
 
     def held_at(self, urls: Collection[str]) -> list[JobId]:
         """Jobs at these hosts that are not over."""
-        kept = self.wallet.store.jobs(*self._place)
+        kept = self.wallet.store.jobs(*self.stakes.place)
         return [stored.job_id for stored in kept if stored.host_url in urls and stored.job_id is not None]
 
     def _engaged(self, used: InUse) -> Candidate:
@@ -361,13 +312,19 @@ class Spender:
         """Tops a job up, if it has not enough. Refusal `cap_reached`."""
         if used.purse.free >= cost:
             return
-        async with self._money:
+        async with self.stakes.turn:
             await self._add(used, lambda room: self.caps.top_up(used.purse, cost, room))
 
     async def _add(self, used: InUse, decide: Callable[[int], int]) -> None:
         """Adds to a job what is decided, given what the day leaves."""
         await self._hold(used)
-        more = await self._raise_stake(used, decide)
+        signer = used.session.job.signer
+
+        async def most(stake: Stake, room: int) -> int:
+            more = decide(room + await self._undone(used, stake))
+            return used.session.job.deposit + more
+
+        more = await self.stakes.change(signer, most) - used.session.job.deposit
         if not more:
             return
         job = used.session.job
@@ -375,17 +332,6 @@ class Spender:
         await used.session.refresh()
         log.info("job.topped_up", job=job.id, by=self._money_told(more))
         self._tell(used.session.job, ToppedUp(more))
-
-    async def _raise_stake(self, used: InUse, decide: Callable[[int], int]) -> int:
-        """Stakes what a job is to be given: how much. Decided anew if others stake meanwhile."""
-        signer = used.session.job.signer
-        while True:
-            day, stakes = await self._staked_today()
-            mine = next(stake for stake in stakes if stake.signer == signer)
-            more = decide(self._room(stakes, day) + await self._undone(used, mine))
-            raised = replace(mine, most=used.session.job.deposit + more)
-            if await asyncio.to_thread(self.wallet.store.stake, raised, stakes):
-                return more
 
     async def _undone(self, used: InUse, stake: Stake) -> int:
         """What a job is staked with beyond its deposit, for a top-up that failed and cannot come any more."""
@@ -402,14 +348,14 @@ class Spender:
 
     async def _go_on(self, candidate: Candidate) -> InUse | None:
         """A job of the store that can pay for this, within what the day leaves."""
-        async with self._money:
+        async with self.stakes.turn:
             for stored, job in reversed(await self.wallet.jobs()):
                 if (
                     job is not None
                     and (stored.host_url, stored.model) == (candidate.url, candidate.model)
                     and ranking.within(job.prices, candidate.prices)
                     and await self._fits(stored, job)
-                    and await self._adopt(stored, job)
+                    and await self.stakes.adopt(stored, job)
                 ):
                     return await self._resume(job)
         return None
@@ -424,21 +370,6 @@ class Spender:
             and await self.wallet.is_usable(job)
         )
 
-    async def _adopt(self, stored: StoredJob, job: Job) -> bool:
-        """Stakes all of a job, unless it is staked. False if the day does not leave what is left of it."""
-        while True:
-            day, stakes = await self._staked_today()
-            staked = next((stake for stake in stakes if stake.signer == stored.signer), None)
-            if staked is not None and staked.most >= job.deposit:
-                return True
-            left = self.wallet.left(job)
-            if left > self._room(stakes, day):
-                return False
-            began = job.deposit - left if staked is None else staked.began
-            stake = Stake(stored.signer, job.asset, day, began, job.deposit)
-            if await asyncio.to_thread(self.wallet.store.stake, stake, stakes):
-                return True
-
     async def _open_with_room(self, candidate: Candidate, cost: int) -> InUse:
         """A new job; if the caps leave too little, once what comes back of ending jobs has made room, and
         what was signed for one before has come or cannot come any more.
@@ -446,7 +377,7 @@ class Spender:
         try:
             return await self._open(candidate, cost)
         except Refusal as refusal:
-            if refusal.code != "cap_reached" or not (self._ending or self._pending()):
+            if refusal.code != "cap_reached" or not (self._ending or self.stakes.pending()):
                 raise
         if self._ending:
             await asyncio.wait(set(self._ending), timeout=COMPLETE)
@@ -458,15 +389,11 @@ class Spender:
         try:
             return await self._open(candidate, cost)
         except Refusal as refusal:
-            pending = self._pending()
+            pending = self.stakes.pending()
             if refusal.code != "cap_reached" or not pending:
                 raise
             told = "; ".join(map(opening.awaited, pending))
             raise Refusal(refusal.code, f"{refusal.detail} Meanwhile {told}.", **refusal.extra) from refusal
-
-    def _pending(self) -> list[StoredJob]:
-        """Openings of this payer that are not on the chain."""
-        return self.wallet.store.openings(*self._place)
 
     async def _see_openings_through(self) -> None:
         """Sends again what was signed for jobs that are not on the chain, and frees what is not awaited."""
@@ -492,7 +419,7 @@ class Spender:
             max_price=self.caps.max_price(model),
             found=not self.hosts.urls,
         )
-        async with self._money:
+        async with self.stakes.turn:
             stored, job = await self._opened(wishes, url, quote, cost, deposit)
         log.info("job.opened", job=job.id, host=url, model=model, deposit=self._money_told(job.deposit))
         ahead, scale = self.wallet.config.ahead, self.wallet.recounts.of(job.host, stored.model)
@@ -508,8 +435,8 @@ class Spender:
         """A job within the caps. Drafted anew if others stake meanwhile: they may have taken the room."""
         chain, store, key = self.wallet.chain, self.wallet.store, self.wallet.key()
         while True:
-            day, stakes = await self._staked_today()
-            most = self.caps.first_deposit(cost, self._room(stakes, day))
+            day, stakes = await self.stakes.staked()
+            most = self.caps.first_deposit(cost, self.stakes.left_of(stakes, day))
             wishes = replace(wishes, deposit=most if deposit is None else deposit)
             draft = await opening.drafted(chain, proof.address(key), url, wishes, quote)
             staking = opening.Staking(draft.stake(day), stakes)
@@ -572,7 +499,7 @@ class Spender:
         """What is under way over HTTP needs its receipts sent."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                return await _quiet(used)
+                return await quiet(used)
         try:
             await used.connect()
         except TallystickError as error:
@@ -597,7 +524,7 @@ class Spender:
 
     async def top_up(self, job_id: JobId, units: int) -> Job:
         """Adds `units` base units to a job. Refusal `cap_reached`, or `asset_not_accepted`."""
-        async with self._at_hand(job_id) as used, self._money:
+        async with self._at_hand(job_id) as used, self.stakes.turn:
 
             def decide(room: int) -> int:
                 self.caps.check_top_up(used.purse, units, room)
@@ -620,7 +547,7 @@ class Spender:
         """Asks to complete a job past its host: from when on it can be reclaimed, of the chain's clock."""
         async with self._at_hand(job_id) as used:
             self._take_out(used)
-            await _quiet(used)
+            await quiet(used)
             result = await self.wallet.transact(self.wallet.chain.complete_session(job_id))
         return next(event for event in result.events if isinstance(event, CompletionRequested)).closes_at
 
@@ -657,67 +584,8 @@ class Spender:
         job, stored = used.session.job, self.wallet.stored(used.session.job.id)
         if job.asset != self.asset:
             raise Refusal("asset_not_accepted", f"Job {job.id} is paid in {job.asset}; the caps are not.")
-        if stored is None or not await self._adopt(stored, job):
+        if stored is None or not await self.stakes.adopt(stored, job):
             raise Refusal("cap_reached", f"What is in job {job.id} is more than --max-per-day leaves.")
-
-    # Stakes
-
-    async def today(self) -> str:
-        """The day of the chain's clock."""
-        now = (await self.wallet.chain.block()).timestamp
-        return datetime.fromtimestamp(now, UTC).date().isoformat()
-
-    async def room(self, day: str) -> int:
-        """What the caps leave to be staked on that day, in base units; below 0 if they were higher before."""
-        return self._room(await self._stakes(day), day)
-
-    def _room(self, stakes: Iterable[Stake], day: str) -> int:
-        return self.caps.room((stake for stake in stakes if stake.asset == self.asset), day)
-
-    async def _staked_today(self) -> tuple[str, list[Stake]]:
-        """The day, and all that is staked as of it."""
-        day = await self.today()
-        return day, await self._stakes(day)
-
-    async def _stakes(self, day: str) -> list[Stake]:
-        """What is staked, all that can still be spent in this asset brought to this day."""
-        store = self.wallet.store
-        while True:
-            stakes = await asyncio.to_thread(store.stakes, *self._place)
-            before = {each.signer: each for each in stakes if each.asset == self.asset and each.day < day}
-            brought = await self._brought(before, day) if before else []
-            if not brought:
-                return stakes
-            for stake in brought:
-                # Where others staked meanwhile, it is looked at once more.
-                await asyncio.to_thread(store.stake, stake, stakes)
-                stakes = [stake if each.signer == stake.signer else each for each in stakes]
-
-    async def _brought(self, before: Mapping[Address, Stake], day: str) -> list[Stake]:
-        """Stakes of days before, of what is open or may still be, as of this day."""
-        of_jobs = [
-            rules.on_day(before[stored.signer], day, self._cost(job))
-            for stored, job in await self.wallet.jobs()
-            if job is not None and stored.signer in before
-        ]
-        pending = [before[each.signer] for each in self._pending() if each.signer in before and each.may_come]
-        return [*of_jobs, *(replace(stake, day=day) for stake in pending)]
-
-    def _cost(self, job: Job) -> int:
-        """What a job has cost until now, also what of it is not signed yet."""
-        owed = [used.session.owed for used in self.jobs if used.session.job.signer == job.signer]
-        return max(job.deposit - self.wallet.left(job), *owed, 0)
-
-    async def _stake(self, job: Job, day: str, most: int) -> None:
-        """What a job may come to from now on, if it is staked."""
-        for stake in await self._stakes(day):
-            if stake.signer == job.signer:
-                await asyncio.to_thread(self.wallet.store.stake, replace(stake, most=most))
-
-    @property
-    def _place(self) -> tuple[int, Address]:
-        deployment = self.wallet.deployment
-        return deployment.chain_id, deployment.marketplace
 
     # Ending jobs
 
@@ -762,8 +630,8 @@ class Spender:
             if there is not None and there.signer == job.signer:
                 return False
             # What was signed is still the host's if the opening comes once more: it counts, the rest is free.
-            async with self._money:
-                await self._stake(job, await self.today(), self._cost(job))
+            async with self.stakes.turn:
+                await self.stakes.limit(job, self.stakes.cost(job))
         except ChainError:
             return False
         await asyncio.to_thread(self.wallet.store.vanished, job.signer)
@@ -776,7 +644,7 @@ class Spender:
         session = used.session
         self._leaving.add(used)
         try:
-            await _quiet(used)
+            await quiet(used)
             if not await self.hosts.is_paid(session.host_url):
                 raise SessionError(f"the host of job {session.job.id} {opening.UNPAID}")
             await used.connect()
@@ -788,8 +656,8 @@ class Spender:
         return completion
 
     async def _completed(self, job: Job, completion: Completion) -> None:
-        async with self._money:
-            await self._stake(job, await self.today(), completion.owed)
+        async with self.stakes.turn:
+            await self.stakes.limit(job, completion.owed)
         chain = self.wallet.chain
         paid, refund = (money(chain, job.asset, units) for units in (completion.owed, completion.refund))
         log.info("job.completed", job=job.id, paid=paid, refund=refund, tx=completion.tx)
@@ -799,7 +667,8 @@ class Spender:
         """Sees to the staked jobs that an earlier run has left, or that could not be completed."""
         try:
             await opening.find_openings(self.wallet.chain, self.wallet.store)
-            staked = {stake.signer for stake in await self._stakes(await self.today())}
+            _, stakes = await self.stakes.staked()
+            staked = {stake.signer for stake in stakes}
             for stored, job in await self.wallet.jobs():
                 if job is not None and stored.signer in staked:
                     async with self._turns[Place(stored.host_url, stored.model)]:
@@ -836,27 +705,3 @@ class Spender:
 
     def _money_told(self, units: int) -> str:
         return money(self.wallet.chain, self.asset, units)
-
-
-def pause(stops: int, retry_after: float) -> float:
-    """Seconds until a host is connected to again that ended so many connections in a row with no receipt
-    acknowledged in between; `retry_after`: those that it names, 0 for none. At once the first time.
-    """
-    backoff = 0.0 if stops < 2 else SHORTEST * 2 ** min(stops - 2, 10)
-    return min(max(backoff, retry_after), LONGEST)
-
-
-async def _abandon(used: InUse) -> None:
-    """Ends what is under way on a job, at the host too: what came is signed for, the job can be completed."""
-    used.abandoned = True
-    used.released.set()
-    if used.requests and used.session.connected:
-        with suppress(SessionError):  # then the connection is gone, and nothing more comes of them either
-            await used.session.leave()
-
-
-async def _quiet(used: InUse) -> None:
-    """Waits until no request is under way on a job."""
-    while not used.is_quiet:
-        used.released.clear()
-        await used.released.wait()
