@@ -409,8 +409,9 @@ async def test_no_prompt_overtakes_one_that_waits(bench: Bench) -> None:
 async def test_prompt_waits_no_longer_than_a_stream(bench: Bench) -> None:
     """A prompt waits for receipts for a bounded time, and not for a session that has ended."""
     signer = await bench.signer(checkpoint_interval=20)
-    stream = await bench.ask(signer, signing=False)
-    assert await code(bench.admit(signer, 2)) == "prompt_receipt_due"
+    await bench.ask(signer, signing=False)
+    stream = await bench.ask(signer, 2, signing=False)  # written off once, and no more
+    assert await code(bench.admit(signer, 3)) == "prompt_receipt_due"
     asking = await bench.in_line(signer, stream)
     await bench.desk.end(signer.job.id, None, signer.end())
     assert await code(asking) == "job_ended"
@@ -675,7 +676,8 @@ async def test_stop(bench: Bench) -> None:
 async def test_stop_tells_what_waits(bench: Bench) -> None:
     """A request that waits for admission is told that the node stops before its connection is closed."""
     signer = await bench.signer(checkpoint_interval=20)
-    stream = await bench.ask(signer, signing=False)
+    await bench.ask(signer, signing=False)
+    stream = await bench.ask(signer, 2, signing=False)
     asking = await bench.in_line(signer, stream)
     await bench.desk.stop(5.0)
     assert asking.done()

@@ -8,7 +8,7 @@ import orjson
 
 from tallystick import sse, wire
 from tallystick.account import Account
-from tallystick.testing.engine import ScriptedEngine
+from tallystick.testing.engine import Script, ScriptedEngine, Step, babble
 from tallystick.types import RequestId, Totals
 from tests.hosting import CHAT, Host, Hosting
 from tests.paying import PROMPT, Signer, until
@@ -142,6 +142,63 @@ async def test_a_slow_reader_holds_up_nobody(hosting: Hosting) -> None:
     slow.close()
     await payer.over()
     assert _account(payer).meter.acknowledged == Totals(PROMPT, 1000)
+
+
+async def test_large_pieces_have_their_turn(hosting: Hosting) -> None:
+    """A reply whose tokens come many at a time is over before others that came first and are longer."""
+    large = Script((Step("I", 1), Step("w" * 60, 60), Step(".", 1)))
+    engine = ScriptedEngine(lambda body: large if body["max_tokens"] == 62 else babble(body["max_tokens"]))
+    host = await hosting.serve(engine, receipt_timeout=30)
+    payer = Payer(host, await hosting.signer(checkpoint_interval=100))
+    others = [asyncio.create_task(payer.over_http(number, 2000)) for number in (1, 2, 3)]
+    await until(lambda: _is(all(payer.came.get(number, 0) > 20 for number in (1, 2, 3))))
+    await payer.over_http(4, 62)
+    assert not any(other.done() for other in others)
+    await asyncio.gather(*others)
+    await payer.over()
+
+
+async def test_whole_answers_at_once_are_all_served(hosting: Hosting) -> None:
+    """What is let in at once goes out one after the other, each once those before it are signed for."""
+    host = await hosting.serve(ScriptedEngine(), receipt_timeout=60)
+    signer = await hosting.signer(checkpoint_interval=100)
+    signing = asyncio.Lock()
+
+    async def whole(number: int) -> None:
+        body = signer.body(number, stream=False, max_tokens=90)
+        async with host.http.post(CHAT, json=body, headers=signer.headers()) as answer:
+            assert answer.status == 200, await answer.text()
+            signer.receive(await answer.json())
+        async with signing:
+            await host.sign(signer)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*map(whole, (1, 2, 3)))
+
+
+async def test_a_reader_that_stopped_does_not_shut_the_job(hosting: Hosting) -> None:
+    """Once nobody has signed for what it left unread for as long as is waited, others are let in again."""
+    host = await hosting.serve(ScriptedEngine(), receipt_timeout=1, grace=600)
+    signer = await hosting.signer(checkpoint_interval=100)
+    body, headers = signer.body(99, max_tokens=1000), signer.headers()
+    async with host.http.post(CHAT, json=body, headers=headers) as slow:
+        await slow.content.readany()  # and nothing after it
+        payer = Payer(host, signer)
+        await until(lambda: _is(_account(payer).room() < 10))
+        await payer.over_http(1, 300)
+        await payer.over()
+    assert payer.came[1] == 300
+
+
+async def test_a_piece_beyond_the_interval_ends_its_reply_at_once(hosting: Hosting) -> None:
+    """No receipt would make room for it, so nobody waits: the reply says that the interval is too small."""
+    engine = ScriptedEngine(Script((Step("I", 1), Step("w" * 150, 150))))
+    host = await hosting.serve(engine, receipt_timeout=60)
+    signer = await hosting.signer(checkpoint_interval=100)
+    async with asyncio.timeout(30):
+        events = await host.ask(signer, max_tokens=300)
+    assert events[-2]["tally"]["reason"] == "interval_too_small"
+    assert events[-2]["tally"]["tokens"] == 1
 
 
 async def _is(fact: bool) -> bool:

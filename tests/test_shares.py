@@ -37,6 +37,26 @@ def test_a_piece_goes_out_whole() -> None:
     assert shares(6, [Want(0, 5, 50), Want(0, 5, 50), Want(9, 1, 1)]) == [5, 0, 1]
 
 
+def test_room_is_saved_for_a_large_piece_whose_turn_it_is() -> None:
+    """Others wait until it fits, and not for what never will."""
+    large, small = Want(0, 60, 60), Want(0, 1, 300)
+    assert shares(40, [large, small, small], reach=100) == [0, 0, 0]
+    assert shares(70, [large, small, small], reach=100) == [60, 5, 5]
+    assert shares(70, [small, large], reach=100) == [70, 0]
+    assert shares(40, [large, small], reach=59) == [0, 40]
+
+
+@given(st.integers(0, 400), wanting(), st.integers(0, 400))
+def test_whoever_waits_longest_is_not_passed_over(room: int, wants: list[Want], coming: int) -> None:
+    """The first whose piece will fit has it, or nobody has anything; no more is given than there is."""
+    got = shares(room, wants, room + coming)
+    able = [n for n, want in enumerate(wants) if want.least <= min(want.most, room + coming)]
+    assert sum(got) <= room
+    assert all(share == 0 or want.least <= share <= want.most for share, want in zip(got, wants, strict=True))
+    if able:
+        assert got[able[0]] >= wants[able[0]].least or not any(got)
+
+
 @given(st.integers(0, 400), wanting())
 def test_no_more_is_given_than_there_is_and_none_more_than_it_can_use(room: int, wants: list[Want]) -> None:
     """A share is nothing, or the next piece at least."""

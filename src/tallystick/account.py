@@ -82,7 +82,7 @@ class Account:
         """One receipt at a time (protocol §5)."""
         self.receipted_at = float("-inf")
         """When the last receipt was taken, on the event loop's clock."""
-        self.line = Line(self.meter, self._want)
+        self.line = Line(self.meter, self._want, self._coming)
         """Who waits for receipts."""
         self._gone: set[RequestId] = set()
         """Requests whose client went away, and that nobody has signed for to their end."""
@@ -116,7 +116,8 @@ class Account:
 
     def _most_unsigned(self, stream: Stream) -> int:
         """Tokens that a stream may add to its unsigned ones: beside others it leaves them a quarter of the
-        interval, and it has its part alone once a receipt has passed it over.
+        interval, and it has its part alone once a receipt has passed it over. What goes out whole does so,
+        if all before it is signed for.
         """
         if len(self.streams) == 1 or self.meter.risk.per_million == 0:
             return pricing.MAX_TOKENS
@@ -124,7 +125,8 @@ class Account:
         ahead = meter.receipted.tokens - meter.acknowledged.tokens
         part = max(1, interval // len(self.streams))
         most = part if stream.behind else interval - interval // 4 + ahead
-        return most - self.unsigned_of(stream)
+        unsigned = self.unsigned_of(stream)
+        return most - unsigned if unsigned else max(most, stream.next_tokens)
 
     def unsigned_of(self, stream: Stream) -> int:
         """Generated tokens that a stream delivered, and that nobody has signed for."""
@@ -191,6 +193,9 @@ class Account:
     def _want(self, stream: Stream) -> Want:
         most = max(0, min(stream.held, self._most_unsigned(stream)))
         return Want(self.unsigned_of(stream), stream.next_tokens, most)
+
+    def _coming(self) -> int:
+        return sum(self.unsigned_of(stream) for stream in self.streams if not stream.behind)
 
     # Streams
 

@@ -326,6 +326,8 @@ class Accounts:
             account.gone(request)
         elif stream.end.reason == RECEIPT_DUE:
             account.unsigned_in_time(request)
+            if account.line:
+                self._in_background(self.forgive(account, cut=True))
         self.stream_left.set()
         self.work.reply(stream)
         if account.meter.attested:

@@ -321,7 +321,7 @@ class Desk:
         fit = account.line.reserve(prompt_tokens)
         if fit is not Fit.NEEDS_RECEIPT or not account.meter.fits_credit(prompt_tokens):
             return fit
-        await self.accounts.forgive(account)
+        await self.accounts.forgive(account, cut=True)
         self._refuse_while_stopping()
         place = account.line.queue(prompt_tokens)
         account.wake()

@@ -24,10 +24,13 @@ SHARING_DELAY = 0.1
 class Line:
     """The prompts and streams of a job that wait for receipts."""
 
-    def __init__(self, meter: JobMeter, want: Callable[[Stream], Want]) -> None:
-        """`want`: what a stream that waits could use."""
+    def __init__(self, meter: JobMeter, want: Callable[[Stream], Want], coming: Callable[[], int]) -> None:
+        """`want`: what a stream that waits could use. `coming`: what is unsigned of streams whose payer signs
+        as they go, in tokens: there is room for as many again in a moment.
+        """
         self._meter = meter
         self._want = want
+        self._coming = coming
         self._prompts: deque[tuple[int, asyncio.Future[None]]] = deque()
         """The first one first."""
         self._streams: dict[Stream, int] = {}
@@ -111,7 +114,7 @@ class Line:
             self._share_later()
             return
         waiting = list(self._streams)
-        kept = shares(room, [self._want(stream) for stream in waiting])
+        kept = shares(room, [self._want(stream) for stream in waiting], room + self._coming())
         self._streams = dict(zip(waiting, kept, strict=True))
 
     def _share_later(self) -> None:

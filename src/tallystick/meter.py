@@ -227,6 +227,10 @@ class JobMeter:
         """Generated tokens that are signed for and not counted yet; where nobody signs, any number."""
         return MAX_TOKENS if self.attested else max(0, self.receipted.tokens - self.counted.tokens)
 
+    def outgrows(self, tokens: int) -> bool:
+        """True if tokens that come at once are more than the credit, were all before them signed for."""
+        return self.lends and value(Totals(0, tokens - self.signed_ahead), self.risk) > self.credit
+
     def count(self, prompt_tokens: int, tokens: int) -> bool:
         """Counts what is about to be sent; its prompt leaves the reservation. True: offer a checkpoint.
 

@@ -1,7 +1,8 @@
 """Who may deliver how much, when several streams of a job wait for the same room.
 
 A payer is lent one credit for all streams of a job together. What there is of it goes to whoever has least
-unsigned, so that no stream waits for another one's reader, and none is passed over for ever. Rules only.
+unsigned, so that no stream waits for another one's reader; and room is saved for a large piece whose turn it
+is, so that none is passed over for ever. Rules only.
 """
 
 from __future__ import annotations
@@ -22,12 +23,27 @@ class Want(NamedTuple):
     """What it may have: all that its pieces bring, or less. Less than the next piece is nothing."""
 
 
-def shares(room: int, wants: Sequence[Want]) -> list[int]:
+def shares(room: int, wants: Sequence[Want], reach: int = 0) -> list[int]:
     """How many of `room` tokens each gets, in the order of `wants`: whoever waits longest comes first in it.
 
     What is unsigned in the end is as level as can be (max-min fairness), in whole pieces; and nothing is left
-    that anybody could use.
+    that anybody could use. But first the piece goes out that waits longest: `reach` is what there is room for
+    once all is signed that others deliver, and if the piece fits that, nobody gets anything until it fits.
     """
+    first = next((n for n, want in enumerate(wants) if want.least <= min(want.most, reach)), None)
+    if first is None:
+        return _shared(room, wants)
+    least = wants[first].least
+    if least > room:
+        return [0] * len(wants)
+    given = _shared(room, wants)
+    if given[first] < least:
+        others = _shared(room - least, [*wants[:first], *wants[first + 1 :]])
+        given = [*others[:first], least, *others[first:]]
+    return given
+
+
+def _shared(room: int, wants: Sequence[Want]) -> list[int]:
     given = _levelled(room, [(want.unsigned, want.most) for want in wants])
     short = [n for n, want in enumerate(wants) if given[n] < want.least]
     left = room - sum(given) + sum(given[n] for n in short)

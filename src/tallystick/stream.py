@@ -36,6 +36,7 @@ OVERRUN_PATIENCE = 1.0
 """Seconds for which an engine that has made more than may be held is left waiting, before it is cancelled."""
 
 RECEIPT_DUE = "receipt_due"
+INTERVAL_TOO_SMALL = "interval_too_small"
 JOB_UNCONFIRMED = "job_unconfirmed"
 DEPOSIT_EXHAUSTED = "deposit_exhausted"
 CANCELLED = "cancelled"
@@ -446,6 +447,9 @@ class Stream:
     async def _stand_still(self) -> Chunk | None:
         """Waits a while for room. The first time it says so; when its time is over it ends the stream."""
         lack = self._lack()
+        if lack is Stop.CREDIT and self.account.meter.outgrows(self.next_tokens):
+            self._cut = INTERVAL_TOO_SMALL
+            return None
         if lack is Stop.RATE:
             await self._wait(self.account.rate_delay(self._tokens(self._held[0])))
             return None
