@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_utils.conversions import to_hex
+from structlog.testing import capture_logs
 
-from tallystick import lookout, opening, pricing, proof
+from tallystick import lookout, opening, pricing, proof, spending
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.config import DAY
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, ContractError, NotYetReclaimable, Refusal, SessionError
 from tallystick.exchange import Exchange
+from tallystick.keccak import keccak
 from tallystick.opening import Wishes
 from tallystick.session import Session
 from tallystick.spending import Spender
@@ -26,6 +29,7 @@ from tallystick.testing.faults import Status
 from tallystick.testing.geth import Upstream
 from tallystick.testing.rpc import FaultyRpc
 from tallystick.types import Completion, Job, JobId, JobStatus, Totals
+from tallystick.wallet import Wallet
 from tests.buying import DEPOSIT, MESSAGES, Bench, open_staked
 from tests.paying import register, until
 
@@ -178,6 +182,99 @@ async def test_an_opening_that_never_arrived_pays_for_the_next_request(bench: Be
             [used] = spends.jobs
             assert used.purse.deposit == DEPOSIT
     assert len(await bench.chain.jobs()) == 1
+
+
+@asynccontextmanager
+async def failing(bench: Bench) -> AsyncIterator[tuple[Wallet, FaultyRpc]]:
+    """The payer's wallet over an endpoint that fails on purpose; the dollar is approved."""
+    async with (
+        Upstream(bench.devnet.rpc_url) as node,
+        FaultyRpc(node) as rpc,
+        Chain(rpc.url, bench.chain.deployment) as chain,
+    ):
+        purse = replace(bench.wallet(), chain=chain)
+        await purse.transact(chain.approve(bench.devnet.dollar, 2 * DEPOSIT))
+        yield purse, rpc
+
+
+async def _given_up(spends: Spender, rpc: FaultyRpc, cost: int = 1000) -> None:
+    """A request whose client goes away once its money is sent, and before that is known to have arrived."""
+    sent = rpc.reached["eth_sendRawTransaction"]
+    asking = asyncio.create_task(spend(spends, cost))
+    await until(lambda: _is_sent(rpc, sent + 1))
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def _is_sent(rpc: FaultyRpc, number: int) -> bool:
+    return rpc.reached["eth_sendRawTransaction"] >= number
+
+
+async def test_an_opening_outlives_the_request_that_began_it(bench: Bench) -> None:
+    """Whoever asked may go: the job is opened all the same, once, and pays for the next request."""
+    url = await bench.serve(Script(say("a")))
+    async with failing(bench) as (purse, rpc), Spender(purse, Caps(DEPOSIT, DEPOSIT), [url]) as spends:
+        with rpc.failing(Status(503), "eth_getTransactionReceipt"):
+            await _given_up(spends, rpc)
+        await spend(spends)
+        assert rpc.reached["eth_sendRawTransaction"] == 2
+    [job] = await _all_jobs(bench)
+    assert (job.status, job.settled.tokens) == (JobStatus.CLOSED, 1)
+
+
+async def test_leaving_waits_for_what_is_being_paid_in(bench: Bench) -> None:
+    """A deposit under way is seen to arrive, and comes back whole with those of the other jobs."""
+    url = await bench.serve(Script(say("a")))
+    before = await bench.money()
+    async with failing(bench) as (purse, rpc):
+        spends = await Spender(purse, Caps(DEPOSIT, DEPOSIT), [url]).__aenter__()
+        with rpc.failing(Status(503), "eth_getTransactionReceipt"):
+            await _given_up(spends, rpc)
+            leaving = asyncio.create_task(spends.__aexit__(None, None, None))
+            done, _ = await asyncio.wait([leaving], timeout=0.1)
+            assert not done
+        await leaving
+        with pytest.raises(Refusal, match="proxy_stopping"):
+            await spend(spends)
+    [job] = await _all_jobs(bench)
+    assert job.status is JobStatus.CLOSED
+    assert await bench.money() == before
+
+
+async def test_a_top_up_outlives_the_request_that_began_it(bench: Bench) -> None:
+    """What is added to a job for a request that has gone is there for the next one, and added once."""
+    url = await bench.serve(Script(say(*["a "] * 200)))
+    async with failing(bench) as (purse, rpc), Spender(purse, Caps(400, 500), [url]) as spends:
+        await spend(spends, cost=300)
+        with rpc.failing(Status(503), "eth_getTransactionReceipt"):
+            await _given_up(spends, rpc, cost=300)
+        await spend(spends, cost=300)
+        [used] = spends.jobs
+        assert used.purse.deposit == 500
+        assert rpc.reached["eth_sendRawTransaction"] == 3
+
+
+async def test_an_opening_that_leaving_cannot_wait_for_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its transaction is in the log, with what brings the deposit back should it still be mined."""
+    monkeypatch.setattr(spending, "COMPLETE", 0.1)
+    url = await bench.serve(Script(say("a")))
+    async with failing(bench) as (purse, rpc):
+        with rpc.failing(Status(503), "eth_getTransactionReceipt"), capture_logs() as logs:
+            async with Spender(purse, Caps(DEPOSIT, DEPOSIT), [url]) as spends:
+                await _given_up(spends, rpc)
+        [pending] = spends.stakes.pending()
+    assert pending.raw is not None
+    [told] = [each for each in logs if each["event"] == "opening.awaited"]
+    assert to_hex(keccak(pending.raw)) in told["told"]
+    assert "tally job complete JOB" in told["mend"]
+
+
+async def _all_jobs(bench: Bench) -> list[Job]:
+    found = [await bench.chain.job(JobId(each.job_id)) for each in await bench.chain.jobs()]
+    return [job for job in found if job is not None]
 
 
 async def test_a_top_up_that_failed_is_made_anew(bench: Bench) -> None:

@@ -16,8 +16,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import structlog
 
@@ -39,6 +40,8 @@ from tallystick.store import StoredJob
 from tallystick.types import Address, Completion, Job, JobId, JobStatus
 from tallystick.wallet import Wallet, money
 
+T = TypeVar("T")
+
 IDLE = 900.0
 """Seconds without a request until a job is completed."""
 LOOK = 5.0
@@ -46,7 +49,7 @@ LOOK = 5.0
 TIDY_EVERY = 600.0
 """Seconds between two tries to end jobs that nobody uses any more."""
 COMPLETE = 60.0
-"""Seconds that a host has to complete a job in."""
+"""Seconds that a host has to complete a job in, and the chain to take what was paid in when this is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,10 @@ class Spender:
         """Signers of jobs that take no more requests."""
         self._leaving: set[InUse] = set()
         """Jobs that are being completed, once nothing is under way on them."""
+        self._paying_in: dict[Place, asyncio.Task[Any]] = {}
+        """What moves money into a job of that place, and is seen through whoever asked for it."""
+        self._left = False
+        """No money moves into jobs any more."""
         self._looking: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -140,12 +147,31 @@ class Spender:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._looking is not None
+        self._left = True
         self._looking.cancel()
         await asyncio.wait([self._looking])
+        await self._paid_in()
         await asyncio.gather(*map(abandon, [*self.jobs, *self._leaving]))
         await asyncio.gather(*(self._complete(place) for place in list(self._in_use)))
         while self._ending:
             await asyncio.gather(*self._ending)
+        self._tell_awaited()
+
+    async def _paid_in(self) -> None:
+        """Waits for what moves money, within limits: what it opens is in use then, and completed."""
+        under_way = list(self._paying_in.values())
+        if under_way:
+            _, late = await asyncio.wait(under_way, timeout=COMPLETE)
+            for task in late:
+                task.cancel()
+            await asyncio.wait(under_way)
+
+    def _tell_awaited(self) -> None:
+        """Says what may still put a deposit in escrow when nobody is here any more."""
+        mend = "tally job list, which finds the job once it is there, then tally job complete JOB"
+        for stored in self.stakes.pending():
+            if stored.is_signed and not self.wallet.store.is_claimed(stored.signer):
+                log.warning("opening.awaited", told=opening.awaited(stored), mend=mend)
 
     def on(self, hear: Hear) -> None:
         """Calls `hear` with what happens, in the order it comes. What it raises is logged."""
@@ -262,9 +288,10 @@ class Spender:
     async def _reserve(self, candidate: Candidate, cost: int) -> InUse:
         place = Place(candidate.url, candidate.model)
         while True:
+            self._check_not_left()
             used = self._in_use.get(place)
             if used is None or not used.session.connected or used.purse.free < cost:
-                async with self._turns[place]:
+                async with self._turn(place):
                     used = await self._seen_to(candidate, place, cost)
             if used is not None and not used.retired and used.purse.free >= cost:
                 used.reserved += cost
@@ -272,6 +299,34 @@ class Spender:
                 return used
             if used is not None:
                 await used.released.wait()
+
+    def _check_not_left(self) -> None:
+        """Refusal `proxy_stopping`."""
+        if self._left:
+            raise Refusal("proxy_stopping", "What pays for requests was left: its jobs are completed.")
+
+    @asynccontextmanager
+    async def _turn(self, place: Place) -> AsyncIterator[None]:
+        """Sees to the job of a place, alone: also after somebody who left while money was on its way."""
+        async with self._turns[place]:
+            if (task := self._paying_in.get(place)) is not None:
+                await asyncio.wait([task])
+            yield
+
+    async def _carried_out(self, place: Place, pay_in: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What moves money into a job, seen through to its end even if whoever asks for it is cancelled.
+
+        In the place's turn. Refusal `proxy_stopping`; raises what `pay_in` raises.
+        """
+        self._check_not_left()
+        task = asyncio.create_task(pay_in())
+        self._paying_in[place] = task
+        task.add_done_callback(lambda _: self._paying_in.pop(place))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_tell_failure)
+            raise
 
     async def _seen_to(self, candidate: Candidate, place: Place, cost: int) -> InUse | None:
         """The place's job, connected and with enough in it; what is under way may have to end first."""
@@ -296,7 +351,8 @@ class Spender:
                 await self._give_up(used)
             else:
                 return used
-        used = await self._go_on(candidate) or await self._open_with_room(candidate, cost)
+        go_on = partial(self._go_on, candidate)
+        used = await self._carried_out(place, go_on) or await self._open_with_room(candidate, cost)
         await used.connect()
         return used
 
@@ -312,11 +368,15 @@ class Spender:
         """Tops a job up, if it has not enough. Refusal `cap_reached`."""
         if used.purse.free >= cost:
             return
-        async with self.stakes.turn:
-            await self._add(used, lambda room: self.caps.top_up(used.purse, cost, room))
+        add = partial(self._add, used, lambda room: self.caps.top_up(used.purse, cost, room))
+        await self._carried_out(used.place, add)
 
     async def _add(self, used: InUse, decide: Callable[[int], int]) -> None:
         """Adds to a job what is decided, given what the day leaves."""
+        async with self.stakes.turn:
+            await self._add_within(used, decide)
+
+    async def _add_within(self, used: InUse, decide: Callable[[int], int]) -> None:
         await self._hold(used)
         signer = used.session.job.signer
 
@@ -381,8 +441,9 @@ class Spender:
                 raise
         if self._ending:
             await asyncio.wait(set(self._ending), timeout=COMPLETE)
-        await self._see_openings_through()
-        return await self._go_on(candidate) or await self._open_after_all(candidate, cost)
+        go_on = partial(self._go_on_after_all, candidate)
+        used = await self._carried_out(Place(candidate.url, candidate.model), go_on)
+        return used or await self._open_after_all(candidate, cost)
 
     async def _open_after_all(self, candidate: Candidate, cost: int) -> InUse:
         """A new job; what is awaited of others is named where the caps leave too little."""
@@ -395,12 +456,13 @@ class Spender:
             told = "; ".join(map(opening.awaited, pending))
             raise Refusal(refusal.code, f"{refusal.detail} Meanwhile {told}.", **refusal.extra) from refusal
 
-    async def _see_openings_through(self) -> None:
-        """Sends again what was signed for jobs that are not on the chain, and frees what is not awaited."""
+    async def _go_on_after_all(self, candidate: Candidate) -> InUse | None:
+        """A job whose opening came late: what was signed is sent again, what is not awaited is freed."""
         try:
             await opening.send_again(self.wallet.chain, self.wallet.store)
         except ChainError as error:
             log.warning("opening.not_sent", cause=str(error))
+        return await self._go_on(candidate)
 
     async def _open(self, candidate: Candidate, cost: int, deposit: int | None = None) -> InUse:
         """A new job, with all that the caps leave unless `deposit` is named.
@@ -419,9 +481,17 @@ class Spender:
             max_price=self.caps.max_price(model),
             found=not self.hosts.urls,
         )
+        open_new = partial(self._open_new, wishes, url, quote, cost, deposit)
+        return await self._carried_out(Place(url, model), open_new)
+
+    async def _open_new(
+        self, wishes: Wishes, url: str, quote: Quote, cost: int, deposit: int | None
+    ) -> InUse:
+        """A new job within the caps, in use."""
         async with self.stakes.turn:
             stored, job = await self._opened(wishes, url, quote, cost, deposit)
-        log.info("job.opened", job=job.id, host=url, model=model, deposit=self._money_told(job.deposit))
+        units = self._money_told(job.deposit)
+        log.info("job.opened", job=job.id, host=url, model=stored.model, deposit=units)
         ahead, scale = self.wallet.config.ahead, self.wallet.recounts.of(job.host, stored.model)
         used = self._using(
             Session(self.wallet.chain, self.wallet.store, stored, job, ahead=ahead, scale=scale)
@@ -432,7 +502,7 @@ class Spender:
     async def _opened(
         self, wishes: Wishes, url: str, quote: Quote, cost: int, deposit: int | None
     ) -> tuple[StoredJob, Job]:
-        """A job within the caps. Drafted anew if others stake meanwhile: they may have taken the room."""
+        """A job on the chain. Drafted anew if others stake meanwhile: they may have taken the room."""
         chain, store, key = self.wallet.chain, self.wallet.store, self.wallet.key()
         while True:
             day, stakes = await self.stakes.staked()
@@ -516,21 +586,22 @@ class Spender:
         chosen = await self.choose(model)
         assert chosen is not None
         place = Place(chosen.candidate.url, model)
-        async with self._turns[place]:
-            used = self._in_use.get(place) or await self._go_on(chosen.candidate)
+        async with self._turn(place):
+            go_on = partial(self._go_on, chosen.candidate)
+            used = self._in_use.get(place) or await self._carried_out(place, go_on)
             if used is not None:
                 raise Refusal("job_in_use", f"Job {used.session.job.id} pays for {model!r}.")
             return (await self._open(chosen.candidate, deposit, deposit)).session.job
 
     async def top_up(self, job_id: JobId, units: int) -> Job:
         """Adds `units` base units to a job. Refusal `cap_reached`, or `asset_not_accepted`."""
-        async with self._at_hand(job_id) as used, self.stakes.turn:
+        async with self._at_hand(job_id) as used:
 
             def decide(room: int) -> int:
                 self.caps.check_top_up(used.purse, units, room)
                 return units
 
-            await self._add(used, decide)
+            await self._carried_out(used.place, partial(self._add, used, decide))
             used.released.set()
             return used.session.job
 
@@ -568,7 +639,7 @@ class Spender:
         stored = self.wallet.stored(job_id)
         if stored is None:
             raise Refusal("job_unknown", f"Job {job_id} is not in the store of this payer.")
-        async with self._turns[Place(stored.host_url, stored.model)]:
+        async with self._turn(Place(stored.host_url, stored.model)):
             used = next((used for used in self.jobs if used.session.job.id == job_id), None)
             used = used or InUse(await self.wallet.resume(job_id), 0.0)
             if used.session.job.status is JobStatus.CLOSED:
@@ -596,14 +667,14 @@ class Spender:
         while True:
             for place, used in list(self._in_use.items()):
                 if not used.requests and loop.time() - used.idle_since > self._idle:
-                    await self._complete(place)
+                    self.see_to(self._complete(place))
             if loop.time() - tidied > TIDY_EVERY:
                 tidied = loop.time()
                 await self._tidy()
             await asyncio.sleep(min(LOOK, self._idle))
 
     async def _complete(self, place: Place) -> None:
-        async with self._turns[place]:
+        async with self._turn(place):
             used = self._in_use.get(place)
             if used is not None and used.is_quiet:
                 self._take_out(used)
@@ -671,7 +742,7 @@ class Spender:
             staked = {stake.signer for stake in stakes}
             for stored, job in await self.wallet.jobs():
                 if job is not None and stored.signer in staked:
-                    async with self._turns[Place(stored.host_url, stored.model)]:
+                    async with self._turn(Place(stored.host_url, stored.model)):
                         await self._tidied(stored, job)
         except TallystickError as error:
             log.warning("jobs.not_tidied", cause=str(error))
@@ -705,3 +776,9 @@ class Spender:
 
     def _money_told(self, units: int) -> str:
         return money(self.wallet.chain, self.asset, units)
+
+
+def _tell_failure(paying_in: asyncio.Task[Any]) -> None:
+    """Nobody else hears it: whoever asked is gone."""
+    if not paying_in.cancelled() and (error := paying_in.exception()) is not None:
+        log.warning("payment.failed", cause=str(error) or repr(error))
