@@ -306,6 +306,56 @@ def test_a_prompt_that_was_counted_is_not_to_come() -> None:
     assert sign(signs).totals == Totals(12 + 90, 5)
 
 
+def test_prompts_that_are_asked_for_at_once_are_all_signed_for() -> None:
+    """Law 3: a host names the same total for each; what is signed for is their sum, and those that came."""
+    signs = countersigner()
+    others = [RequestId(f"{number:032x}") for number in (2, 3, 4)]
+    for request in others:
+        signs.begin(request, BODY, 500)
+        signs.sign_prompt_ahead(request, 90, 90)
+    assert sign(signs).totals == Totals(3 * 90, 0)
+    receive(signs, FIRST, range(1, 6))
+    assert sign(signs).totals == Totals(12 + 3 * 90, 5)
+    for request in others:
+        signs.receive(request, Totals(90, 1), "word ")
+    assert sign(signs).totals == Totals(12 + 3 * 90, 8)
+
+
+def test_what_was_signed_ahead_for_a_request_that_failed_is_there_for_the_next() -> None:
+    """Law 5: it counts no more, so the next prompt is signed for as far as it is longer."""
+    signs = countersigner()
+    signs.sign_prompt_ahead(FIRST, 90, 90)
+    assert sign(signs).totals == Totals(90, 0)
+    signs.end(FIRST)
+    signs.begin(SECOND, BODY, 500)
+    signs.sign_prompt_ahead(SECOND, 100, 100)
+    assert sign(signs).totals == Totals(100, 0)
+
+
+def test_what_was_not_signed_yet_is_not_for_a_request_that_is_over() -> None:
+    """A request that is left before its prompt was signed for has nothing signed."""
+    signs = countersigner()
+    signs.sign_prompt_ahead(FIRST, 90, 90)
+    assert signs.prompts_outstanding
+    signs.end(FIRST)
+    assert signs.next() is None
+
+
+def test_a_prompt_is_asked_for_again_once_for_each_other_request() -> None:
+    """Each of them may have been let in on what was signed for it; a host that wants more is refused."""
+    signs = countersigner()
+    signs.end(FIRST)
+    signs.begin(SECOND, BODY, 500)
+    signs.begin(FIRST, BODY, 500)
+    signs.sign_prompt_ahead(SECOND, 90, 90)
+    signs.end(FIRST)
+    signs.sign_prompt_ahead(SECOND, 90, 102)
+    assert sign(signs).totals == Totals(102, 0)
+    assert not signs.may_sign_ahead(SECOND)
+    with pytest.raises(ReceiptError, match="asks again"):
+        signs.sign_prompt_ahead(SECOND, 90, 103)
+
+
 def test_adopting_does_not_sign_ahead_twice() -> None:
     """Law 3: two sessions of one job that adopt each other's receipts sign one `ahead` between them."""
     here, there = (Countersigner(JOB, PRICES, 100, DOMAIN, KEY, ahead=100) for _ in range(2))

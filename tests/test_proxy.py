@@ -29,7 +29,7 @@ from tallystick.devnet import Devnet
 from tallystick.errors import ConfigError, Refusal
 from tallystick.proxy import Door, alone
 from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
-from tallystick.types import JobStatus
+from tallystick.types import JobStatus, Totals
 from tests import test_clients
 from tests.buying import DEPOSIT, MESSAGES, Bench, Proxy
 from tests.conftest import missing
@@ -96,6 +96,26 @@ async def test_requests_side_by_side_share_one_job(bench: Bench) -> None:
     [used] = proxy.spender.jobs
     await used.session.flush()
     assert used.session.receipted.tokens == 480
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"), [(100, [600] * 8 + [10] * 4 + [2_400]), (4, [10] * 8), (4, [1, 10, 50] * 4)]
+)
+async def test_prompts_beyond_the_credit_are_asked_for_at_once(
+    bench: Bench, interval: int, words: list[int]
+) -> None:
+    """Law 3: long ones beside short ones are all served, and signed for to the token."""
+    proxy = await bench.proxy(await bench.serve(Script(say(*["a "] * 12))), settings={"interval": interval})
+
+    async def ask(number: int) -> Any:
+        messages: Any = [{"role": "user", "content": "why " * number}]
+        return await proxy.client.chat.completions.create(model="scripted", messages=messages, max_tokens=50)
+
+    answers = await asyncio.gather(*map(ask, words))
+    assert [answer.usage.completion_tokens for answer in answers] == [12] * len(words)
+    [used] = proxy.spender.jobs
+    await used.session.flush()
+    assert used.session.receipted == Totals(sum(words) + 6 * len(words), 12 * len(words))
 
 
 async def test_a_client_that_leaves_pays_for_what_came(bench: Bench) -> None:

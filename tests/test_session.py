@@ -142,6 +142,18 @@ async def test_a_prompt_beyond_the_credit_is_signed_for_and_told(bench: Bench) -
     assert ahead[0].cost == pricing.owed(Totals(ahead[0].prompt_tokens, 0), session.job.prices)
 
 
+async def test_prompts_beyond_the_credit_are_asked_for_at_once(bench: Bench) -> None:
+    """Law 3: each is signed for, long ones beside short ones, and no more is signed than was delivered."""
+    session, events = await bench.open(await bench.serve(Script(say(*["a "] * 30))))
+    words = [600] * 8 + [10] * 4 + [2_400]
+    replies = await asyncio.gather(*(ask(session, "why " * each, max_tokens=50) for each in words))
+    assert [(text, done.reason) for text, done in replies] == [("a " * 30, "stop")] * len(words)
+    await session.flush()
+    ahead = [event for event in events if isinstance(event, PromptAhead)]
+    assert session.receipted == Totals(sum(words) + 6 * len(words), 30 * len(words))
+    assert len(ahead) <= 9
+
+
 async def test_a_host_that_pads_is_not_paid_for_it(bench: Bench) -> None:
     """Law 3: a count above the bytes received is not signed, and the payer is told by how much."""
     session, _ = await bench.open(await bench.serve(Script((*say("a", "b", "c"), Step("d", 40)))))

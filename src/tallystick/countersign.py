@@ -61,13 +61,19 @@ class _Incoming:
     prompt_bound: int
     max_tokens: int
     choices: int
+    first: int
+    """How many requests were begun and over before it came."""
     bytes_received: int = 0
     unseen: int = 0
     """End tokens that were counted and not seen: one a choice that came to its end."""
     still: int = 0
     """Chunks since the count moved."""
     ended: bool = False
-    prompt_signed: bool = False
+    asked: int = 0
+    """How often the host wanted its prompt signed for before it serves it."""
+    prompt_ahead: int = 0
+    """Prompt tokens that it then named of this request, and of all."""
+    least: int = 0
     within: Totals | None = None
     """The newest counts that are within the payer's bounds."""
     chunks: int = 0
@@ -85,11 +91,20 @@ class _Incoming:
 
     @property
     def prompt_left(self) -> int:
-        """Prompt tokens that the host may still count of it: several prompts come one after the other."""
+        """Prompt tokens that the host may still count of it."""
+        return self._yet_to_come(self.prompt_bound)
+
+    @property
+    def ahead_left(self) -> int:
+        """Prompt tokens that it is signed for ahead, and that have not come yet."""
+        return self._yet_to_come(self.prompt_ahead)
+
+    def _yet_to_come(self, prompt_tokens: int) -> int:
+        """Of so many: several prompts come one after the other."""
         came = self.within.prompt_tokens if self.within else 0
         if self.ended or (came and self.choices == 1):
             return 0
-        return max(0, self.prompt_bound - came)
+        return max(0, prompt_tokens - came)
 
 
 class Countersigner:
@@ -123,8 +138,9 @@ class Countersigner:
         self._domain = domain
         self._key = key
         self._ahead = Totals(0, ahead)
-        self._prompts_ahead = 0
         self._requests: dict[RequestId, _Incoming] = {}
+        self._begun = 0
+        """Requests so far."""
         self._marks: deque[list[Position]] = deque()
         self._received = self.acknowledged
         self._quiet = 0
@@ -147,7 +163,25 @@ class Countersigner:
     @property
     def outstanding(self) -> bool:
         """True if a receipt would say more than the last one did."""
-        return self._received != self.acknowledged or self._prompts_ahead > self.receipted.prompt_tokens
+        return self._received != self.acknowledged or self.prompts_outstanding
+
+    @property
+    def prompts_outstanding(self) -> bool:
+        """True if prompts that are to be signed for ahead are not yet."""
+        return self._prompts_ahead > self.receipted.prompt_tokens
+
+    @property
+    def _prompts_ahead(self) -> int:
+        """Prompt tokens to sign for in all: what has come, and every prompt that is served once signed for.
+
+        Each counts in until it has come or its request is over: of two that the host was asked for at the
+        same time it names the same total.
+        """
+        ahead = [each for each in self._requests.values() if each.ahead_left]
+        if not ahead:
+            return 0
+        in_all = self._received.prompt_tokens + sum(each.ahead_left for each in ahead)
+        return max(in_all, *(each.least for each in ahead))
 
     @property
     def pending(self) -> Receipt | None:
@@ -165,9 +199,10 @@ class Countersigner:
         Refusal `invalid_request` for a body that has no canonical form.
         """
         form = prompt_form(body)
-        self._requests[request] = _Incoming(
-            Delivery(request, keccak(form)), len(form) + choices * PROMPT_MARGIN, max_tokens, choices
-        )
+        delivery, bound = Delivery(request, keccak(form)), len(form) + choices * PROMPT_MARGIN
+        over = self._begun - sum(not each.ended for each in self._requests.values())
+        self._requests[request] = _Incoming(delivery, bound, max_tokens, choices, over)
+        self._begun += 1
 
     def weigh(self, request: RequestId, own: Own) -> None:
         """The payer has a count of its own of a request: nothing is signed that it was not called to `vouch`
@@ -253,15 +288,22 @@ class Countersigner:
         self.disputes.append(over)
         return over
 
+    def may_sign_ahead(self, request: RequestId) -> bool:
+        """True if the host may want a prompt signed for: once, and once more for each other request that was
+        under way meanwhile, which may have been let in on what was signed for this one.
+        """
+        incoming = self._requests[request]
+        return incoming.asked < self._begun - incoming.first
+
     def sign_prompt_ahead(self, request: RequestId, prompt_tokens: int, least: int = 0) -> None:
         """The next receipt also covers the prompt of `request`, which does not fit the credit.
 
         `least` is the total of prompt tokens that the host wants signed: prompts of other requests under way
-        are in it. ReceiptError if this one was signed for already, or is longer than it can be, or if
+        are in it. ReceiptError if this one may not be signed for again, or is longer than it can be, or if
         `least` is more than all prompts under way can have.
         """
         incoming = self._requests[request]
-        if incoming.prompt_signed:
+        if not self.may_sign_ahead(request):
             raise ReceiptError(f"the {prompt_tokens} prompt tokens were signed for, and the host asks again")
         bound = self._bound(incoming).prompt_tokens
         if prompt_tokens > bound:
@@ -272,8 +314,8 @@ class Countersigner:
         under_way = sum(each.prompt_left for each in self._requests.values())
         if least > self._received.prompt_tokens + under_way:
             raise ReceiptError(f"the host wants {least} prompt tokens signed for, more than it was sent")
-        incoming.prompt_signed = True
-        self._prompts_ahead = max(least, self._received.prompt_tokens + prompt_tokens)
+        incoming.asked += 1
+        incoming.prompt_ahead, incoming.least = prompt_tokens, least
 
     def next(self) -> Receipt | None:
         """The receipt to send now: none while one is under way, or while there is nothing new to sign."""
@@ -337,7 +379,9 @@ class Countersigner:
     def _go_on_from(self, stored: Receipt | None, acknowledged: Totals | None) -> None:
         totals = stored.totals if stored else Totals()
         if acknowledged is None:
-            acknowledged, self._ahead, self._prompts_ahead = totals, Totals(), 0
+            acknowledged, self._ahead = totals, Totals()
+            for incoming in self._requests.values():
+                incoming.prompt_ahead = 0
         self._received, self._quiet = self._received + acknowledged - self.acknowledged, 0
         self.last, self.acknowledged, self._pending = stored, acknowledged, None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
 
@@ -180,16 +181,9 @@ class Exchange:
     async def _ask(self) -> aiohttp.ClientResponse:
         """The answer, once it has begun; signs for the prompt where the host wants that first."""
         body = orjson.dumps({**self._body, "tally": {"request": self.tab.request}})
-        prompt_signed = False
-        while True:
-            answer = await self._session.post(self._path, body)
-            if answer.status == 200:
-                return answer
-            problem = await _problem(answer)
-            if problem.code != "prompt_receipt_due" or prompt_signed:
-                raise HostRefused(problem)
-            await self._session.sign_prompt(self.tab, problem)
-            prompt_signed = True
+        while (answer := await self._session.post(self._path, body)).status != HTTPStatus.OK:
+            await self._session.mend(self.tab, await _problem(answer))
+        return answer
 
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
         parser = sse.SSEParser()

@@ -182,7 +182,8 @@ class Session:
         self._acked: deque[bytes] = deque(maxlen=LATE_ANSWERS)
         """Transcripts of the latest receipts that were acknowledged."""
         self._due = asyncio.Event()
-        self._quiet = asyncio.Event()
+        self._signed = asyncio.Event()
+        """A receipt was acknowledged, or none will be."""
         self._failure: TallystickError | None = None
         """Why this connection cannot go on."""
         self._ending = False
@@ -458,17 +459,13 @@ class Session:
         access = (await self._authorization())["Authorization"].removeprefix("Bearer ")
         asking = {"job_id": self.job.id, "id": tab.request, "access": access, **body}
         await self._send("inference", request=asking)
-        prompt_signed = False
         while True:
             frame = await self._next_frame(self._streams[tab.request])
-            if not isinstance(frame, Failed):
-                yield frame
-            elif frame.problem.code == "prompt_receipt_due" and not prompt_signed:
-                await self.sign_prompt(tab, frame.problem)
-                prompt_signed = True
+            if isinstance(frame, Failed):
+                await self.mend(tab, frame.problem)
                 await self._send("inference", request=asking)
             else:
-                raise HostRefused(frame.problem)
+                yield frame
 
     async def _next_frame(self, queue: asyncio.Queue[OfRequest | None]) -> OfRequest:
         # Not wait_for: before Python 3.12 it loses a cancellation that comes together with a frame.
@@ -481,12 +478,21 @@ class Session:
             raise self._why()
         return frame
 
-    async def sign_prompt(self, tab: Tab, problem: Problem) -> None:
-        """Signs for a prompt that does not fit the credit, once a request. Raises ReceiptError."""
-        cost = pricing.owed(Totals(problem.prompt_tokens, 0), self.job.prices)
+    async def mend(self, tab: Tab, problem: Problem) -> None:
+        """Signs for a prompt that does not fit the credit: the request can then be sent again.
+
+        HostRefused for any other problem, and where that was signed for already. ReceiptError.
+        """
+        if problem.code != "prompt_receipt_due" or not tab.may_sign_prompt:
+            raise HostRefused(problem)
+        told = tab.prompt_signed
         await tab.sign_prompt(problem.prompt_tokens, problem.least_prompt_tokens)
-        self._tell(PromptAhead(problem.prompt_tokens, cost))
-        await self._acknowledge()
+        if not told:
+            cost = pricing.owed(Totals(problem.prompt_tokens, 0), self.job.prices)
+            self._tell(PromptAhead(problem.prompt_tokens, cost))
+        self._due.set()
+        # Replies that go on beside it always leave something to sign: that is not waited for.
+        await self._until(lambda: not self._signs.prompts_outstanding)
 
     async def flush(self) -> None:
         """Waits until the host has acknowledged all that was received. SessionError if it does not."""
@@ -496,11 +502,15 @@ class Session:
     async def _acknowledge(self) -> None:
         await self._recount()
         self._due.set()
-        while self.job.receipted and (self._signs.outstanding or self._signs.pending):
+        await self._until(lambda: not (self._signs.outstanding or self._signs.pending))
+
+    async def _until(self, signed: Callable[[], bool]) -> None:
+        """Waits for receipts to be acknowledged. Raises why none is any more."""
+        while self.job.receipted and not signed():
             if self._failure is not None:
                 raise self._failure
-            self._quiet.clear()
-            await self._quiet.wait()
+            self._signed.clear()
+            await self._signed.wait()
 
     async def complete(self, *, seconds: float = 60.0) -> Completion:
         """Ends the session: the host settles the last checkpoint and the rest comes back, in one transaction.
@@ -645,7 +655,7 @@ class Session:
         self._answers.put_nowait(None)
         if self._ending and not self._ended.done():
             self._ended.set_exception(failure)
-        self._quiet.set()
+        self._signed.set()
         after = failure.problem.retry_after if isinstance(failure, HostRefused) else 0.0
         self._tell(Stopped(str(failure), after))
 
@@ -658,7 +668,7 @@ class Session:
                 await self._due.wait()
                 self._due.clear()
                 await self._sign_due()
-                self._quiet.set()
+                self._signed.set()
         except Exception as error:  # noqa: BLE001 - told to all who wait, who would wait for ever
             self._fail(_ended_by(error))
 
@@ -668,6 +678,7 @@ class Session:
         while self.job.receipted and (receipt := self._signs.pending or self._signs.next()) is not None:
             await self._keep(receipt)
             await self._deliver(receipt)
+            self._signed.set()
 
     async def _recount(self) -> None:
         """Holds all that came against the payer's own count, where there is one. Raises EngineError."""

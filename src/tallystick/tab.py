@@ -39,6 +39,8 @@ class Tab:
         """As the host counts them."""
         self.overcount: Overcount | None = None
         """What it counted too much; known once the tab is closed."""
+        self.prompt_signed = False
+        """The host wanted its prompt signed for before it serves it."""
         self._signs = signs
         self._due = due
         self._tell = tell
@@ -85,11 +87,17 @@ class Tab:
         if self._open and self._signs.vouch(self.request, chunks):
             self._due.set()
 
+    @property
+    def may_sign_prompt(self) -> bool:
+        """The host may want the prompt signed for, as `Countersigner.may_sign_ahead` has it."""
+        return self._signs.may_sign_ahead(self.request)
+
     async def sign_prompt(self, prompt_tokens: int, least: int) -> None:
         """The next receipt covers the prompt, as `Countersigner.sign_prompt_ahead` has it. ReceiptError."""
         if self._recount is not None:
             await self._recount.count_prompt()
         self._signs.sign_prompt_ahead(self.request, prompt_tokens, least)
+        self.prompt_signed = True
 
     async def close(self) -> None:
         """Nothing more comes: all of it is due, and an overcount is told. Twice is harmless.
