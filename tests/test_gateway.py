@@ -203,6 +203,27 @@ async def _closed(market: Market, answer: Any) -> bool:
     return job is not None and job.status is JobStatus.CLOSED
 
 
+async def test_one_crash_under_many_replies_is_one_trouble(market: Market) -> None:
+    """Each reply is counted as failed; the host is set aside once, for the time of a first trouble."""
+    dies = await market.sell(1, Script((*say(*["a "] * 30), Hang())), price="0.50")
+    proxy = await market.buyer()
+    events = heard(proxy)
+    replies = [asyncio.create_task(_whole_stream(proxy)) for _ in range(4)]
+    await until(lambda: _has_come(proxy, 4 * 30))
+    dies.cut()
+    assert await asyncio.gather(*replies) == ["length"] * 4
+    kept = record(proxy, market.host(1))
+    assert (kept.failures, kept.in_a_row) == (4, 1)
+    [aside] = [event for event in events if isinstance(event, SetAside)]
+    assert aside.seconds == pytest.approx(proxy.spender.wallet.config.set_aside)
+
+
+async def _whole_stream(proxy: Proxy) -> Any:
+    """Why a streamed reply ended."""
+    chunks = [chunk async for chunk in await proxy.ask(stream=True)]
+    return chunks[-1].choices[0].finish_reason
+
+
 async def test_a_slow_host_is_left_for_the_next(market: Market) -> None:
     """No token within PAYER_FIRST_TOKEN: the next host is asked, the slow one's job completed for nothing."""
     await market.sell(1, Script((Hang(),)), price="0.50")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -46,6 +47,15 @@ def test_troubles_in_a_row_set_a_host_aside_for_longer(times: int, seconds: floa
     assert record.aside_until == began + seconds
     assert record.is_aside(began + seconds - 1)
     assert not record.is_aside(began + seconds)
+
+
+def test_what_befell_several_requests_at_once_sets_a_host_aside_once() -> None:
+    """Each is counted; those that were asked before a trouble was noted had the same one, as in a crash."""
+    first = after(BROKEN)
+    same = first.after(replace(BROKEN, began=999.0), 1001.0, 60.0)
+    assert (same.failures, same.in_a_row, same.aside_until) == (2, 1, first.aside_until)
+    another = same.after(replace(BROKEN, began=1000.5), 1002.0, 60.0)
+    assert (another.failures, another.in_a_row, another.aside_until) == (3, 2, 1002.0 + 120)
 
 
 def test_a_reply_ends_the_row() -> None:

@@ -10,6 +10,7 @@ OpenAI's shape, with whose move it is and what mends it. Knows no socket.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -186,7 +187,8 @@ class Gateway:
                 if (trouble := blame(error)) is None:
                     raise
                 tries.add(Try(candidate.url, error))
-                await self._spender.note(candidate, Came(trouble=trouble, cause=complaint(error)))
+                came = Came(trouble=trouble, cause=complaint(error), began=order.began)
+                await self._spender.note(candidate, came)
 
     async def _next_host(self, model: str | None, tries: Tries) -> Candidate:
         """Who is asked now. Raises why there is nobody, or why nobody is left."""
@@ -206,7 +208,7 @@ class Gateway:
             body["max_tokens"] = each
         max_tokens = each * asked.choices
         cost = caps.at_most(len(prompt_form(body)), max_tokens, asked.choices, candidate.prices)
-        return Order(path, asked, body, candidate, max_tokens, cost)
+        return Order(path, asked, body, candidate, max_tokens, cost, time.time())
 
     async def _paid(self, order: Order, tries: Tries, parts: AsyncExitStack) -> Paid:
         """The reply from the order's host, once it has begun; `parts` ends it. Raises TallystickError."""
@@ -291,6 +293,8 @@ class Order:
     """Of all choices together."""
     cost: int
     """The most that it can cost, in base units."""
+    began: float
+    """When it was made, of this machine's clock."""
 
 
 def _exchange(session: Session, order: Order) -> Exchange:
@@ -355,7 +359,7 @@ class Paid:
             cause = f"{over.counted} {over.what} counted, {over.bound} signed for"
         elif failure is not None and (trouble := blame(failure)) is not None:
             cause = complaint(failure)
-        return Came(self.totals.tokens, self._exchange.first_token, trouble, cause)
+        return Came(self.totals.tokens, self._exchange.first_token, trouble, cause, self._order.began)
 
     async def end(self) -> None:
         """Has its host end it, or gives it up as cut."""

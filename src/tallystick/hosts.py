@@ -141,12 +141,17 @@ class Hosts:
         """Others are asked before it."""
         return self.record(host).is_aside(time.time())
 
-    async def note(self, host: Address, came: Came) -> Record:
-        """Adds to the record of a host what came of one request: the record."""
-        aside = float(self._wallet.config.set_aside)
+    async def note(self, host: Address, came: Came) -> float | None:
+        """Adds to the record of a host what came of one request.
+
+        For how many seconds others are asked before it because of that; None: it was no trouble, or one that
+        is known already.
+        """
+        aside, now = float(self._wallet.config.set_aside), time.time()
         noted = self._wallet.store.note
-        self._records[host] = await asyncio.to_thread(noted, self._place, host, came, time.time(), aside)
-        return self._records[host]
+        record = await asyncio.to_thread(noted, self._place, host, came, now, aside)
+        self._records[host] = record
+        return record.aside_until - now if record.troubled_at == now else None
 
     async def _ask(self, url: str | None = None) -> list[Listing]:
         """All hosts, or the one at that URL, as they answer now."""

@@ -36,6 +36,8 @@ class Came:
     trouble: Trouble | None = None
     cause: str = ""
     """Of the trouble, in words."""
+    began: float | None = None
+    """When it was asked; None: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ class Record:
     last_seen: float = 0.0
     """When something came of it; 0: never."""
     in_a_row: int = 0
-    """Troubles since the last reply."""
+    """Troubles since the last reply; what befell several requests at once is one."""
+    troubled_at: float = 0.0
+    """When the last of these was noted; 0: there is none."""
     aside_until: float = 0.0
     cause: str = ""
     """Of the last trouble, in words."""
@@ -78,16 +82,20 @@ class Record:
 
     def after(self, came: Came, now: float, aside: float) -> Record:
         """The record with one request more. `aside`: seconds for a first trouble, doubled by each further one
-        in a row.
+        in a row. A request that was asked before the last trouble was noted met with the same one.
         """
         record = replace(self, tokens=self.tokens + came.tokens)
         if came.first_token is not None:
             average = self._averaged(came.first_token)
             record = replace(record, first_token_ms=average, last_seen=now)
         if came.trouble is not None:
-            return record._troubled(came.trouble, came.cause, now, aside)
+            record = record._counted(came.trouble, came.cause)
+            is_known = came.began is not None and came.began < self.troubled_at
+            return record if is_known else record._set_aside(now, aside)
         return (
-            replace(record, replies=self.replies + 1, in_a_row=0, aside_until=0.0) if came.tokens else record
+            replace(record, replies=self.replies + 1, in_a_row=0, troubled_at=0.0, aside_until=0.0)
+            if came.tokens
+            else record
         )
 
     def _averaged(self, seconds: float) -> int:
@@ -96,16 +104,18 @@ class Record:
             return newest
         return (self.first_token_ms * (MEMORY - 1) + newest) // MEMORY
 
-    def _troubled(self, trouble: Trouble, cause: str, now: float, aside: float) -> Record:
+    def _counted(self, trouble: Trouble, cause: str) -> Record:
         return replace(
             self,
             failures=self.failures + (trouble is Trouble.FAILED),
             late=self.late + (trouble is Trouble.LATE),
             overcounts=self.overcounts + (trouble is Trouble.OVERCOUNTED),
-            in_a_row=self.in_a_row + 1,
-            aside_until=now + min(aside * 2.0 ** min(self.in_a_row, 30), LONGEST),
             cause=cause,
         )
+
+    def _set_aside(self, now: float, aside: float) -> Record:
+        seconds = min(aside * 2.0 ** min(self.in_a_row, 30), LONGEST)
+        return replace(self, in_a_row=self.in_a_row + 1, troubled_at=now, aside_until=now + seconds)
 
 
 def told(record: Record) -> str:

@@ -11,7 +11,6 @@ finds its jobs again, and what they count for. Leaving completes all jobs, so th
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -233,10 +232,9 @@ class Spender:
         """
         if not await self.hosts.is_paid(candidate.url):
             return  # nobody proves to be that host, so nothing of it is known
-        record = await self.hosts.note(candidate.host, came)
-        if came.trouble is None:
+        seconds = await self.hosts.note(candidate.host, came)
+        if came.trouble is None or seconds is None:
             return
-        seconds = max(0.0, record.aside_until - time.time())
         told = SetAside(candidate.host, candidate.url, came.trouble.value, came.cause, seconds)
         log.warning("host.set_aside", **asdict(told))
         self._tell(None, told)

@@ -27,7 +27,7 @@ from tallystick.record import Came, Record
 from tallystick.types import Ack, Address, JobId, Receipt, Totals
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "payer"
-REVISION = "0006"
+REVISION = "0007"
 """The newest of them: what a store is brought to when it is opened."""
 
 metadata = sa.MetaData()
@@ -87,6 +87,7 @@ hosts = sa.Table(
     sa.Column("first_token_ms", sa.Integer),
     sa.Column("last_seen", sa.Float, nullable=False),
     sa.Column("in_a_row", sa.Integer, nullable=False),
+    sa.Column("troubled_at", sa.Float, nullable=False, server_default=sa.text("0")),
     sa.Column("aside_until", sa.Float, nullable=False),
     sa.Column("cause", sa.String, nullable=False),
 )
