@@ -344,6 +344,16 @@ async def test_prompt_beyond_the_credit(bench: Bench) -> None:
     assert chunks[-1].tally["prompt_tokens"] == terms["prompt_tokens"]
 
 
+async def test_for_a_prompt_no_token_is_to_be_signed(bench: Bench) -> None:
+    """Law 3: of tokens that nobody signed for yet, the totals name none: who asks may lack them."""
+    signer = await bench.signer()
+    await bench.ask(signer, signing=False, max_tokens=20)
+    with pytest.raises(Refusal) as caught:
+        await bench.admit(signer, 2, messages=[{"role": "user", "content": "word " * 600}])
+    terms = caught.value.extra["terms"]
+    assert (terms["prompt_tokens"], terms["tokens"]) == (PROMPT + 606, 0)
+
+
 async def test_the_payer_does_not_choose_the_credit(bench: Bench) -> None:
     """Law 3: on a job that pays more than the host asks, what is not signed for is valued at what it asks."""
     signer = await bench.signer(prices=Prices(9_000_000_000, 200_000))

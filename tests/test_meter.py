@@ -54,7 +54,11 @@ class Job(RuleBasedStateMachine):
         fit = self.meter.reserve(prompt_tokens)
         if fit is Fit.NEEDS_RECEIPT:
             assert not self.meter.attested
-            self.meter.receipt(self.meter.to_sign(prompt_tokens), self.meter.acknowledged)
+            signed = self.meter.to_sign(prompt_tokens)
+            assert signed.tokens == self.meter.receipted.tokens
+            self.meter.receipt(signed, self.meter.acknowledged)
+            assert self.meter.fits_credit(prompt_tokens)
+            self.meter.receipt(signed.higher(self.meter.counted), self.meter.acknowledged)
             fit = self.meter.reserve(prompt_tokens)
             assert fit is Fit.FITS
         elif fit is Fit.FITS:

@@ -151,7 +151,7 @@ class Facts:
     context: int | None = None
     """Tokens that the model's context holds."""
     totals: Totals = NOTHING
-    """What a receipt would have to sign for the prompt to fit."""
+    """What a receipt would have to sign for the prompt to fit, once what was received is signed for."""
 
     @property
     def bearer(self) -> proof.Bearer | None:

@@ -284,7 +284,8 @@ REFUSALS: dict[str, Row] = {
         402,
         "The prompt costs more than the credit that is left.",
         "payer",
-        "Sign the totals in `terms` and send the request again with the receipt in `tally`.",
+        "Sign for what you received and for the `prompt_tokens` in `terms`, then send the request again "
+        "with the receipt in `tally`.",
     ),
     "stream_required": Row(
         402,

@@ -186,12 +186,11 @@ class JobMeter:
         return value(Totals(max(0, prompt_tokens - ahead), 1), self.risk) <= self.credit
 
     def to_sign(self, prompt_tokens: int) -> Totals:
-        """The totals that let a prompt in once signed: what was delivered, and the prompts with it.
+        """The totals to sign for a prompt that does not fit: it, and the prompts before it.
 
-        Tokens are not asked for ahead: with these signed, the whole credit is there for them.
+        Tokens are not asked for: the payer signs for those that it received, and may not have received all.
         """
-        prompts = self._exposed.prompt_tokens + prompt_tokens
-        return Totals(prompts, self.counted.tokens).higher(self.receipted)
+        return Totals(self._exposed.prompt_tokens + prompt_tokens, 0).higher(self.receipted)
 
     # Tokens
 
