@@ -25,12 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = ROOT / "contracts"
 BUILD = CONTRACTS / "cache" / "halmos" / "out"
 CHECKED = {
-    "JobMarketplace": ("Calls.t.sol", "CallsProof"),
-    "NodeRegistry": ("Registry.t.sol", "RegistryProof"),
+    "JobMarketplace": ("Calls", "Claims"),
+    "NodeRegistry": ("Registry",),
 }
-"""By contract: where each of its functions that change state has a check."""
-CASES = ("OfAToken", "OfETH", "Otherwise")
-"""What a function's check may be divided into. Whatever the first two leave out is what the third assumes."""
+"""By contract: the proofs in which each of its functions that change state has a check."""
+CASES = ("OfAToken", "OfETH", "OfNoJob", "OfAClosedJob", "TooHigh", "ByAnother")
+"""What a function's check may be divided into."""
+ALL_CASES = "check_EveryClaimIsOneOfTheCases"
+"""Shows that nothing is left out of them."""
 
 
 def artifact(source: str, name: str) -> dict[str, Any]:
@@ -48,22 +50,28 @@ def changing(abi: list[dict[str, Any]]) -> set[str]:
     }
 
 
-def is_checked(function: str, methods: set[str]) -> bool:
+def checks(proof: str) -> set[str]:
+    """The names of a proof's checks."""
+    return {
+        method.split("(")[0] for method in artifact(f"{proof}.t.sol", f"{proof}Proof")["methodIdentifiers"]
+    }
+
+
+def is_checked(function: str, found: set[str]) -> bool:
     """Whether a function has a check, or one of each case."""
     check = f"check_{function}"
-    return check in methods or all(f"{check}_{case}" in methods for case in CASES)
+    return check in found or {ALL_CASES, *(f"{check}_{case}" for case in CASES)} <= found
 
 
 def complaints(name: str) -> list[str]:
     """What would make the proof of a contract one of something else, or of less."""
-    source, proof = CHECKED[name]
+    proved = set().union(*map(checks, CHECKED[name]))
     built = artifact(f"{name}.sol", name)
     deployed = json.loads((ROOT / "src" / "tallystick" / "abi" / f"{name}.json").read_text())
-    methods = artifact(source, proof)["methodIdentifiers"]
     found = [
-        f"{function} has no check in {proof}, or not of all cases"
+        f"{function} of {name} has no check, or not of all cases"
         for function in sorted(changing(built["abi"]))
-        if not is_checked(function, {method.split("(")[0] for method in methods})
+        if not is_checked(function, proved)
     ]
     if built["bytecode"]["object"] != deployed["bytecode"]:
         found.append(f"the bytecode is not that of src/tallystick/abi/{name}.json: run `make abi`")

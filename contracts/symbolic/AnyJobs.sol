@@ -104,12 +104,12 @@ abstract contract AnyJobs {
         registry.registerNode(HOST, "x");
         coin.set(payer, 1);
         vm.deal(payer, 1);
-        _open(address(coin));
-        _open(ETH);
+        _create(address(coin));
+        _create(ETH);
         _anything();
     }
 
-    function _open(address asset) private {
+    function _create(address asset) private {
         vm.prank(payer);
         market.createJob{value: asset == ETH ? 1 : 0}(
             IJobMarketplace.Terms(HOST, asset, 1, 0, 0, address(1), 0, 1 days, block.timestamp + 1 days, 1, 0)
@@ -208,17 +208,6 @@ abstract contract AnyJobs {
         (done,) = address(market).call{value: value}(data);
     }
 
-    /// @dev Whether a claim is the host's, on a job that is there and open, and of totals that have 48 bits. No other one does
-    /// anything.
-    function _mayMove(address caller, uint256 jobId, uint256 tokens, bytes memory proof) internal view returns (bool) {
-        bool known = jobId == 1 || jobId == 2;
-        return known && caller == HOST && _load(_slot(jobId, JOBS)) >> 232 == 0 && _fits(tokens, proof);
-    }
-
-    function _fits(uint256 tokens, bytes memory proof) private pure returns (bool) {
-        return (tokens >> 48 | uint16(bytes2(proof))) == 0;
-    }
-
     // What is known by its cases is computed with; what is known by equations alone has to be solved.
 
     function _anyValue() internal pure returns (uint256 value) {
@@ -233,17 +222,23 @@ abstract contract AnyJobs {
     }
 
     function _closedOrNot(uint256 jobId) private returns (uint256) {
+        return _isClosed(jobId) ? _known(jobId, 1) : _known(jobId, 0);
+    }
+
+    /// @dev A job that is known to be open.
+    function _open(uint256 jobId) internal returns (uint256) {
+        return _known(jobId, 0);
+    }
+
+    /// @dev The job's word as it is, its highest bit written as it is known to be.
+    function _known(uint256 jobId, uint256 closed) private returns (uint256) {
         uint256 slot = _slot(jobId, JOBS);
-        uint256 word = _load(slot);
-        _store(slot, word >> 232 == 0 ? word << 24 >> 24 : 1 << 232 | word);
+        _store(slot, closed << 232 | _load(slot) << 24 >> 24);
         return jobId;
     }
 
-    /// @dev Claimed totals that both have 48 bits, or not.
-    function _anyClaim(uint256 tokens, bytes memory proof) internal pure returns (uint256, bytes memory) {
-        if (!_fits(tokens, proof)) return (tokens, proof);
-        (proof[0], proof[1]) = (0, 0);
-        return (uint48(tokens), proof);
+    function _isClosed(uint256 jobId) internal view returns (bool) {
+        return _load(_slot(jobId, JOBS)) >> 232 != 0;
     }
 
     function _anyHost(address who) internal pure returns (address) {
