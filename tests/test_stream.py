@@ -429,11 +429,19 @@ async def test_half_an_answer_costs_nothing(counter: Counter) -> None:
     assert stream.end.failure.code == "engine_failed"
 
 
-@pytest.mark.parametrize(("reason", "code"), [("cancelled", "job_ended"), ("node_stopping", "node_stopping")])
-async def test_whole_answer_cut(counter: Counter, reason: str, code: str) -> None:
+@pytest.mark.parametrize(
+    ("reason", "ended", "code"),
+    [
+        ("cancelled", False, "reply_cancelled"),
+        ("cancelled", True, "job_ended"),
+        ("node_stopping", False, "node_stopping"),
+    ],
+)
+async def test_whole_answer_cut(counter: Counter, reason: str, ended: bool, code: str) -> None:
     """An answer in one piece that is cut costs nothing, and has a refusal to tell instead."""
     host = Host(counter, ScriptedEngine(Script((*say("a", "b"), Hang()))))
     async with host.ask(streamed=False) as stream:
+        stream.account.ended = ended
         stream.cut(reason)
         assert await anext(stream, None) is None
     assert stream.end is not None

@@ -376,6 +376,12 @@ REFUSALS: dict[str, Row] = {
         "payer",
         "Ask anew; what was delivered and never signed for is written off.",
     ),
+    "reply_cancelled": Row(
+        410,
+        "The reply was cancelled by its payer before it was whole; nothing is charged.",
+        "payer",
+        "Ask anew.",
+    ),
     "context_exceeded": Row(
         400,
         "Prompt and `max_tokens` do not fit the model's context.",

@@ -46,7 +46,7 @@ _SERVED = (
     *("interval_too_small", "claim_window_too_short", "expiry_too_near", "credit_used_up"),
     *("payer_exposed", "host_exposed", "context_exceeded", "deposit_exhausted", "prompt_receipt_due"),
     *("stream_required", "receipt_due", "request_used", "too_many_choices"),
-    *("idempotency_mismatch", "reply_gone", "node_stopping"),
+    *("idempotency_mismatch", "reply_gone", "reply_cancelled", "node_stopping"),
 )
 
 

@@ -584,7 +584,9 @@ class Stream:
         if self.order.streamed or self._finish_reason is not None:
             return None
         # Of an answer in one piece nothing was delivered. A client that has left does not read why.
-        return Refusal("job_ended" if reason == CANCELLED else reason)
+        if reason == CANCELLED:
+            return Refusal("job_ended" if self.account.ended else "reply_cancelled")
+        return Refusal(reason)
 
 
 def engine_refusal(error: EngineError | None, *, begun: bool = False) -> Refusal:
