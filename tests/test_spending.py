@@ -20,6 +20,7 @@ from tallystick.config import DAY
 from tallystick.devnet import Devnet
 from tallystick.errors import ChainError, ContractError, NotYetReclaimable, Refusal, SessionError
 from tallystick.exchange import Exchange
+from tallystick.gateway import problem_of
 from tallystick.keccak import keccak
 from tallystick.opening import Wishes
 from tallystick.session import Session
@@ -165,23 +166,46 @@ async def test_a_stake_written_in_between_is_seen(bench: Bench) -> None:
 async def test_an_opening_that_never_arrived_pays_for_the_next_request(bench: Bench) -> None:
     """What was signed for it has the day's room: it is sent again rather than holding the payer up."""
     url = await bench.serve(Script(say("a")))
-    async with (
-        Upstream(bench.devnet.rpc_url) as node,
-        FaultyRpc(node) as rpc,
-        Chain(rpc.url, bench.chain.deployment) as chain,
-    ):
-        purse = replace(bench.wallet(), chain=chain)
-        await purse.transact(chain.approve(bench.devnet.dollar, DEPOSIT))
-        async with Spender(purse, Caps(DEPOSIT, DEPOSIT), [url]) as spends:
-            with rpc.failing(Status(503), "eth_sendRawTransaction"):
-                with pytest.raises(ChainError, match="may or may not"):
-                    await spend(spends)
-                with pytest.raises(Refusal, match="signed and not on the chain: transaction 0x"):
-                    await spend(spends)
-            await spend(spends)
-            [used] = spends.jobs
-            assert used.purse.deposit == DEPOSIT
+    async with failing(bench) as (purse, rpc), Spender(purse, Caps(DEPOSIT, DEPOSIT), [url]) as spends:
+        with rpc.failing(Status(503), "eth_sendRawTransaction"):
+            with pytest.raises(ChainError, match="may or may not"):
+                await spend(spends)
+            with pytest.raises(Refusal, match="signed and not on the chain: transaction 0x"):
+                await spend(spends)
+        await spend(spends)
+        [used] = spends.jobs
+        assert used.purse.deposit == DEPOSIT
     assert len(await bench.chain.jobs()) == 1
+
+
+async def test_what_cannot_be_sent_is_the_endpoints_fault_and_not_the_caps(bench: Bench) -> None:
+    """The caps leave nothing for as long as RPC_URL takes nothing; what they never leave is theirs still."""
+    url = await bench.serve(Script(say("a")))
+    async with failing(bench) as (purse, rpc), Spender(purse, Caps(DEPOSIT, DEPOSIT), [url]) as spends:
+        with rpc.failing(Status(503), "eth_sendRawTransaction"):
+            with pytest.raises(ChainError):
+                await spend(spends)
+            with pytest.raises(Refusal, match=r"It cannot be sent: .*503") as held_up:
+                await spend(spends)
+            with pytest.raises(Refusal) as beyond:
+                await spend(spends, cost=DEPOSIT + 1)
+        assert problem_of(held_up.value).items() >= {"status": 503, "move": "payer", "retry": True}.items()
+        assert (held_up.value.code, beyond.value.code) == ("rpc_unavailable", "cap_reached")
+
+
+async def test_an_opening_that_another_program_is_making_is_told_as_such(bench: Bench) -> None:
+    """Its stake leaves nothing, and whoever claims it goes on with it: no command ends it."""
+    url = await bench.serve(Script(say("a")))
+    purse = bench.wallet()
+    key, quote = purse.key(), await opening.fetch_quote(url)
+    async with Spender(purse, Caps(DEPOSIT, DEPOSIT), [url]) as spends:
+        draft = await opening.drafted(bench.chain, proof.address(key), url, Wishes(DEPOSIT), quote)
+        with purse.store.claiming(draft.stored.signer):
+            purse.store.opening(draft.stored, draft.stake(await spends.stakes.today()))
+            with pytest.raises(Refusal, match=r"another program or session .* is making it") as refused:
+                await spend(spends)
+        assert refused.value.code == "cap_reached"
+        await spend(spends)
 
 
 @asynccontextmanager

@@ -483,6 +483,20 @@ REFUSALS: dict[str, Row] = {
     "payment_failed": Row(
         402, "The deposit could not be paid in.", "payer", "Mend what the detail says, and ask again."
     ),
+    "rpc_unavailable": Row(
+        503,
+        "The payer's side cannot read the chain, or has nothing sent to it.",
+        "payer",
+        "Check RPC_URL there with `tally doctor`, and try again.",
+        retry=True,
+    ),
+    "store_unavailable": Row(
+        503,
+        "The payer's side cannot write its keys and receipts, and signs nothing.",
+        "payer",
+        "Free disk space, check PAYER_DATA_DIR, and try again.",
+        retry=True,
+    ),
     "host_unreachable": Row(
         503,
         "The payer's side cannot go on with its host.",

@@ -518,9 +518,9 @@ def _refusal(error: TallystickError) -> Refusal:
         case ContractError() | ConfigError():
             return Refusal("payment_failed", complaint(error))
         case ChainError():
-            return Refusal("chain_unavailable", complaint(error))
+            return Refusal("rpc_unavailable", complaint(error))
         case LedgerError():
-            return Refusal("ledger_unavailable", complaint(error))
+            return Refusal("store_unavailable", complaint(error))
         case _:
             return Refusal("host_unreachable", complaint(error))
 

@@ -548,9 +548,14 @@ async def _resent(chain: Chain, raw: bytes) -> None:
         await chain.included(to_hex(keccak(raw)), chain.deployment.confirmations)
 
 
-def awaited(stored: StoredJob) -> str:
-    """What is known of an opening that is not on the chain, and what ends it, for people."""
+def awaited(stored: StoredJob, *, claimed: bool = False) -> str:
+    """What is known of an opening that is not on the chain, and what ends it, for people.
+
+    `claimed`: somebody is about it at this moment.
+    """
     told = f"the opening of a job with {stored.host_url}"
+    if claimed:
+        return f"{told} is under way: another program or session with this store is making it at this moment"
     if stored.raw is not None:
         return (
             f"{told} is signed and not on the chain: transaction {to_hex(keccak(stored.raw))}, number "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,6 +30,7 @@ from tallystick.errors import ChainError, HostRefused, PriceRose, Refusal, Sessi
 from tallystick.hosts import Hosts
 from tallystick.in_use import InUse, Place, abandon, pause, quiet
 from tallystick.listeners import Listeners
+from tallystick.mends import complaint
 from tallystick.opening import Quote, Wishes
 from tallystick.ranking import Candidate, Chosen
 from tallystick.record import Came
@@ -440,27 +441,41 @@ class Spender:
         if self._ending:
             await asyncio.wait(set(self._ending), timeout=COMPLETE)
         go_on = partial(self._go_on_after_all, candidate)
-        used = await self._carried_out(Place(candidate.url, candidate.model), go_on)
-        return used or await self._open_after_all(candidate, cost)
+        used, trouble = await self._carried_out(Place(candidate.url, candidate.model), go_on)
+        return used or await self._open_after_all(candidate, cost, trouble)
 
-    async def _open_after_all(self, candidate: Candidate, cost: int) -> InUse:
-        """A new job; what is awaited of others is named where the caps leave too little."""
+    async def _go_on_after_all(self, candidate: Candidate) -> tuple[InUse | None, ChainError | None]:
+        """A job whose opening came late: what was signed is sent again, what is not awaited is freed.
+
+        With why it could not be sent.
+        """
+        trouble = None
+        try:
+            await opening.send_again(self.wallet.chain, self.wallet.store)
+        except ChainError as error:
+            trouble = error
+            log.warning("opening.not_sent", cause=str(error))
+        return await self._go_on(candidate), trouble
+
+    async def _open_after_all(self, candidate: Candidate, cost: int, trouble: ChainError | None) -> InUse:
+        """A new job; what is awaited of others is named where the caps leave too little.
+
+        Refusal `rpc_unavailable` if they would not, but for what cannot be sent.
+        """
         try:
             return await self._open(candidate, cost)
         except Refusal as refusal:
             pending = self.stakes.pending()
             if refusal.code != "cap_reached" or not pending:
                 raise
-            told = "; ".join(map(opening.awaited, pending))
-            raise Refusal(refusal.code, f"{refusal.detail} Meanwhile {told}.", **refusal.extra) from refusal
+            code, told = refusal.code, f"{refusal.detail} Meanwhile {self._awaited(pending)}."
+            if trouble is not None and await self.stakes.fits_beside(cost, {each.signer for each in pending}):
+                code, told = "rpc_unavailable", f"{told} It cannot be sent: {complaint(trouble)}"
+            raise Refusal(code, told, **refusal.extra) from refusal
 
-    async def _go_on_after_all(self, candidate: Candidate) -> InUse | None:
-        """A job whose opening came late: what was signed is sent again, what is not awaited is freed."""
-        try:
-            await opening.send_again(self.wallet.chain, self.wallet.store)
-        except ChainError as error:
-            log.warning("opening.not_sent", cause=str(error))
-        return await self._go_on(candidate)
+    def _awaited(self, pending: Iterable[StoredJob]) -> str:
+        is_claimed = self.wallet.store.is_claimed
+        return "; ".join(opening.awaited(each, claimed=is_claimed(each.signer)) for each in pending)
 
     async def _open(self, candidate: Candidate, cost: int, deposit: int | None = None) -> InUse:
         """A new job, with all that the caps leave unless `deposit` is named.

@@ -6,7 +6,7 @@ The rules are in `caps.py`, the rows in the store; a stake is written before the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -47,6 +47,12 @@ class Stakes:
         """The day, and all that is staked as of it."""
         day = await self.today()
         return day, await self._on(day)
+
+    async def fits_beside(self, cost: int, signers: Collection[Address]) -> bool:
+        """The caps would leave so much today if nothing were staked for these jobs."""
+        day, stakes = await self.staked()
+        room = self.left_of((stake for stake in stakes if stake.signer not in signers), day)
+        return cost <= self._caps.addable(0, room)
 
     def pending(self) -> list[StoredJob]:
         """Openings of this payer that are not on the chain."""
