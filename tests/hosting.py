@@ -110,10 +110,10 @@ class Hosting:
         return await open_job(self.devnet, self.chain, **changed)
 
 
-async def started(engine: ScriptedEngine) -> None:
-    """Waits until the engine is asked for something."""
+async def started(engine: ScriptedEngine, requests: int = 1) -> None:
+    """Waits until the engine is asked for something, or for so many replies."""
 
     async def asked() -> bool:
-        return bool(engine.asked)
+        return len(engine.asked) >= requests
 
     await until(asked)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import openai
 import pytest
+from httpx2 import ReadTimeout, Timeout
 from structlog.testing import capture_logs
 
 import tallystick
@@ -25,10 +26,12 @@ from tallystick.countersign import Overcount
 from tallystick.devnet import Devnet
 from tallystick.errors import ConfigError, Refusal, SessionError
 from tallystick.session import BalanceLow, Settled, Signed
-from tallystick.testing.engine import Hang, Script, Step, say
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, Step, say
 from tallystick.types import Completion, JobId, JobStatus
 from tallystick.websocket import Connection
+from tallystick.wire import MAX_BODY
 from tests.buying import MESSAGES, Bench
+from tests.hosting import started
 from tests.market import GOOD, Market
 from tests.paying import register
 from tests.tokenizing import pieces, written
@@ -90,6 +93,26 @@ async def test_a_listener_that_raises_is_logged_and_the_session_goes_on(bench: B
     assert texts == ["word " * 230] * 2
     assert "listener.failed" in [line["event"] for line in logs]
     assert [type(event) for event in heard] == [Completion]
+
+
+async def test_a_listener_may_be_async(bench: Bench) -> None:
+    """It is awaited, one event after the other, may ask the session, and leaving waits for it."""
+    url = await bench.serve(Script(say(*["word "] * 230)))
+    heard: list[Any] = []
+
+    async def hear(event: Any) -> None:
+        models = await session.models() if isinstance(event, Signed) else []
+        heard.append((type(event), models))
+
+    session = AsyncSession(host=url, config=config(bench))
+    async with session:
+        session.on("checkpoint", hear)
+        session.on("completed", hear)
+        async for _ in session.chat("Why?", max_tokens=300):
+            pass
+    *signed, last = heard
+    assert signed[0] == (Signed, ["scripted"])
+    assert last == (Completion, [])
 
 
 def test_help_is_enough() -> None:
@@ -236,6 +259,79 @@ async def test_the_clients_own_library_pays(bench: Bench) -> None:
         assert refused.value.code == "model_unknown"
 
 
+async def test_a_client_pays_nothing_once_its_session_was_left(bench: Bench) -> None:
+    """It is told so, and opens no job that nobody would complete."""
+    url = await bench.serve(Script(say("a")))
+    how: Any = {"model": "scripted", "messages": MESSAGES, "max_tokens": 10}
+    async with AsyncSession(host=url, config=config(bench)) as session:
+        client = session.openai(max_retries=0)
+        await client.chat.completions.create(**how)
+    async with client:
+        with pytest.raises(SessionError, match="was left"):
+            await client.chat.completions.create(**how)
+        with pytest.raises(SessionError, match="was left"):
+            session.openai()
+    assert len(await bench.chain.jobs()) == 1
+
+
+async def test_a_client_waits_no_longer_than_its_timeout(bench: Bench) -> None:
+    """For a reply to begin, and between two events: the host is told, and what came is paid for."""
+    engine = ScriptedEngine(Script((Hang(),)), Script((*say(*["a "] * 30), Hang())), Script(say("b")))
+    url = await bench.serve(engine=engine)
+    how: Any = {"model": "scripted", "messages": MESSAGES, "max_tokens": 100}
+    async with AsyncSession(host=url, config=config(bench)) as session:
+        client = session.openai(max_retries=0, timeout=Timeout(None, read=2))
+        with pytest.raises(openai.APITimeoutError):
+            await client.chat.completions.create(**how)
+        stream = await client.chat.completions.create(**how, stream=True)
+        with pytest.raises(openai.APITimeoutError) as late:
+            _ = [chunk async for chunk in stream]
+        await asyncio.gather(*(asked.over.wait() for asked in engine.asked))
+        whole = await client.chat.completions.create(**how)
+    assert isinstance(late.value.__cause__, ReadTimeout)
+    assert whole.choices[0].message.content == "b"
+    assert [asked.cancelled for asked in engine.asked] == [True, True, False]
+    job = await bench.chain.job(JobId(1))
+    assert job is not None
+    assert job.settled.tokens == 31
+
+
+async def test_leaving_the_session_is_told_to_whoever_waits(bench: Bench) -> None:
+    """A reply that had not begun is none, and one that was cut is not given out as whole."""
+    hangs = Script((Hang(),))
+    engine = ScriptedEngine(Script((*say(*["a "] * 30), Hang())), hangs, hangs)
+    url = await bench.serve(engine=engine)
+    how: Any = {"model": "scripted", "messages": MESSAGES, "max_tokens": 100}
+    async with AsyncSession(host=url, config=config(bench)) as session:
+        begun = session.chat("Why?", max_tokens=100)
+        assert await anext(begun)
+        waiting = asyncio.create_task(anext(session.chat("Why?", max_tokens=100)))
+        await started(engine, 2)
+        asking = asyncio.create_task(session.openai(max_retries=0).chat.completions.create(**how))
+        await started(engine, 3)
+    with pytest.raises(SessionError, match="before the reply had ended"):
+        await waiting
+    with pytest.raises(SessionError, match="was left"):
+        await asking
+    with pytest.raises(SessionError, match="before the reply had ended"):
+        _ = [text async for text in begun]
+    assert session.reply is not None
+    assert (session.reply.reason, session.reply.totals.tokens) == ("cancelled", 30)
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", 5, None, [], [5], [{"role": "user", "content": "\ud800"}]])
+async def test_what_is_no_prompt_is_refused(bench: Bench, prompt: Any) -> None:
+    """As all else that cannot be asked: by an error of this package."""
+    with pytest.raises(Refusal, match="invalid_request"):
+        await anext(AsyncSession(config=config(bench)).chat(prompt))
+
+
+async def test_a_prompt_that_is_too_long_is_told_of_in_bytes(bench: Bench) -> None:
+    """Of limits that only strangers to a host have nothing is said."""
+    with pytest.raises(Refusal, match=f"too_large: The body is longer than {MAX_BODY} bytes"):
+        await anext(AsyncSession(config=config(bench)).chat("a" * MAX_BODY))
+
+
 async def test_what_the_caps_forbid_is_raised(bench: Bench) -> None:
     """Before anything is asked of a host, and with the cap that is in the way."""
     url = await bench.serve(Script(say("a")))
@@ -275,6 +371,8 @@ async def test_a_session_is_entered_first(bench: Bench) -> None:
     ("options", "told"),
     [
         ({"deposit": "0"}, "^deposit: 0 is not above 0"),
+        ({"deposit": ""}, "^deposit: "),
+        ({"max_per_day": ""}, "^max_per_day: "),
         ({"host": "foo"}, "^host foo: "),
         ({"max_price": "x"}, "^max_price: "),
         ({"max_per_day": "0"}, "^max_per_day: "),

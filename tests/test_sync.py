@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from httpx2 import Timeout
 
 from tallystick import Session
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
-from tallystick.errors import Refusal, SessionError
-from tallystick.testing.engine import Hang, Script, say
-from tallystick.types import JobId
-from tests.buying import MESSAGES, Bench
-from tests.paying import register
+from tallystick.errors import ConfigError, Refusal, SessionError
+from tallystick.session import Signed
+from tallystick.testing.engine import Hang, Script, ScriptedEngine, say
+from tallystick.testing.faults import Status
+from tallystick.testing.geth import Upstream
+from tallystick.testing.rpc import FaultyRpc
+from tallystick.types import Completion, JobId, JobStatus
+from tests.buying import DEPOSIT, MESSAGES, Bench
+from tests.hosting import started
+from tests.paying import register, until
 from tests.test_client import config
 
 
@@ -85,6 +92,87 @@ async def test_outside_of_with_it_is_told(bench: Bench) -> None:
     await asyncio.to_thread(talk)
 
 
+async def test_the_end_of_the_session_is_told_to_whoever_reads(bench: Bench) -> None:
+    """A reply that another thread waits for is not given out as one that has ended."""
+    hangs = Script((Hang(),))
+    engine = ScriptedEngine(hangs, Script((*say(*["a "] * 30), Hang())), hangs)
+    url = await bench.serve(engine=engine)
+    session = Session(host=url, config=config(bench))
+    client = session.__enter__().openai(max_retries=0)
+    how: Any = {"model": "scripted", "messages": MESSAGES, "max_tokens": 100}
+    waits = (
+        lambda: list(session.chat("Why?", max_tokens=100)),
+        lambda: list(session.chat("Why?", max_tokens=100)),
+        lambda: client.chat.completions.create(**how),
+    )
+    waiting = []
+    for number, wait in enumerate(waits, start=1):
+        waiting.append(asyncio.create_task(asyncio.to_thread(wait)))
+        await started(engine, number)
+    await asyncio.to_thread(session.__exit__, None, None, None)
+    for each in waiting:
+        with pytest.raises(SessionError, match="was left"):
+            await each
+    client.close()
+
+
+async def test_a_job_that_is_being_opened_is_completed(bench: Bench) -> None:
+    """Who waits for the first reply is told at once that the session was left; the deposit comes back."""
+    url = await bench.serve(Script(say("a")))
+    await bench.wallet().transact(bench.chain.approve(bench.devnet.dollar, DEPOSIT))
+    before = await bench.money()
+    async with Upstream(bench.devnet.rpc_url) as node, FaultyRpc(node) as rpc:
+        session = Session(host=url, config=replace(config(bench), rpc_url=rpc.url))
+        await asyncio.to_thread(session.__enter__)
+        with rpc.failing(Status(503), "eth_getTransactionReceipt"):
+            asking = asyncio.create_task(asyncio.to_thread(lambda: list(session.chat("Why?"))))
+            await until(lambda: _is_sent(rpc))
+            leaving = asyncio.create_task(asyncio.to_thread(session.__exit__, None, None, None))
+            with pytest.raises(SessionError, match="was left"):
+                await asking
+        await leaving
+    job = await bench.chain.job(JobId(1))
+    assert job is not None
+    assert (job.status, await bench.money()) == (JobStatus.CLOSED, before)
+
+
+async def _is_sent(rpc: FaultyRpc) -> bool:
+    return bool(rpc.reached["eth_sendRawTransaction"])
+
+
+async def test_listeners_may_call_the_session(bench: Bench) -> None:
+    """One event after the other, in their order, in a thread that nothing waits for but the end."""
+    url = await bench.serve(Script(say(*["word "] * 230)), Script(say("b")))
+    heard: list[Any] = []
+
+    def hear(event: Any) -> None:
+        heard.append(type(event))
+        if heard == [Signed]:
+            heard.append(session.models())
+            heard.append("".join(session.chat("Why?", max_tokens=10)))
+
+    def talk() -> None:
+        with session:
+            session.on("checkpoint", hear)
+            session.on("completed", hear)
+            list(session.chat("Why?", max_tokens=300))
+
+    session = Session(host=url, config=config(bench))
+    await asyncio.to_thread(talk)
+    assert heard[:3] == [Signed, ["scripted"], "b"]
+    assert heard[-1] is Completion
+
+
+def test_a_listener_that_nothing_would_await_is_refused() -> None:
+    """It would never run: that is said when it is given."""
+
+    async def hear(event: Any) -> None:
+        raise AssertionError(event)
+
+    with pytest.raises(ConfigError, match="async def"):
+        Session().on("completed", hear)
+
+
 async def test_sessions_run_side_by_side_with_one_key(bench: Bench) -> None:
     """Two threads, a session each, one store: both are served, within one day's cap."""
     url = await bench.serve(Script(say("a")), models=("one", "two"))
@@ -129,3 +217,17 @@ async def test_the_clients_own_library_pays(bench: Bench) -> None:
             return whole.choices[0].message.content, "".join(filter(None, pieces))
 
     assert await asyncio.to_thread(talk) == ("word " * 150, "word " * 150)
+
+
+async def test_the_clients_timeout_holds(bench: Bench) -> None:
+    """OpenAI's synchronous client raises its own error, and goes on."""
+    url = await bench.serve(Script((Hang(),)), Script(say("b")))
+    how: Any = {"model": "scripted", "messages": MESSAGES, "max_tokens": 100}
+
+    def talk() -> Any:
+        with Session(host=url, config=config(bench)) as session, session.openai(max_retries=0) as client:
+            with pytest.raises(openai.APITimeoutError):
+                client.with_options(timeout=Timeout(None, read=2)).chat.completions.create(**how)
+            return client.chat.completions.create(**how).choices[0].message.content
+
+    assert await asyncio.to_thread(talk) == "b"

@@ -10,8 +10,8 @@ kept comes from the settings (docs/settings.md), unless a PayerConfig is given.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from types import TracebackType
@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import orjson
 
 from tallystick import wallet
-from tallystick.asking import parse_chat
+from tallystick.asking import ReplyRequest, parse_chat
 from tallystick.config import PayerConfig
 from tallystick.countersign import Overcount
 from tallystick.errors import ConfigError, Refusal, SessionError
 from tallystick.gateway import Gateway, Paid
-from tallystick.listeners import Listeners
+from tallystick.listeners import Hearing, Listeners
 from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.spending import IDLE, HostChosen, OfHost, OfJob, SetAside, Spender
 from tallystick.types import Completion, Job, JobId, Totals
@@ -74,6 +74,8 @@ class Reply:
 
 OUTSIDE = "the session is not entered, or was left: `with Session(…) as session`"
 """Why nothing can be asked."""
+CUT = "the session was left before the reply had ended; what came of it is paid for"
+"""Why no more comes."""
 
 
 class AsyncSession:
@@ -120,6 +122,7 @@ class AsyncSession:
         self._tokenizers = tokenizers
         self._config = config
         self._listeners: dict[type[Told], Listeners[[Any]]] = {kind: Listeners() for kind in _KINDS.values()}
+        self._hearing = Hearing()
         self._parts = AsyncExitStack()
         self._spender: Spender | None = None
         self._gateway: Gateway | None = None
@@ -133,6 +136,7 @@ class AsyncSession:
         """
         async with AsyncExitStack() as parts:
             purse = await parts.enter_async_context(wallet.opened(self._config, self._tokenizers))
+            await parts.enter_async_context(self._hearing)
             asset = purse.asset(_symbol(self._deposit))
             caps = purse.caps(self._deposit, self._per_day, self._prices, asset, named=str)
             spender = Spender(
@@ -145,17 +149,18 @@ class AsyncSession:
             )
             self._spender = await parts.enter_async_context(spender)
             self._gateway = Gateway(spender, max_tokens=purse.config.max_tokens)
+            parts.push_async_callback(self._gateway.stop)
             self._parts = parts.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends replies under way and completes the jobs. One whose host does not answer is logged, with what
-        brings its rest back.
+        """Ends replies under way and completes the jobs, also one that is being opened. One whose host does
+        not answer is logged, with what brings its rest back.
         """
-        await self._parts.aclose()
         self._gateway = None
+        await self._parts.aclose()
 
     @property
     def gateway(self) -> Gateway:
@@ -191,7 +196,7 @@ class AsyncSession:
     def on(self, kind: Literal["set_aside"], listener: Callable[[SetAside], object]) -> None: ...
 
     def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
-        """Calls `listener` with each event of a kind, while replies go on: it has to return soon.
+        """Has `listener` called with each event of a kind, in their order, while replies go on.
 
         `checkpoint`: a Signed; the host has this `receipt` on its disk, for so many tokens in all.
         `settled`: a Settled; the host says that the chain paid for `totals`: `host`, `treasury`, in `tx`.
@@ -201,12 +206,17 @@ class AsyncSession:
         `host_chosen`: a HostChosen; requests for `model` go to `url` from now on, and `why`.
         `set_aside`: a SetAside; others are asked before `url` for so many `seconds`, for a `cause`.
 
-        Amounts are in base units of the asset, totals in tokens. What a listener raises is logged, and harms
-        nothing else. ConfigError for another kind.
+        Amounts are in base units of the asset, totals in tokens.
+
+        An AsyncSession calls it in its event loop, where it has to return soon; an `async def` is awaited,
+        one event after the other. A Session calls it in a thread, one event after the other, so that it may
+        take its time, and call the session. Leaving the session waits until all is heard. What a listener
+        raises is logged, and harms nothing else. ConfigError for another kind, and for an `async def` where
+        nothing awaits it, in a Session.
         """
         if kind not in _KINDS:
             raise ConfigError(f"there is no event {kind!r}; there are {', '.join(_KINDS)}")
-        self._listeners[_KINDS[kind]].add(listener)
+        self._listeners[_KINDS[kind]].add(self._hearing.of(listener))
 
     async def models(self) -> list[str]:
         """The names of the models that hosts sell within the caps. SessionError if none can be asked."""
@@ -226,37 +236,67 @@ class AsyncSession:
         may have; by default PAYER_MAX_TOKENS. Before it is asked, its cost at the most is held against the
         deposit and the day. `sampling` is passed on: temperature, seed, stop, …
 
-        Leaving the iteration early ends the reply; what came is paid for. Raises Refusal where the caps do
-        not allow it, HostRefused where the host does not serve it, ReceiptError where the host's counts
-        cannot be signed for, SessionError and ChainError where host or chain do not answer.
+        Leaving the iteration early ends the reply; what came is paid for. Raises Refusal where it is no
+        request, or the caps do not allow it, HostRefused where the host does not serve it, ReceiptError where
+        the host's counts cannot be signed for, SessionError and ChainError where host or chain do not answer,
+        and SessionError if the session is left before the reply has ended.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        asked = {"messages": messages, "model": self._model, "max_tokens": max_tokens, **sampling}
-        request = parse_chat(orjson.dumps({name: each for name, each in asked.items() if each is not None}))
-        if request.n != 1:
-            raise Refusal(
-                "invalid_request", "`n`: chat() gives one choice; openai() gives several.", param="n"
-            )
-        async with self.gateway.paid("/v1/chat/completions", request) as paid:
-            reason = ""
-            async with aclosing(paid.parts()) as reads:
-                async for parts in reads:
-                    for part in parts:
-                        reason = (part.tally and part.tally.reason) or reason
-                    if text := "".join([part.content for part in parts]):
-                        yield text
-            self._reply = _reply(paid, reason)
+        asked = {"model": self._model, "max_tokens": max_tokens, **sampling}
+        request = _request(prompt, {name: each for name, each in asked.items() if each is not None})
+        with _leaving_told():
+            async with self.gateway.paid("/v1/chat/completions", request) as paid:
+                reason = ""
+                async with aclosing(paid.parts()) as reads:
+                    async for parts in reads:
+                        for part in parts:
+                            reason = (part.tally and part.tally.reason) or reason
+                        if text := "".join([part.content for part in parts]):
+                            yield text
+                self._reply = _reply(paid, reason)
+        if reason == "cancelled":
+            raise SessionError(CUT)
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
-        """OpenAI's own client, paying from this session. `options` go to it; close it as any other."""
+        """OpenAI's own client, paying from this session. `options` go to it; close it as any other.
+
+        Of its `timeout` the time to read counts: until a reply begins, or is whole, and between two events of
+        a stream. What came until then is paid for. SessionError for requests after the session was left.
+        """
         from tallystick import transport
 
-        return transport.async_client(self.gateway, **options)
+        return transport.async_client(lambda: self.gateway, **options)
 
     def _heard(self, job: Job | None, event: OfJob | OfHost) -> None:
         for kind, listeners in self._listeners.items():
             if isinstance(event, kind):
                 listeners.tell(event)
+
+
+def _request(prompt: Messages, members: Mapping[str, Any]) -> ReplyRequest:
+    """What chat() asks for. Refusal `invalid_request` for what is no prompt, or no JSON; `too_large`."""
+    if not isinstance(prompt, str | Sequence):
+        raise Refusal(
+            "invalid_request", "`prompt`: it is neither a text nor a list of messages.", param="prompt"
+        )
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    try:
+        request = parse_chat(orjson.dumps({"messages": messages, **members}))
+    except orjson.JSONEncodeError as error:
+        raise Refusal("invalid_request", f"The request cannot be written as JSON: {error}.") from None
+    if request.n != 1:
+        raise Refusal("invalid_request", "`n`: chat() gives one choice; openai() gives several.", param="n")
+    return request
+
+
+@contextmanager
+def _leaving_told() -> Iterator[None]:
+    """To whoever waits in the program itself: no proxy stops here, a session was left."""
+    try:
+        yield
+    except Refusal as refusal:
+        if refusal.code != "proxy_stopping":
+            raise
+        raise SessionError(CUT) from None
 
 
 def _reply(paid: Paid, reason: str) -> Reply:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, ParamSpec
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from types import TracebackType
+from typing import Generic, ParamSpec, Self
 
 import structlog
 
@@ -28,4 +32,49 @@ class Listeners(Generic[P]):
             try:
                 listener(*told, **named)
             except Exception:  # what is told of has happened, and money hangs on what follows
-                log.exception("listener.failed", listener=getattr(listener, "__qualname__", repr(listener)))
+                log.exception("listener.failed", listener=_name(listener))
+
+
+class Hearing:
+    """Awaits what listeners give to be awaited: one after the other, beside what they are told of.
+
+    `async with` it: leaving waits until all was heard.
+    """
+
+    def __init__(self) -> None:
+        self._given: asyncio.Queue[tuple[Callable[..., object], Awaitable[object]] | None]
+        self._awaiting: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        self._given = asyncio.Queue()
+        self._awaiting = asyncio.create_task(self._await_all())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._given.put_nowait(None)
+        await self._awaiting
+
+    def of(self, listener: Callable[P, object]) -> Callable[P, None]:
+        """The listener, called at once; an `async def` goes on in its turn."""
+
+        @wraps(listener)
+        def called(*told: P.args, **named: P.kwargs) -> None:
+            result = listener(*told, **named)
+            if inspect.isawaitable(result):
+                self._given.put_nowait((listener, result))
+
+        return called
+
+    async def _await_all(self) -> None:
+        while (given := await self._given.get()) is not None:
+            listener, result = given
+            try:
+                await result
+            except Exception:  # what is told of has happened, and others wait for their turn
+                log.exception("listener.failed", listener=_name(listener))
+
+
+def _name(listener: Callable[..., object]) -> str:
+    return getattr(listener, "__qualname__", repr(listener))

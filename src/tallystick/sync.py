@@ -11,16 +11,20 @@ switch of threads and back.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import aclosing, suppress
+from functools import wraps
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from tallystick.client import OUTSIDE, Amount, AsyncSession, Kind, Messages, Reply
+from tallystick.client import CUT, OUTSIDE, Amount, AsyncSession, Kind, Messages, Reply
 from tallystick.config import PayerConfig
 from tallystick.countersign import Overcount
-from tallystick.errors import SessionError
+from tallystick.errors import ConfigError, SessionError
 from tallystick.session import BalanceLow, Settled, Signed
 from tallystick.spending import IDLE, HostChosen, SetAside
 from tallystick.types import Completion
@@ -45,11 +49,11 @@ class Session:
     completes it: what was not spent comes back. A program that was killed goes on with its job when it runs
     again. All errors are TallystickErrors of `tallystick.errors`, and say what mends them.
 
-    Its methods may be called from any thread, and side by side; listeners are called in a thread of the
-    session's.
+    Its methods may be called from any thread, and side by side; listeners are called in a thread of their
+    own, and may call them too.
     """
 
-    __slots__ = ("_loop", "_session", "_thread")
+    __slots__ = ("_guard", "_loop", "_session", "_thread")
 
     def __init__(
         self,
@@ -73,7 +77,9 @@ class Session:
             tokenizers=tokenizers,
             config=config,
         )
+        self._guard = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        """Takes work for as long as this is set: what it took, it ends."""
         self._thread: threading.Thread | None = None
 
     __init__.__doc__ = AsyncSession.__init__.__doc__
@@ -125,7 +131,14 @@ class Session:
     def on(self, kind: Literal["set_aside"], listener: Callable[[SetAside], object]) -> None: ...
 
     def on(self, kind: Kind, listener: Callable[[Any], object]) -> None:
-        self._session.on(kind, listener)
+        if inspect.iscoroutinefunction(listener):
+            raise ConfigError("the listener is an `async def`, which AsyncSession awaits: give a plain `def`")
+
+        @wraps(listener)
+        async def called(event: Any) -> None:
+            await asyncio.to_thread(listener, event)
+
+        self._session.on(kind, called)
 
     on.__doc__ = AsyncSession.on.__doc__
 
@@ -140,42 +153,50 @@ class Session:
     chat.__doc__ = AsyncSession.chat.__doc__
 
     def openai(self, **options: Any) -> openai.OpenAI:
-        """OpenAI's own client, paying from this session. `options` go to it; close it as any other."""
         from tallystick import transport
 
-        return transport.client(self._session.gateway, self._wait, self._each, **options)
+        return transport.client(lambda: self._session.gateway, self._wait, self._each, **options)
 
-    @property
-    def _running(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            raise SessionError(OUTSIDE)
-        return self._loop
+    openai.__doc__ = AsyncSession.openai.__doc__
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """What it brings. SessionError outside of `with`, also where that is left meanwhile."""
+        doing = self._submitted(work)
         try:
-            loop = self._running
-        except SessionError:
-            work.close()
+            return doing.result()
+        except CancelledError:
+            raise SessionError(CUT) from None
+        except BaseException:  # Ctrl-C: nobody waits for it any more
+            doing.cancel()
             raise
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    def _submitted(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        with self._guard:
+            if self._loop is None:
+                work.close()
+                raise SessionError(OUTSIDE)
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         """What an asynchronous iteration brings, in this thread; leaving it ends the other."""
-        loop, handed = self._running, SimpleQueue[T | _Ended]()
-        handing = asyncio.run_coroutine_threadsafe(_hand(items, handed), loop)
+        handed = SimpleQueue[T | _Ended]()
+        handing = self._wait(_begin(items, handed))
         item: T | _Ended | None = None
         try:
             while not isinstance(item := handed.get(), _Ended):
                 yield item
         finally:
-            handing.cancel()
+            with suppress(RuntimeError):  # the loop is closed, and has ended all
+                handing.get_loop().call_soon_threadsafe(handing.cancel)
             while not isinstance(item, _Ended):
                 item = handed.get()
         if item.error is not None:
             raise item.error
 
     def _stop(self) -> None:
-        loop, self._loop = self._running, None
+        with self._guard:
+            loop, self._loop = self._loop, None
+        assert loop is not None
         assert self._thread is not None
         asyncio.run_coroutine_threadsafe(_end_rest(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
@@ -191,13 +212,19 @@ async def _end_rest() -> None:
     await asyncio.gather(*rest, return_exceptions=True)
 
 
+async def _begin(items: AsyncGenerator[T, None], handed: SimpleQueue[T | _Ended]) -> asyncio.Task[None]:
+    """Hands over what comes, in a task; whatever becomes of that, the end is handed over last."""
+    handing = asyncio.create_task(_hand(items, handed))
+    handing.add_done_callback(lambda done: handed.put(_Ended(_why(done))))
+    return handing
+
+
 async def _hand(items: AsyncGenerator[T, None], handed: SimpleQueue[T | _Ended]) -> None:
-    error: BaseException | None = None
-    try:
+    async with aclosing(items):
         async for item in items:
             handed.put(item)
-    except Exception as raised:  # noqa: BLE001 - raised in the thread that iterates
-        error = raised
-    finally:
-        await items.aclose()
-        handed.put(_Ended(error))
+
+
+def _why(done: asyncio.Task[None]) -> BaseException | None:
+    """Why it ended; None: because all of it came."""
+    return SessionError(CUT) if done.cancelled() else done.exception()

@@ -5,8 +5,10 @@ What the client sends goes to a Gateway in the process instead of a socket. Need
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 try:
@@ -26,16 +28,38 @@ Each = Callable[[AsyncGenerator[T, None]], Iterator[T]]
 """Iterates in this thread over what another one's event loop brings."""
 Wait = Callable[[Any], Any]
 """Waits in this thread for a coroutine of another one's event loop."""
+Entered = Callable[[], Gateway]
+"""The gateway of a session. SessionError once that was left, so that none of its clients pays any more."""
+
+
+@asynccontextmanager
+async def _reading(seconds: float | None) -> AsyncIterator[None]:
+    """ReadTimeout if it takes longer: what is waited for is given up. None: as long as it takes."""
+    patience = asyncio.timeout(seconds)
+    try:
+        async with patience:
+            yield
+    except TimeoutError as error:
+        if not patience.expired():
+            raise
+        raise httpx2.ReadTimeout(f"nothing came for {seconds:g} s (`timeout`)") from error
 
 
 class _Body(httpx2.AsyncByteStream):
-    def __init__(self, body: AsyncGenerator[bytes, None], parts: AsyncExitStack) -> None:
+    def __init__(
+        self, body: AsyncGenerator[bytes, None], parts: AsyncExitStack, patience: float | None
+    ) -> None:
         self._body = body
         self._parts = parts
+        self._patience = patience
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for event in self._body:
+        while (event := await self._next()) is not None:
             yield event
+
+    async def _next(self) -> bytes | None:
+        async with _reading(self._patience):
+            return await anext(self._body, None)
 
     async def aclose(self) -> None:
         await self._body.aclose()
@@ -43,20 +67,29 @@ class _Body(httpx2.AsyncByteStream):
 
 
 class Transport(httpx2.AsyncBaseTransport):
-    """Answers requests from a gateway."""
+    """Answers requests from a gateway. SessionError if there is none."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, entered: Entered) -> None:
+        entered()
+        self._entered = entered
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """The answer; its body has to be closed, as the client does."""
-        parts = AsyncExitStack()
-        asked = self._gateway.answer(request.method, request.url.path, await request.aread())
-        answer = await parts.enter_async_context(asked)
+        """The answer; its body has to be closed, as the client does.
+
+        ReadTimeout if it does not begin in time, SessionError if the session was left. There is nothing to
+        connect to, so the request's other timeouts have no meaning.
+        """
+        parts, patience = AsyncExitStack(), request.extensions.get("timeout", {}).get("read")
+        async with _reading(patience):
+            asked = self._entered().answer(request.method, request.url.path, await request.aread())
+            answer = await parts.enter_async_context(asked)
         if isinstance(answer.body, bytes):
             await parts.aclose()
+            if answer.status != HTTPStatus.OK:
+                self._entered()  # who was refused because the session was left is told so
             return httpx2.Response(answer.status, headers=answer.headers, content=answer.body)
-        return httpx2.Response(answer.status, headers=answer.headers, stream=_Body(answer.body, parts))
+        body = _Body(answer.body, parts, patience)
+        return httpx2.Response(answer.status, headers=answer.headers, stream=body)
 
 
 class _SyncBody(httpx2.SyncByteStream):
@@ -79,15 +112,15 @@ class _SyncBody(httpx2.SyncByteStream):
 class SyncTransport(httpx2.BaseTransport):
     """The same for threads that have no event loop."""
 
-    def __init__(self, gateway: Gateway, wait: Wait, each: Each[bytes]) -> None:
-        self._transport = Transport(gateway)
+    def __init__(self, entered: Entered, wait: Wait, each: Each[bytes]) -> None:
+        self._transport = Transport(entered)
         self._wait = wait
         self._each = each
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """As `Transport.handle_async_request`."""
-        content = request.read()
-        asked = httpx2.Request(request.method, request.url, content=content)
+        how: Any = {"content": request.read(), "extensions": request.extensions}
+        asked = httpx2.Request(request.method, request.url, **how)
         answer: httpx2.Response = self._wait(self._transport.handle_async_request(asked))
         if not isinstance(answer.stream, _Body):
             return answer
@@ -95,13 +128,13 @@ class SyncTransport(httpx2.BaseTransport):
         return httpx2.Response(answer.status_code, headers=answer.headers, stream=body)
 
 
-def async_client(gateway: Gateway, **options: Any) -> openai.AsyncOpenAI:
+def async_client(entered: Entered, **options: Any) -> openai.AsyncOpenAI:
     """OpenAI's asynchronous client, which pays."""
-    http = openai.DefaultAsyncHttpxClient(transport=Transport(gateway))
+    http = openai.DefaultAsyncHttpxClient(transport=Transport(entered))
     return openai.AsyncOpenAI(**{"base_url": BASE_URL, "api_key": "-", "http_client": http, **options})
 
 
-def client(gateway: Gateway, wait: Wait, each: Each[bytes], **options: Any) -> openai.OpenAI:
+def client(entered: Entered, wait: Wait, each: Each[bytes], **options: Any) -> openai.OpenAI:
     """OpenAI's synchronous client, which pays."""
-    http = openai.DefaultHttpxClient(transport=SyncTransport(gateway, wait, each))
+    http = openai.DefaultHttpxClient(transport=SyncTransport(entered, wait, each))
     return openai.OpenAI(**{"base_url": BASE_URL, "api_key": "-", "http_client": http, **options})

@@ -77,9 +77,7 @@ class Wallet:
         """What the settings and a command's options ask of a job. `deposit` in whole units of the asset."""
         paid_in = self.asset(asset)
         return Wishes(
-            deposit=self.units(
-                deposit or self.config.deposit, paid_in, "--deposit" if deposit else "PAYER_DEPOSIT"
-            ),
+            deposit=self.escrow(deposit, paid_in, "--deposit"),
             model=model,
             asset=paid_in,
             interval=self.config.interval,
@@ -113,10 +111,8 @@ class Wallet:
         `prices`: like "0.60", for any model, or "MODEL=0.60"; whole units per million tokens. `named`: what
         caps are called where they were set.
         """
-        escrow = self.units(
-            deposit or self.config.deposit, asset, named("deposit") if deposit else "PAYER_DEPOSIT"
-        )
-        day = self.units(per_day, asset, named("max_per_day")) if per_day else escrow
+        escrow = self.escrow(deposit, asset, named("deposit"))
+        day = escrow if per_day is None else self.units(per_day, asset, named("max_per_day"))
         most = {}
         for entry in prices:
             model, _, price = entry.rpartition("=")
@@ -140,6 +136,12 @@ class Wallet:
             return [http_url(url) for url in named]
         except ValueError as error:
             raise ConfigError(f"{name} {' '.join(named)}: {error}") from None
+
+    def escrow(self, deposit: str | None, asset: Address, name: str) -> int:
+        """A deposit in base units, by default PAYER_DEPOSIT. Raises what `units` raises."""
+        if deposit is None:
+            return self.units(self.config.deposit, asset, "PAYER_DEPOSIT")
+        return self.units(deposit, asset, name)
 
     def units(self, amount: str, asset: Address, name: str) -> int:
         """An amount in base units: "2", or "2 USDC" where the asset is USDC.

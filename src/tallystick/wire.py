@@ -62,7 +62,7 @@ _Form = TypeVar("_Form")
 def parse(raw: bytes | str) -> dict[str, Any]:
     """A JSON object. Refusal `too_large` or `invalid_request`."""
     if len(raw) > MAX_BODY:
-        raise Refusal("too_large")
+        raise Refusal("too_large", f"The body is longer than {MAX_BODY} bytes.")
     try:
         body = orjson.loads(raw)
         # On its way it is written again, perhaps in a frame, and orjson reads deeper nesting than it writes.
