@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -71,10 +72,12 @@ async def running(
         await _answers(f"http://127.0.0.1:{port}/", process, log / f"{name}.log")
         yield Server(name, f"127.0.0.1:{port}", psutil.Process(process.pid))
     finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
+        # All of its group: what traces a server does not take it along.
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=20)
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
