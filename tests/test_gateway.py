@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+from tallystick import pricing
 from tallystick.caps import Caps
 from tallystick.chain import Chain
 from tallystick.devnet import Devnet
@@ -21,7 +22,7 @@ from tallystick.proxy import Wanted, running
 from tallystick.record import Record
 from tallystick.spending import HostChosen, SetAside
 from tallystick.testing.engine import Hang, Script, Step, say
-from tallystick.types import Address, JobId, JobStatus
+from tallystick.types import Address, JobId, JobStatus, Totals
 from tests.buying import DEPOSIT, MESSAGES, Proxy
 from tests.market import CAPS, GOOD, Market
 from tests.paying import look_always, until
@@ -174,6 +175,24 @@ async def test_a_whole_reply_that_breaks_is_asked_of_the_next_host(market: Marke
     assert (tried["host"], tried["tokens"]) == (dies.url, 30)
     await proxy.parts.aclose()
     await market.check_sums(before)
+
+
+async def test_a_whole_reply_that_breaks_at_the_only_host_is_told_with_its_cost(market: Market) -> None:
+    """What came of it is paid for, though nobody has read it: the error says at which host, and how much."""
+    dies = await market.sell(1, Script((*say(*["a "] * 30), Hang())), price="0.90")
+    proxy = await market.buyer()
+    asking = asyncio.create_task(proxy.ask())
+    await until(lambda: _has_come(proxy, 30))
+    [used] = proxy.spender.jobs
+    dies.cut()
+    with pytest.raises(openai.APIStatusError) as failed:
+        await asking
+    body: Any = failed.value.body
+    assert (failed.value.status_code, body["code"], body["retry"]) == (503, "host_unreachable", True)
+    [tried] = body["tried"]
+    assert (tried["host"], tried["job_id"], tried["tokens"]) == (dies.url, used.session.job.id, 30)
+    came = Totals(tried["prompt_tokens"], tried["tokens"])
+    assert tried["cost"] == pricing.from_units(pricing.value(came, used.session.job.prices), 12)
 
 
 async def _has_come(proxy: Proxy, tokens: int) -> bool:

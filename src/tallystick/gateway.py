@@ -11,7 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,7 +130,11 @@ class Gateway:
         if asked.stream:
             paid = await parts.enter_async_context(self.paid(path, asked))
             return Answer(200, paid.events(asked.include_usage), {**EVENTS, **paid.headers})
-        paid, whole = await self._whole(path, asked)
+        tries = Tries()
+        try:
+            paid, whole = await self._whole(path, asked, tries)
+        except TallystickError as error:
+            return refused(error, tries.told())
         headers = {**JSON, **paid.headers, "tally-cost": paid.told(paid.value)}
         return Answer(200, orjson.dumps(whole), headers)
 
@@ -142,18 +155,17 @@ class Gateway:
         async with AsyncExitStack() as parts:
             yield await self._unless_stopping(self._begun(path, asked, Tries(), parts))
 
-    async def _whole(self, path: str, asked: ReplyRequest) -> tuple[Paid, dict[str, Any]]:
+    async def _whole(self, path: str, asked: ReplyRequest, tries: Tries) -> tuple[Paid, dict[str, Any]]:
         """A reply in one piece. Of one that broke off nobody has read anything: the next host is asked."""
-        tries = Tries()
         while True:
             async with AsyncExitStack() as parts:
                 paid = await self._unless_stopping(self._begun(path, asked, tries, parts))
                 try:
                     return paid, await paid.whole(ROUTES[path].form)
                 except TallystickError as error:
+                    tries.add(Try(paid.candidate.url, error, paid.cost()))
                     if blame(error) is None:
                         raise
-                    tries.add(Try(paid.candidate.url, error, paid.cost()))
 
     async def _unless_stopping(self, beginning: Coroutine[Any, Any, Paid]) -> Paid:
         """What it brings. Refusal `proxy_stopping` once this stops."""
@@ -532,7 +544,9 @@ def openai_error(problem: Mapping[str, Any]) -> dict[str, Any]:
     return {"error": {**problem, "message": message, "param": problem.get("param")}}
 
 
-def refused(error: TallystickError) -> Answer:
-    """An error as an answer."""
+def refused(error: TallystickError, tried: Sequence[Mapping[str, Any]] = ()) -> Answer:
+    """An error as an answer. `tried`: what was asked of hosts in vain, with what came of it and is paid."""
     problem = problem_of(error)
+    if tried:
+        problem["tried"] = tried
     return Answer(problem["status"], orjson.dumps(openai_error(problem)))
