@@ -209,6 +209,16 @@ def test_terms(code: str, facts: Facts) -> None:
         assert [asset["symbol"] for asset in problem["terms"]["assets"]] == ["ETH", "tUSD"]
 
 
+def test_the_tokens_that_do_not_fit_the_context_are_told_as_what_they_are() -> None:
+    """Where the deposit pays for less than was asked for, its number is not told as the request's."""
+    asked = first_refusal(CHECKS, replace(GOOD, max_tokens=5_000))
+    capped = first_refusal(CHECKS, replace(GOOD, max_tokens=5_000, capped=True))
+    assert asked is not None
+    assert capped is not None
+    assert "max_tokens is 5000;" in asked.problem()["detail"]
+    assert "the deposit pays for 5000 of max_tokens;" in capped.problem()["detail"]
+
+
 def test_prompt_receipt() -> None:
     """A prompt beyond the credit is told with its cost and the totals to sign (protocol §8)."""
     facts = replace(GOOD, fit=Fit.NEEDS_RECEIPT, prompt_tokens=5_000, totals=Totals(5_100, 40), context=None)

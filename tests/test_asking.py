@@ -110,7 +110,6 @@ def test_the_lower_limit_holds() -> None:
         ({"n": 0}, "n"),
         ({"n": 1.5}, "n"),
         ({"n": True}, "n"),
-        ({"n": 129}, "n"),
         ({"job_id": 0}, "job_id"),
         ({"job_id": -1}, "job_id"),
         ({"job_id": "121"}, "job_id"),
@@ -132,6 +131,14 @@ def test_a_request_of_another_form_is_refused(members: dict[str, Any], param: st
 def test_a_missing_member_is_named() -> None:
     """A request without messages is told what it lacks."""
     assert "messages" in refused(b"{}").detail
+
+
+@pytest.mark.parametrize("n", [129, 200.0, 1e300])
+def test_more_choices_than_the_most_are_refused_as_such(n: float) -> None:
+    """Of `n` as of `n` times the prompts there are 128 at most; one more has a refusal of its own."""
+    assert asking.parse_chat(chat(n=128)).choices == 128
+    refusal = refused(chat(n=n))
+    assert (refusal.code, refusal.extra["param"]) == ("too_many_choices", "n")
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"a": NaN}', b"[" * 5_000])

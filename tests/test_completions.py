@@ -259,6 +259,13 @@ def test_malformed_text(members: dict[str, Any], param: str) -> None:
     assert caught.value.extra == {"param": param}
 
 
+def test_what_is_taken_of_best_of_is_said() -> None:
+    """OpenAI's default may be sent; of any other number it is said which one is taken."""
+    assert asking.parse_text(orjson.dumps({"prompt": "a", "best_of": 1})).choices == 1
+    with pytest.raises(Refusal, match=r"best_of.*: 1 is all that is taken"):
+        asking.parse_text(orjson.dumps({"prompt": "a", "best_of": 2}))
+
+
 def test_too_many_texts() -> None:
     """Prompts times `n` is the number of choices, and bounded."""
     with pytest.raises(Refusal) as caught:
@@ -342,14 +349,20 @@ async def test_stream_again(hosting: Hosting) -> None:
 
 
 async def test_a_reply_is_resumed_by_its_own_request(hosting: Hosting) -> None:
-    """The payer's request id alone does not do: with another prompt nothing of the reply is sent."""
+    """The payer's request id alone does not do: with another prompt or form nothing of the reply is sent."""
     host = await hosting.serve()
     signer = await hosting.signer()
     async with host.http.post(CHAT, json=signer.body(), headers=signer.headers()) as answer:
         await answer.read()
     resumed = {**signer.headers(), "Last-Event-ID": "1"}
     other = signer.body(messages=[{"role": "user", "content": "What else?"}])
-    for body, status in ((other, 422), (signer.body(stream=False), 422), (signer.body(), 200)):
+    with_usage = signer.body(stream_options={"include_usage": True})
+    for body, status in (
+        (other, 422),
+        (signer.body(stream=False), 422),
+        (with_usage, 422),
+        (signer.body(), 200),
+    ):
         async with host.http.post(CHAT, json=body, headers=resumed) as answer:
             assert answer.status == status
             if status == 422:

@@ -144,6 +144,8 @@ class Facts:
     """Tokens of the longest prompt."""
     max_tokens: int = 0
     """Of each choice."""
+    capped: bool = False
+    """More were asked for than the deposit pays for, which are these."""
     choices: int = 1
     room: int = 0
     """Generated tokens that could be delivered without another receipt, the prompt taken off."""
@@ -420,9 +422,10 @@ def host_exposed(facts: Facts) -> Refusal | None:
 def context_exceeded(facts: Facts) -> Refusal | None:
     if facts.context is None or facts.longest + facts.max_tokens <= facts.context:
         return None
+    asked = "the deposit pays for {} of max_tokens" if facts.capped else "max_tokens is {}"
     return Refusal(
         "context_exceeded",
-        f"The prompt has {facts.longest} tokens and max_tokens is {facts.max_tokens}; "
+        f"The prompt has {facts.longest} tokens and {asked.format(facts.max_tokens)}; "
         f"the context holds {facts.context}.",
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -28,7 +28,9 @@ MAX_IDS = 1_000_000
 
 # -1 and null ask for the host's default; a reply of 0 tokens is none, and below -1 there is nothing to mean.
 _Limit = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS, extra_json_schema={"not": {"const": 0}})]
-_Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
+# More than the most is a refusal of its own.
+_Choices = Annotated[int, msgspec.Meta(ge=1, extra_json_schema={"maximum": MAX_CHOICES})]
+_BestOf = Annotated[int, msgspec.Meta(extra_json_schema={"const": 1})]
 _TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 _TokenIds = Annotated[list[_TokenId], msgspec.Meta(min_length=1, max_length=MAX_IDS)]
 _Form = TypeVar("_Form")
@@ -80,8 +82,7 @@ class Text(_Asked, kw_only=True):
     """The body of `POST /v1/completions`."""
 
     prompt: str | Annotated[list[str | _TokenId | _TokenIds], msgspec.Meta(min_length=1, max_length=MAX_IDS)]
-    best_of: Literal[1] | None = None
-    """Each choice that is made is told."""
+    best_of: _BestOf | None = None
     echo: bool | None = None
 
 
@@ -135,24 +136,35 @@ class ReplyRequest:
 
 
 def parse_chat(raw: bytes) -> ReplyRequest:
-    """The body of `POST /v1/chat/completions`. Refusal `too_large` or `invalid_request`."""
+    """The body of `POST /v1/chat/completions`. Refusal `too_large`, `too_many_choices`, `invalid_request`."""
     sent = wire.parse(raw)
     return _chat(sent, _without(sent, {"job_id", "tally"}))
 
 
 def parse_text(raw: bytes) -> ReplyRequest:
-    """The body of `POST /v1/completions`. Refusal `too_large` or `invalid_request`."""
+    """The body of `POST /v1/completions`. Refusal `too_large`, `too_many_choices`, `invalid_request`."""
     sent = wire.parse(raw)
     form = wire.read(sent, Text)
     prompts = _prompts(form.prompt)
-    n = form.n or 1
-    if n * len(prompts) > MAX_CHOICES:
-        raise Refusal("too_many_choices", f"There are {len(prompts)} prompts, and {n} choices of each.")
+    if form.best_of not in (None, 1):
+        told = "`best_of`: 1 is all that is taken, as each choice that is made is told."
+        raise Refusal("invalid_request", told, param="best_of")
     if form.echo:
         raise Refusal("invalid_request", "`echo`: this host does not send prompts back.", param="echo")
     body = _without(sent, {"job_id", "tally", "prompt"})
     request = _request(form, _limit("max_tokens", form.max_tokens), body, sent)
-    return replace(request, prompts=prompts)
+    return _within_choices(replace(request, prompts=prompts))
+
+
+def _within_choices(request: ReplyRequest) -> ReplyRequest:
+    """Refusal `too_many_choices`."""
+    if request.choices <= MAX_CHOICES:
+        return request
+    raise Refusal(
+        "too_many_choices",
+        f"The request asks for {request.choices} choices; {MAX_CHOICES} are the most.",
+        param="prompt" if len(request.prompts) > 1 else "n",
+    )
 
 
 def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
@@ -168,7 +180,10 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
 
 
 def parse_inference(frame_request: Any) -> tuple[ReplyRequest, str | None]:
-    """The `request` of a WebSocket `inference` frame, and the bearer in it. Refusal `invalid_request`."""
+    """The `request` of a WebSocket `inference` frame, and the bearer in it.
+
+    Refusal `too_many_choices` or `invalid_request`.
+    """
     form = wire.read(frame_request, _Inference)
     sent: dict[str, Any] = frame_request
     if (form.prompt is None) == (sent.get("messages") is None):
@@ -207,7 +222,7 @@ def _chat(
     names = ("max_tokens", "max_completion_tokens")
     limits = [_limit(name, getattr(form, name)) for name in names]
     max_tokens = min(filter(None, limits), default=None)
-    return _request(form, max_tokens, body, checked if sent is None else sent, request)
+    return _within_choices(_request(form, max_tokens, body, checked if sent is None else sent, request))
 
 
 def _request(

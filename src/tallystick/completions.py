@@ -95,7 +95,8 @@ class Again:
         self.streamed = asked.stream
         self.name = _name(access, key, asked)
         named = self.keyed or self.name is not None
-        self.fingerprint = keccak(asked.prompt_hash() + bytes([asked.stream])) if named else b""
+        form = bytes([asked.stream, asked.stream and asked.include_usage])
+        self.fingerprint = keccak(asked.prompt_hash() + form) if named else b""
 
 
 def _name(access: Access, key: str | None, asked: ReplyRequest) -> Name | None:

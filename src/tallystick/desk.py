@@ -304,6 +304,7 @@ class Desk:
                 prompt_tokens=order.prompt_tokens,
                 longest=order.longest,
                 max_tokens=order.max_tokens,
+                capped=order.capped,
                 choices=len(order.bodies),
                 room=account.room(),
                 streamed=order.streamed,
