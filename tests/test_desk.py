@@ -647,6 +647,22 @@ async def test_end_stops_what_runs(bench: Bench) -> None:
     assert stream.end.reason == "cancelled"
 
 
+async def test_a_job_that_is_closed_is_served_to_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 3: once its end is known, a job that was open a moment ago lets no request in."""
+    monkeypatch.setattr(lookout, "RELIED", 60.0)
+    signer = await bench.signer()
+    await bench.ask(signer)
+    await bench.chain.transact(
+        bench.chain.complete_session(signer.job.id), bench.devnet.accounts.payer.private_key
+    )
+    async with await bench.admit(signer, 2):
+        pass  # nobody here has heard of it yet
+    await bench.desk.accounts.drain(signer.job.id)
+    assert await code(bench.admit(signer, 3)) == "job_completing"
+
+
 async def test_drain(bench: Bench) -> None:
     """When the chain closes a job its streams end, and settlement gets the last gross count."""
     bench.engine = ScriptedEngine(Script((*say("a", "b"), Hang())))

@@ -114,6 +114,9 @@ async def test_what_was_known_long_ago_is_read_first(
     assert seen.trouble == "nobody answers"
     monkeypatch.setattr(lookout, "RELIED", 0.0)
     assert seen.recall(signer.job.id) is None
+    monkeypatch.setattr(lookout, "RELIED", 60.0)
+    seen.forget(signer.job.id)
+    assert seen.recall(signer.job.id) is None
 
 
 async def test_another_branch_is_read(

@@ -245,13 +245,16 @@ class Accounts:
     async def drain(self, job_id: JobId) -> Totals | None:
         """Ends the streams of a job that the chain is closing; its gross count, if it is served here.
 
-        What a dead process had counted beside this one is brought into the ledger.
+        Whatever was known of the job lets no request in any more: nobody would pay. What a dead process had
+        counted beside this one is brought into the ledger.
         """
+        self._lookout.forget(job_id)
         account = self._served.get(job_id)
         if account is None:
             if found := await asyncio.to_thread(self._counter.found, job_id):
                 await self._ledger.recover(found)
             return None
+        account.ended = True
         account.cut(CANCELLED)
         return account.meter.gross
 

@@ -89,6 +89,10 @@ class Lookout:
             self._asked(job_id).add_done_callback(self._note)
         return sight
 
+    def forget(self, job_id: JobId) -> None:
+        """Something happened to a job: it is read before it is relied on again."""
+        self._sights.pop(job_id, None)
+
     def _note(self, asking: asyncio.Task[Sight]) -> None:
         if asking.cancelled():
             return
