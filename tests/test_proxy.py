@@ -34,7 +34,7 @@ from tests import test_clients
 from tests.buying import DEPOSIT, MESSAGES, Bench, Proxy
 from tests.conftest import missing
 from tests.hosting import started
-from tests.paying import look_always, register, until
+from tests.paying import register, until
 from tests.severing import Line
 from tests.stories.parties import free_port
 
@@ -283,11 +283,8 @@ async def test_a_host_that_is_gone_is_told_as_such(bench: Bench) -> None:
     assert (refused.value.status_code, refused.value.code) == (503, "host_unreachable")
 
 
-async def test_a_job_that_was_ended_elsewhere_is_followed_by_another(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_job_that_was_ended_elsewhere_is_followed_by_another(bench: Bench) -> None:
     """A job that takes no more requests is replaced, and the client's request is answered all the same."""
-    look_always(monkeypatch)
     url = await bench.serve(Script(say(*["a "] * 30)))
     proxy = await bench.proxy(url, Caps(DEPOSIT, 2 * DEPOSIT))
     first = await proxy.ask()
