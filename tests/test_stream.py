@@ -269,6 +269,26 @@ async def test_streams_hold_one_interval_together(counter: Counter, monkeypatch:
         assert host.engine.tokens - host.counted.tokens <= JOB.interval + len(asked)
 
 
+async def test_a_prompt_is_signed_for_where_the_first_piece_needs_its_room(counter: Counter) -> None:
+    """A piece that fits the credit, but not beside its prompt, waits for the prompt's receipt alone."""
+    host = Host(counter, ScriptedEngine(Script((Step("x" * 18, 18), Step("y", 1)))))
+    async with asyncio.timeout(30):
+        text = await host.deliver(host.ask())
+    assert text == "x" * 18 + "y"
+    assert host.counted == Totals(PROMPT, 19) == host.account.meter.receipted
+    waiting = next(chunk for chunk in host.chunks if chunk.tally.get("waiting"))
+    assert (waiting.piece, waiting.tally["prompt_tokens"], waiting.tally["tokens"]) == (None, PROMPT, 0)
+
+
+async def test_a_prompt_that_nobody_signs_for_is_all_that_is_lost(counter: Counter) -> None:
+    """Law 3: with its first piece held back for want of a receipt, a request costs its host the prompt."""
+    host = Host(counter, ScriptedEngine(Script((Step("x" * 18, 18),))))
+    stream = host.ask(timeout=0.05)
+    assert await host.deliver(stream, signing=False) == ""
+    assert stream.end is not None
+    assert (stream.end.reason, host.counted) == ("receipt_due", Totals(PROMPT, 0))
+
+
 async def test_deposit_exhausted(counter: Counter) -> None:
     """Law 4: a stream stops at the last token that the deposit pays for, and says why."""
     deposit = pricing.owed(Totals(PROMPT, 33), JOB.prices)

@@ -163,7 +163,9 @@ class Countersigner:
     @property
     def outstanding(self) -> bool:
         """True if a receipt would say more than the last one did."""
-        return self._received != self.acknowledged or self.prompts_outstanding
+        return self._signing(self._received) != self.receipted and (
+            self._received != self.acknowledged or self.prompts_outstanding
+        )
 
     @property
     def prompts_outstanding(self) -> bool:
@@ -321,13 +323,25 @@ class Countersigner:
         """The receipt to send now: none while one is under way, or while there is nothing new to sign."""
         if self._pending or not self.outstanding:
             return None
-        positions = self._unsigned(self._marks.popleft() if self._marks else self._moved())
+        positions = self._next_positions()
+        self._pending_acknowledged = self._with(positions)
+        self._pending = self._sign(self._pending_acknowledged, positions)
+        return self._pending
+
+    def _next_positions(self) -> list[Position]:
+        """Those of the next mark that signs for more than the last receipt, or else the newest."""
+        while self._marks:
+            positions = self._unsigned(self._marks.popleft())
+            if self._signing(self._with(positions)) != self.receipted:
+                return positions
+        return self._unsigned(self._moved())
+
+    def _with(self, positions: list[Position]) -> Totals:
+        """What is acknowledged once these positions are."""
         acknowledged = self.acknowledged
         for position in positions:
             acknowledged = acknowledged + position.totals - self._requests[position.request].signed
-        self._pending_acknowledged = acknowledged
-        self._pending = self._sign(acknowledged, positions)
-        return self._pending
+        return acknowledged
 
     def acked(self, ack: Ack, host: Address | None = None) -> None:
         """The host has the pending receipt on its disk. ReceiptError if its word is about another, or not
@@ -398,11 +412,15 @@ class Countersigner:
             raise ReceiptError(f"the acknowledgement of job {self.job_id} was not signed by its host {host}")
 
     def _sign(self, acknowledged: Totals, positions: list[Position]) -> Receipt:
-        signed = (acknowledged + self._ahead).higher(Totals(self._prompts_ahead, 0)).higher(self.receipted)
+        signed = self._signing(acknowledged)
         previous = self.last.transcript if self.last else ZERO_HASH
         link = transcript(previous, self.job_id, signed, positions)
         signature = proof.sign(self._domain.receipt(self.job_id, signed, link), self._key)
         return Receipt(self.job_id, signed, previous, link, signature, tuple(positions))
+
+    def _signing(self, acknowledged: Totals) -> Totals:
+        """The totals of a receipt that acknowledges so much; a prompt alone may be in what is signed ahead."""
+        return (acknowledged + self._ahead).higher(Totals(self._prompts_ahead, 0)).higher(self.receipted)
 
     def _moved(self) -> list[Position]:
         """The newest position of every request, where it differs from the signed one."""

@@ -230,6 +230,11 @@ class JobMeter:
         """True if tokens that come at once are more than the credit, were all before them signed for."""
         return self.lends and value(Totals(0, tokens - self.signed_ahead), self.risk) > self.credit
 
+    def crowds_out(self, prompt_tokens: int, tokens: int) -> bool:
+        """True if a prompt that is not signed for at all keeps tokens that come at once from ever fitting."""
+        ahead = self.receipted.prompt_tokens > self.counted.prompt_tokens
+        return self.lends and not ahead and value(Totals(prompt_tokens, tokens), self.risk) > self.credit
+
     def count(self, prompt_tokens: int, tokens: int) -> bool:
         """Counts what is about to be sent; its prompt leaves the reservation. True: offer a checkpoint.
 

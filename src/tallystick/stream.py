@@ -458,11 +458,11 @@ class Stream:
         now = asyncio.get_running_loop().time()
         if self._deadline is None:
             self._deadline = now + (DEPTH_PATIENCE if lack is Stop.DEPTH else self._timeout)
-            return (
-                None
-                if self.account.meter.attested
-                else Chunk(self._tally(self.account.meter.counted, due=True, waiting=True))
-            )
+            if self.account.meter.attested:
+                return None
+            if lack is Stop.CREDIT:
+                self._count_prompt()
+            return Chunk(self._tally(self.account.meter.counted, due=True, waiting=True))
         self._deadline = max(self._deadline, self._last_signed() + self._timeout)
         left = self._deadline - now
         if left <= 0:
@@ -475,6 +475,17 @@ class Stream:
             if self._lack() is Stop.CREDIT:
                 await self._wait(left)
         return None
+
+    def _count_prompt(self) -> None:
+        """Counts the prompt before the first piece, where that can never fit beside it: signed for, it makes
+        room. The piece is there, and goes out then; of an answer in one piece nobody pays for a part.
+        """
+        prompt_tokens = self._prompt_tokens(self._held[0]) if self.order.streamed and self._held else 0
+        if prompt_tokens and self.account.meter.crowds_out(prompt_tokens, self.next_tokens):
+            self.reserved -= prompt_tokens
+            self._sent += Totals(prompt_tokens, 0)
+            self.delivery.add(self._sent.prompt_tokens, self._sent.tokens, "")
+            self.account.count(prompt_tokens, 0)
 
     def _last_signed(self) -> float:
         """When the payer last signed for this stream, or, with nothing to sign of it, for any.
