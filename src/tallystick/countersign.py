@@ -419,7 +419,7 @@ class Countersigner:
         return Receipt(self.job_id, signed, previous, link, signature, tuple(positions))
 
     def _signing(self, acknowledged: Totals) -> Totals:
-        """The totals of a receipt that acknowledges so much; a prompt alone may be in what is signed ahead."""
+        """The totals of a receipt that acknowledges so much; a prompt alone may be signed for already."""
         return (acknowledged + self._ahead).higher(Totals(self._prompts_ahead, 0)).higher(self.receipted)
 
     def _moved(self) -> list[Position]:
