@@ -252,10 +252,13 @@ async def test_after_a_reorganisation_all_is_read_again(watching: Watching) -> N
 
 
 async def test_a_job_that_a_reorganisation_took_away_is_told_once(watching: Watching) -> None:
-    """Its row stays: what was signed for it is evidence."""
+    """Its row stays: what was signed for it is evidence. Who relies on it hears of what happens to it."""
     host = watching.host
+    heard: list[JobId] = []
+    watching.watcher.listen(heard.append)
     await host.open()
     await watching.look()
+    assert heard == [1]
     depth = 0
     while await host.chain.job(JobId(1)) is not None:
         depth += 1
@@ -265,6 +268,7 @@ async def test_a_job_that_a_reorganisation_took_away_is_told_once(watching: Watc
             await host.devnet.mine()
             await watching.look()
     assert [line["job"] for line in events(logs, "job.vanished")] == [1]
+    assert set(heard[1:]) == {1}
     assert len(await host.ledger.open_jobs()) == 1
 
 

@@ -139,8 +139,10 @@ class Lookout:
             sight = replace(sight, at=self._block_at)
         else:
             sight = await self._read(job_id)
-        if sight.job is not None:  # one that is not there now may be in a moment
+        if sight.job is not None:
             self._keep(job_id, sight)
+        else:
+            self.forget(job_id)  # one that is not there now may be in a moment
         return sight
 
     async def _read(self, job_id: JobId) -> Sight:

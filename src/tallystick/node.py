@@ -260,6 +260,7 @@ class Node:
         self._settlement = Settlement(
             self.ledger, self.chain, sender, drain=self.desk.accounts.drain, thrift=thrift
         )
+        self._settlement.watch(self.lookout.forget)
         self._settlement.listen(self._settled)
         self._run("the sender", sender.run())
         self._run("settlement", self._settlement.run())

@@ -116,6 +116,10 @@ class Settlement:
         """Tells `listener` of each settlement and completion, once it is confirmed. It must not raise."""
         self._listeners.append(listener)
 
+    def watch(self, hear: Callable[[JobId], None]) -> None:
+        """Tells `hear` of each job that something happened to on the chain, or that is gone from there."""
+        self._watcher.listen(hear)
+
     def poke(self) -> None:
         """Something may be due now."""
         self._idle.clear()

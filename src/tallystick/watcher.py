@@ -76,6 +76,7 @@ class Watcher:
         self._host = host
         self._end = end
         self._tell = tell
+        self._hearing: list[Callable[[JobId], None]] = []
         self._sweep_every = sweep_every
         self._clock = clock
         self._sweep_at = clock()
@@ -95,10 +96,16 @@ class Watcher:
         self.late = False
         """There are blocks whose events were not read yet."""
 
+    def listen(self, hear: Callable[[JobId], None]) -> None:
+        """Tells `hear` of each job that something happened to, or that is gone from the chain."""
+        self._hearing.append(hear)
+
     async def look(self, head: Block) -> None:
         """Once: at what is new up to block `head`, and now and then at all open jobs."""
         touched, cursor = await self._read_events(head)
         self._again |= touched  # kept, should what follows fail
+        for job_id in touched:
+            self._pass_on(job_id)
         await self._tell_opened(head)
         if self._clock() >= self._sweep_at:
             await self._sweep(head)
@@ -273,7 +280,12 @@ class Watcher:
     def _is_deep(self, block: int, head: Block) -> bool:
         return head.number - block + 1 >= self._chain.deployment.confirmations
 
+    def _pass_on(self, job_id: JobId) -> None:
+        for hear in self._hearing:
+            hear(job_id)
+
     def _tell_vanished(self, job_id: JobId) -> None:
+        self._pass_on(job_id)
         if job_id not in self._vanished:
             self._vanished.add(job_id)
             log.error("job.vanished", job=job_id, meaning="a reorganised chain does not have it")
