@@ -18,8 +18,9 @@ from tallystick.types import Job, JobId
 FRESH = 0.5
 """Seconds for which a reading stands for the present: less than a block of the chains in use."""
 RELIED = 10.0
-"""Seconds for which a known job is served, and its receipts taken, without waiting for an endpoint's answer.
-Who ends a job meanwhile takes nothing from the host: a claim window is an hour at least."""
+"""Seconds for which a known job is served, and its receipts taken, without waiting for an endpoint's answer,
+unless the watcher has heard of it meanwhile. Who asks for its end takes nothing from the host by it: a claim
+window is an hour at least."""
 READINGS = 16
 """Readings at a time: anybody may name a job, and the endpoint is not to be flooded for it."""
 KEPT = 10_000
