@@ -119,6 +119,19 @@ async def test_what_was_known_long_ago_is_read_first(
     assert seen.recall(signer.job.id) is None
 
 
+async def test_a_reading_from_before_is_not_relied_on(devnet: Devnet, chain: Chain, watched: Watched) -> None:
+    """What was being read when something happened to a job goes to who asked for it, and is not kept."""
+    signer = await open_job(devnet, chain)
+    seen = Lookout(watched, depth=0)
+    reading = asyncio.create_task(seen.job(signer.job.id))
+    await asyncio.sleep(0)
+    seen.forget(signer.job.id)
+    assert (await reading).job == signer.job
+    assert seen.recall(signer.job.id) is None
+    await seen.job(signer.job.id)
+    assert seen.recall(signer.job.id) is not None
+
+
 async def test_another_branch_is_read(
     devnet: Devnet, chain: Chain, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

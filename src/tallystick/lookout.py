@@ -91,8 +91,9 @@ class Lookout:
         return sight
 
     def forget(self, job_id: JobId) -> None:
-        """Something happened to a job: it is read before it is relied on again."""
+        """Something happened to a job: it is read before it is relied on again, also if it is being read."""
         self._sights.pop(job_id, None)
+        self._asking.pop(job_id, None)
 
     def _note(self, asking: asyncio.Task[Sight]) -> None:
         if asking.cancelled():
@@ -127,7 +128,9 @@ class Lookout:
         asking = self._asking.get(job_id)
         if asking is None:
             asking = self._asking[job_id] = asyncio.create_task(self._ask_in_turn(job_id))
-            asking.add_done_callback(lambda _: self._asking.pop(job_id))
+            asking.add_done_callback(
+                lambda done: self._asking.get(job_id) is done and self._asking.pop(job_id)
+            )
         return asking
 
     async def _ask_in_turn(self, job_id: JobId) -> Sight:
@@ -140,10 +143,12 @@ class Lookout:
             sight = replace(sight, at=self._block_at)
         else:
             sight = await self._read(job_id)
+        if self._asking.get(job_id) is not asyncio.current_task():
+            return sight  # it is from before something happened
         if sight.job is not None:
             self._keep(job_id, sight)
         else:
-            self.forget(job_id)  # one that is not there now may be in a moment
+            self._sights.pop(job_id, None)  # one that is not there now may be in a moment
         return sight
 
     async def _read(self, job_id: JobId) -> Sight:
